@@ -1,0 +1,712 @@
+// This file turns many scrapes into one run: first the waterfall, behind which
+// every source stands, then the commands it was made for.
+//
+// A waterfall gives each scrape a ticket for a fetch that is waiting or running
+// anyway, or queues one. Scrapes that give up hand their tickets back; a fetch
+// without tickets is cancelled. Results stay with the waterfall: a ticket only
+// keeps the newest of its key from being dropped.
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// result is what one fetch yields. It is immutable.
+type result struct {
+	bodies  []*exposition // in order; empty if all of it failed
+	failure *failure      // nil if the source is up
+	bytes   int64         // of body, decompressed
+	files   []fileTime
+	start   time.Time
+	end     time.Time
+}
+
+// samples counts the samples of all bodies.
+func (r *result) samples() int {
+	n := 0
+	for _, e := range r.bodies {
+		n += e.samples
+	}
+	return n
+}
+
+// fileTime is when a file that was read had last been modified.
+type fileTime struct {
+	name  string
+	mtime time.Time
+}
+
+// failure is why a fetch failed.
+type failure struct {
+	reason string // as in reverse_exporter_source_failures_total
+	err    error  // for the log and the page at /
+	detail string // the end of standard error, for the log only
+}
+
+// fail returns a failure of the reason.
+func fail(reason, format string, args ...any) *failure {
+	return &failure{reason: reason, err: fmt.Errorf(format, args...)}
+}
+
+// missed and crowded are the results of a scrape whose deadline passed while
+// its fetch ran, or had not begun.
+var (
+	missed  = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
+	crowded = &result{failure: fail("busy", "still in line at the deadline of the scrape")}
+)
+
+// waterfall lets many scrapes share few fetches. Set the first fields, then use
+// join, wait, take and leave.
+type waterfall struct {
+	fetch   func(ctx context.Context, values []string) *result
+	done    func(standard bool, r *result) // is told of each fetch that counts
+	life    context.Context                // ends all fetches
+	timeout time.Duration                  // of a fetch, from its start
+	maxAge  time.Duration                  // for which a success is served again
+	pinned  bool                           // the last result is served until there is another
+	serial  bool                           // one run at a time, not one for each key
+	places  int                            // keys that may be here beside the standard one
+
+	mu   sync.Mutex // guards all below, with the keys, fetches and tickets
+	keys map[string]*key
+	line lane // the one of a serial waterfall
+	runs sync.WaitGroup
+}
+
+// key is one choice of arguments, and what is under way or kept for it.
+type key struct {
+	id       string
+	values   []string // the arguments
+	standard bool     // they are the defaults
+	line     *lane
+	next     *fetch  // waiting, or running and not cancelled; nil if there is none
+	newest   *result // nil before the first and once nobody needs it
+	tickets  int     // handed out and not handed back
+}
+
+// lane is where fetches run one after another, in order of arrival.
+type lane struct {
+	running *fetch // it may be cancelled: it stays until it has really ended
+	waiting []*fetch
+}
+
+// fetch is one run, from when it is queued.
+type fetch struct {
+	key       *key
+	tickets   []*ticket // of those who want it
+	cancel    context.CancelFunc
+	started   time.Time // zero while it waits
+	ended     bool
+	cancelled bool
+	expired   bool // cancelled because the deadline of its last waiter passed
+}
+
+// ticket is one scrape's share in a key.
+type ticket struct {
+	key   *key
+	fetch *fetch    // the one to wait for, nil if a kept result will do
+	place int       // in fetch.tickets
+	wake  sync.Cond // waits for fetch.ended, or for the context of wait to be done
+}
+
+// join gives a scrape a share in the fetch of a key that is waiting or running,
+// queues one if there is none, or lets a result do that is kept, unless refresh
+// is set. It fails if too many other keys are here.
+func (w *waterfall) join(id string, values []string, standard, refresh bool) (*ticket, *failure) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := w.keys[id]
+	if k == nil {
+		if !standard && !w.makeRoom() {
+			return nil, fail("busy", "too many different arguments at once")
+		}
+		k = w.addKey(id, values, standard)
+	}
+	k.tickets++
+	t := &ticket{key: k}
+	t.wake.L = &w.mu
+	if !refresh && w.keeps(k.newest) {
+		return t, nil
+	}
+	if k.next == nil {
+		k.next = &fetch{key: k}
+		k.line.waiting = append(k.line.waiting, k.next)
+		w.advance(k.line)
+	}
+	t.fetch = k.next
+	t.place = len(t.fetch.tickets)
+	t.fetch.tickets = append(t.fetch.tickets, t)
+	return t, nil
+}
+
+// wait waits until the fetch of a ticket has ended or ctx is done.
+func (w *waterfall) wait(ctx context.Context, t *ticket) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t.fetch == nil || t.fetch.ended {
+		return
+	}
+	stop := context.AfterFunc(ctx, func() {
+		w.mu.Lock() // or the signal could come before the wait
+		defer w.mu.Unlock()
+		t.wake.Signal()
+	})
+	defer stop()
+	for !t.fetch.ended && ctx.Err() == nil {
+		t.wake.Wait()
+	}
+}
+
+// take returns the newest result of a ticket's key that ended after the ticket
+// was handed out, or was good enough then.
+func (w *waterfall) take(t *ticket) *result {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	switch {
+	case t.fetch == nil || t.fetch.ended:
+		return t.key.newest
+	case t.fetch.started.IsZero():
+		return crowded
+	}
+	return missed
+}
+
+// leave hands a ticket back. A fetch that nobody wants any more is taken out of
+// the line, or cancelled; late says that it took too long for the last scrape,
+// and is a timeout of the source if it had a second at least.
+func (w *waterfall) leave(t *ticket, late bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t.key.tickets--
+	if f := t.fetch; f != nil && !f.ended {
+		last := len(f.tickets) - 1
+		f.tickets[t.place] = f.tickets[last]
+		f.tickets[t.place].place = t.place
+		f.tickets[last] = nil
+		if f.tickets = f.tickets[:last]; last == 0 {
+			w.abandon(f, late)
+		}
+	}
+	w.tidy(t.key)
+}
+
+// abandon ends a fetch that nobody waits for.
+func (w *waterfall) abandon(f *fetch, late bool) {
+	f.key.next = nil
+	if f.started.IsZero() {
+		line := f.key.line
+		line.waiting = slices.DeleteFunc(line.waiting, func(other *fetch) bool { return other == f })
+		return
+	}
+	f.cancelled = true
+	f.expired = late && time.Since(f.started) >= time.Second
+	f.cancel()
+}
+
+// advance starts the next fetch of a line, if none is running.
+func (w *waterfall) advance(line *lane) {
+	if line.running != nil || len(line.waiting) == 0 {
+		return
+	}
+	f := line.waiting[0]
+	line.waiting = line.waiting[1:]
+	line.running = f
+	f.started = time.Now()
+	ctx, cancel := context.WithTimeout(w.life, w.timeout)
+	f.cancel = cancel
+	w.runs.Go(func() { w.run(ctx, f) })
+}
+
+// run runs a fetch to its end, hands out its result and lets the next begin.
+func (w *waterfall) run(ctx context.Context, f *fetch) {
+	r := w.guard(ctx, f.key.values)
+	w.mu.Lock()
+	cancelled, expired := f.cancelled, f.expired
+	w.mu.Unlock()
+	if expired {
+		w.done(f.key.standard, missed)
+	} else if !cancelled && w.life.Err() == nil {
+		w.done(f.key.standard, r)
+	}
+
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f.cancel()
+	f.ended = true
+	f.key.line.running = nil
+	w.advance(f.key.line)
+	if !f.cancelled {
+		f.key.next = nil
+		f.key.newest = r
+		for _, t := range f.tickets {
+			t.wake.Signal()
+		}
+		if w.maxAge > 0 && r.failure == nil {
+			time.AfterFunc(w.maxAge, func() { w.expire(f.key) })
+		}
+	}
+	w.tidy(f.key)
+}
+
+// guard turns a panic of a fetch into a failure of its source.
+func (w *waterfall) guard(ctx context.Context, values []string) (r *result) {
+	defer func() {
+		if v := recover(); v != nil {
+			r = &result{failure: fail("internal", "a fault in reverse_exporter: %v", v)}
+			r.failure.detail = string(debug.Stack())
+		}
+	}()
+	return w.fetch(ctx, values)
+}
+
+// expire drops the result of a key once it is too old to be served again.
+func (w *waterfall) expire(k *key) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.tidy(k)
+}
+
+// tidy drops what nobody needs any more of a key.
+func (w *waterfall) tidy(k *key) {
+	if k.tickets == 0 && !w.keeps(k.newest) {
+		k.newest = nil
+	}
+	if k.newest == nil && k.idle() && w.keys[k.id] == k {
+		delete(w.keys, k.id)
+	}
+}
+
+// keeps reports whether a result is served to scrapes that come after it.
+func (w *waterfall) keeps(r *result) bool {
+	if r == nil || w.pinned {
+		return r != nil
+	}
+	return r.failure == nil && time.Since(r.end) < w.maxAge
+}
+
+// idle reports whether nobody has a share in the key and nothing of it runs.
+func (k *key) idle() bool {
+	return k.tickets == 0 && k.next == nil && (k.line.running == nil || k.line.running.key != k)
+}
+
+// makeRoom reports whether there is a place for another key. If need be it drops
+// the oldest result that is only kept.
+func (w *waterfall) makeRoom() bool {
+	taken := 0
+	var oldest *key
+	for _, k := range w.keys {
+		if k.standard {
+			continue
+		}
+		taken++
+		if k.idle() && (oldest == nil || k.newest.end.Before(oldest.newest.end)) {
+			oldest = k
+		}
+	}
+	if taken >= w.places && oldest != nil {
+		delete(w.keys, oldest.id)
+		taken--
+	}
+	return taken < w.places
+}
+
+// addKey adds a key, with a lane of its own unless the waterfall is serial.
+func (w *waterfall) addKey(id string, values []string, standard bool) *key {
+	k := &key{id: id, values: values, standard: standard, line: &w.line}
+	if !w.serial {
+		k.line = &lane{}
+	}
+	if w.keys == nil {
+		w.keys = map[string]*key{}
+	}
+	w.keys[id] = k
+	return k
+}
+
+// command is a command line: words, each made of pieces, and the URL parameters
+// that some of the pieces take.
+type command struct {
+	words  [][]piece
+	params []param
+}
+
+// piece is a part of a word: fixed text, or the value of a parameter.
+type piece struct {
+	text  string
+	param int // index in command.params, -1 for fixed text
+}
+
+// param is a URL parameter that a command takes.
+type param struct {
+	name    string
+	choices []string // the default first; none if there is no default
+	listed  bool     // no other values than the choices are taken
+}
+
+// parseCommand parses a command line: words by the shell's rules of quoting, and
+// placeholders in them.
+func parseCommand(line string) (*command, error) {
+	words, err := splitWords(line)
+	if err != nil {
+		return nil, err
+	}
+	if len(words) == 0 || words[0] == "" {
+		return nil, errors.New("there is no command")
+	}
+	c := &command{}
+	for _, w := range words {
+		pieces, err := c.parseWord(w)
+		if err != nil {
+			return nil, err
+		}
+		c.words = append(c.words, pieces)
+	}
+	if len(c.words[0]) != 1 || c.words[0][0].param >= 0 {
+		return nil, errors.New("the command itself cannot be a placeholder")
+	}
+	return c, nil
+}
+
+// splitWords splits a line as a shell does: at blanks, but for those quoted by
+// '…', "…" or a backslash.
+func splitWords(line string) ([]string, error) {
+	var words []string
+	var word []byte
+	inWord, quote := false, byte(0)
+	for i := 0; i < len(line); i++ {
+		c := line[i]
+		switch {
+		case quote == 0 && (c == ' ' || c == '\t' || c == '\n'):
+			if inWord {
+				words = append(words, string(word))
+				word, inWord = word[:0], false
+			}
+			continue
+		case c == quote:
+			quote = 0
+		case quote == 0 && (c == '\'' || c == '"'):
+			quote = c
+		case c == '\\' && quote != '\'':
+			if i++; i == len(line) {
+				return nil, errors.New(`a \ with nothing behind it`)
+			}
+			if quote == '"' && strings.IndexByte("\"\\$`\n", line[i]) < 0 {
+				word = append(word, '\\')
+			}
+			if line[i] != '\n' {
+				word = append(word, line[i])
+			}
+		default:
+			word = append(word, c)
+		}
+		inWord = true
+	}
+	if quote != 0 {
+		return nil, fmt.Errorf("the quote %c is not closed", quote)
+	}
+	if inWord {
+		words = append(words, string(word))
+	}
+	return words, nil
+}
+
+// parseWord cuts a word into pieces at its placeholders.
+func (c *command) parseWord(word string) ([]piece, error) {
+	var pieces []piece
+	text := ""
+	for len(word) > 0 {
+		i := strings.IndexAny(word, "{}")
+		if i < 0 {
+			i = len(word)
+		}
+		text += word[:i]
+		word = word[i:]
+		switch {
+		case strings.HasPrefix(word, "{{"), strings.HasPrefix(word, "}}"):
+			text += word[:1]
+			word = word[2:]
+		case word != "":
+			inside, rest, closed := strings.Cut(word[1:], "}")
+			if word[0] == '}' || !closed {
+				return nil, errors.New("a brace without its other half: {{ and }} are literal braces")
+			}
+			n, err := c.addParam(inside)
+			if err != nil {
+				return nil, err
+			}
+			if text != "" {
+				pieces = append(pieces, piece{text, -1})
+			}
+			pieces = append(pieces, piece{"", n})
+			word, text = rest, ""
+		}
+	}
+	if text != "" || len(pieces) == 0 {
+		pieces = append(pieces, piece{text, -1})
+	}
+	return pieces, nil
+}
+
+// addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or
+// NAME=ONE|OTHER, and returns its index.
+func (c *command) addParam(inside string) (int, error) {
+	name, choices, hasDefault := strings.Cut(inside, "=")
+	if !isParamName(name) {
+		return 0, fmt.Errorf("{%s} is no placeholder: write {{ and }} for literal braces", inside)
+	}
+	p := param{name: name, listed: strings.Contains(choices, "|")}
+	if hasDefault {
+		p.choices = strings.Split(choices, "|")
+	}
+	for i, other := range c.params {
+		if other.name != name {
+			continue
+		}
+		if hasDefault && !slices.Equal(other.choices, p.choices) {
+			return 0, fmt.Errorf("the placeholder {%s} has two different defaults", name)
+		}
+		return i, nil
+	}
+	c.params = append(c.params, p)
+	return len(c.params) - 1, nil
+}
+
+// isParamName reports whether a placeholder may have the name.
+func isParamName(name string) bool {
+	for _, c := range []byte(name) {
+		if class[c]&labelByte == 0 && c != '-' && c != '.' {
+			return false
+		}
+	}
+	return name != "" && name != "exporter_name"
+}
+
+// needs returns a parameter without a default, "" if all have one.
+func (c *command) needs() string {
+	for _, p := range c.params {
+		if len(p.choices) == 0 {
+			return p.name
+		}
+	}
+	return ""
+}
+
+// values returns the values that the parameters take from a query, and whether
+// they are the defaults. The error names the parameter, never the value.
+func (c *command) values(query map[string][]string) (values []string, standard bool, err error) {
+	standard = true
+	for n, p := range c.params {
+		given := query[p.name]
+		switch {
+		case len(given) > 1:
+			return nil, false, fmt.Errorf("the parameter %s is there twice", p.name)
+		case len(given) == 0 && len(p.choices) == 0:
+			return nil, false, fmt.Errorf("the parameter %s is missing", p.name)
+		case len(given) == 0:
+			given = p.choices
+		case p.listed && !slices.Contains(p.choices, given[0]):
+			return nil, false, fmt.Errorf("the parameter %s has none of its values", p.name)
+		case !slices.Contains(p.choices, given[0]):
+			if fault := c.refuses(n, given[0]); fault != "" {
+				return nil, false, fmt.Errorf("the parameter %s %s", p.name, fault)
+			}
+		}
+		standard = standard && len(p.choices) > 0 && given[0] == p.choices[0]
+		values = append(values, given[0])
+	}
+	return values, standard, nil
+}
+
+// refuses says why a value from outside may not become part of the command, ""
+// if it may.
+func (c *command) refuses(n int, value string) string {
+	begins := func(word []piece) bool { return word[0].param == n }
+	switch {
+	case len(value) > 1<<10:
+		return "is longer than 1 KiB"
+	case !utf8.ValidString(value):
+		return "is not UTF-8"
+	case strings.ContainsFunc(value, unicode.IsControl):
+		return "holds a control character"
+	case strings.HasPrefix(value, "-") && slices.ContainsFunc(c.words, begins):
+		return "begins with -"
+	}
+	return ""
+}
+
+// args returns the words of the command with the values filled in.
+func (c *command) args(values []string) []string {
+	var args []string
+	for _, word := range c.words {
+		arg := ""
+		for _, p := range word {
+			if p.param >= 0 {
+				arg += values[p.param]
+			} else {
+				arg += p.text
+			}
+		}
+		args = append(args, arg)
+	}
+	return args
+}
+
+// run runs the command in a process group of its own until its first process
+// ends or ctx is done. Then the whole group is killed, and what was written by
+// then is read. It returns standard output, which has limit bytes at most.
+func (c *command) run(ctx context.Context, values []string, timeout time.Duration, limit int64) ([]byte, *failure) {
+	args := c.args(values)
+	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+strconv.FormatFloat(timeout.Seconds(), 'f', -1, 64))
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	out, errs, err := start(cmd)
+	if err != nil {
+		return nil, startFailure(args[0], err)
+	}
+	defer out.Close()
+	defer errs.Close()
+
+	ended, end := context.WithCancel(ctx)
+	defer end()
+	kill := func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	stop := context.AfterFunc(ended, kill)
+	var body, tail []byte
+	var readers sync.WaitGroup
+	readers.Go(func() {
+		body, _ = io.ReadAll(io.LimitReader(out, limit+1))
+		if int64(len(body)) > limit {
+			end()
+		}
+	})
+	readers.Go(func() { tail = readTail(errs) })
+	err = cmd.Wait()
+	stop()
+	kill()
+	// Whoever left the group may hold the pipes still.
+	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	readers.Wait()
+
+	f := c.judge(ctx, err, int64(len(body)) > limit, timeout)
+	if f != nil {
+		f.detail = string(tail)
+	}
+	return body, f
+}
+
+// judge says how a run failed, nil if it did not.
+func (c *command) judge(ctx context.Context, err error, tooLarge bool, timeout time.Duration) *failure {
+	switch {
+	case tooLarge:
+		return &failure{reason: "too_large", err: errTooLarge}
+	case ctx.Err() != nil:
+		return fail("timeout", "killed after %v, see --timeout", timeout)
+	case err != nil:
+		return fail("exit", "ended with %w", err)
+	}
+	return nil
+}
+
+// start starts a command with an empty standard input, for which no /dev/null is
+// needed, and returns what it writes.
+func start(cmd *exec.Cmd) (out, errs *os.File, err error) {
+	var files []*os.File
+	pipe := func() (r, w *os.File) {
+		if err == nil {
+			if r, w, err = os.Pipe(); err == nil {
+				files = append(files, r, w)
+			}
+		}
+		return r, w
+	}
+	in, none := pipe()
+	out, outside := pipe()
+	errs, errside := pipe()
+	if err == nil {
+		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, outside, errside
+		none.Close()
+		err = cmd.Start()
+	}
+	for _, f := range files {
+		if err != nil || f != out && f != errs {
+			f.Close()
+		}
+	}
+	return out, errs, err
+}
+
+// startFailure says why a command did not start.
+func startFailure(name string, err error) *failure {
+	path, lookErr := exec.LookPath(name)
+	switch {
+	case errors.Is(err, syscall.ENOENT) && lookErr == nil:
+		return fail("start", "failed to start %s: what its #! line names is missing, or its loader (an image from scratch has no shell)", path)
+	case errors.Is(err, syscall.ENOEXEC):
+		return fail("start", "failed to start %s: it has no #! line, or is made for another machine", path)
+	case errors.Is(err, exec.ErrNotFound):
+		return fail("start", "failed to start %s: there is no such program in PATH", name)
+	}
+	return fail("start", "failed to start %s: %w", name, errors.Unwrap(err))
+}
+
+// readTail reads to the end and returns the last 4 KiB.
+func readTail(r io.Reader) []byte {
+	const size = 4 << 10
+	buf := make([]byte, 2*size)
+	n := 0
+	for {
+		m, err := r.Read(buf[n:])
+		if n += m; err != nil {
+			return buf[max(0, n-size):n]
+		}
+		if n == len(buf) {
+			n = copy(buf, buf[size:])
+		}
+	}
+}
+
+// supervise runs the program once more as a child, and is what PID 1 has to be:
+// it forwards signals and reaps every orphan. So the child's wait for a command
+// never races with the reaping. It returns the child's exit status.
+func supervise(path string, args []string) (int, error) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	child, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
+	}
+	go func() {
+		for s := range signals {
+			syscall.Kill(child, s.(syscall.Signal))
+		}
+	}()
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return 1, fmt.Errorf("failed to wait as PID 1: %w", err)
+		case pid == child && status.Exited():
+			return status.ExitStatus(), nil
+		case pid == child && status.Signaled():
+			return 128 + int(status.Signal()), nil
+		}
+	}
+}

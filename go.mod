@@ -1,0 +1,3 @@
+module reverse_exporter
+
+go 1.26

@@ -1,0 +1,706 @@
+// This file turns bodies into one valid exposition.
+//
+// read labels the lines of one body and sorts them by metric family into an
+// exposition, which never changes again. merge puts any number of expositions
+// on one page. It works on families and refers to their lines as ranges of
+// bytes: its work grows with the families, not with the samples.
+
+package main
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"hash/maphash"
+	"io"
+	"slices"
+	"strings"
+)
+
+// errTooLarge is the failure of a body that is longer than --max-bytes, or of
+// which more than four times that would have to be held.
+var errTooLarge = errors.New("larger than --max-bytes allows")
+
+// span is a range of an exposition's buf.
+type span struct{ from, to uint32 }
+
+// family is what one body has of one metric family.
+type family struct {
+	name, help span // escaped as in the format
+	lines      span
+	metricType metricType
+	quoted     bool // the family's name or one in its lines needs quotes
+}
+
+// familySize is the memory that a family takes, in bytes.
+const familySize = 28
+
+// exposition is one body with its labels added, its families in the order of
+// their names. It is immutable, so that scrapes can share it.
+type exposition struct {
+	buf      []byte // names, HELP texts and lines of the families
+	families []family
+	samples  int
+	telling  bool // its labels tell its series from those of all other bodies
+}
+
+// text returns a range of the exposition.
+func (e *exposition) text(s span) []byte { return e.buf[s.from:s.to] }
+
+// addedLabels are what a source adds to each of its samples.
+type addedLabels struct {
+	names   []string
+	text    []byte // as it stands between the braces
+	seen    uint64 // see nameBit
+	telling bool   // exporter_name is among them
+}
+
+// add appends a label.
+func (a *addedLabels) add(name, value string) {
+	if len(a.names) > 0 {
+		a.text = append(a.text, ',')
+	}
+	a.names = append(a.names, name)
+	a.text = append(append(a.text, name...), `="`...)
+	a.text = append(appendEscaped(a.text, value), '"')
+	a.seen |= nameBit([]byte(name))
+}
+
+// reader makes the exposition of one body.
+type reader struct {
+	p      parser
+	e      *exposition
+	added  *addedLabels
+	prefix []byte   // name and added labels of the samples under way
+	taken  []string // names given by exported for the sample under way
+}
+
+// read takes a body whole, or fails. It builds the exposition in buf, which it
+// may let grow, but with all else to no more than limit bytes.
+func read(src io.Reader, added *addedLabels, buf []byte, limit int) (*exposition, error) {
+	r := reader{
+		p:     parser{src: src},
+		e:     &exposition{buf: buf[:0], telling: added.telling},
+		added: added,
+	}
+	for r.p.next() {
+		switch r.p.kind {
+		case sampleLine:
+			r.sample()
+		case helpLine:
+			r.help()
+		case typeLine:
+			r.typ()
+		}
+		if len(r.e.buf)+len(r.e.families)*familySize > limit {
+			return nil, errTooLarge
+		}
+	}
+	if r.p.err != nil {
+		return nil, r.p.err
+	}
+	r.e.regroup()
+	return r.e, nil
+}
+
+// sample appends a sample, with the labels that are added to it, to its family.
+func (r *reader) sample() {
+	if !r.p.repeated {
+		r.enter()
+	}
+	if r.p.plain && r.p.seen()&r.added.seen == 0 {
+		r.relay()
+	} else {
+		r.relabel()
+	}
+	r.last().lines.to = uint32(len(r.e.buf))
+	r.e.samples++
+}
+
+// enter makes the family of the sample's name the last one.
+func (r *reader) enter() {
+	if f := r.last(); f == nil || !f.takes(r.e.text(f.name), r.p.name) {
+		r.begin()
+	}
+	r.prefix = append(r.prefix[:0], r.p.name...)
+	if len(r.added.text) > 0 {
+		r.prefix = append(append(r.prefix, '{'), r.added.text...)
+	}
+}
+
+// takes reports whether samples of a name belong to the family.
+func (f *family) takes(family, sample []byte) bool {
+	suffix, ok := bytes.CutPrefix(sample, family)
+	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix)))
+}
+
+// claims reports whether a family of the type has samples whose name is the
+// family's with that suffix.
+func (t metricType) claims(suffix string) bool {
+	switch suffix {
+	case "_bucket":
+		return t == histogram
+	case "_sum", "_count":
+		return t == histogram || t == summary
+	}
+	return false
+}
+
+// relay appends a plain sample: behind its name and the added labels as it came.
+func (r *reader) relay() {
+	out := append(r.e.buf, r.prefix...)
+	switch own, added := len(r.p.labels) > 0, len(r.added.text) > 0; {
+	case own && added:
+		out = append(out, ',')
+	case own:
+		out = append(out, '{')
+	case added:
+		out = append(out, '}')
+	}
+	r.e.buf = append(out, r.p.tail...)
+}
+
+// relabel appends a sample that has to be written anew: it is not plain, or one
+// of its labels gives way to one that is added.
+func (r *reader) relabel() {
+	out, open := r.appendName(r.e.buf), byte('{')
+	if len(out) > len(r.e.buf)+len(r.p.name) { // quoted, in braces
+		open = ','
+	}
+	if len(r.added.text) > 0 {
+		out = append(append(out, open), r.added.text...)
+		open = ','
+	}
+	r.taken = r.taken[:0]
+	for _, l := range r.p.labels {
+		out = r.appendLabel(append(out, open), l)
+		open = ','
+	}
+	if open == ',' {
+		out = append(out, '}')
+	}
+	out = append(append(out, ' '), r.p.value...)
+	if len(r.p.stamp) > 0 {
+		out = append(append(out, ' '), r.p.stamp...)
+	}
+	r.e.buf = append(out, '\n')
+}
+
+// appendName appends the name of the sample, in a brace if it needs quotes.
+func (r *reader) appendName(dst []byte) []byte {
+	if isBareName(r.p.name) {
+		return append(dst, r.p.name...)
+	}
+	return append(append(append(dst, `{"`...), r.p.name...), '"')
+}
+
+// appendLabel appends a label of the sample, under a free name if its own is
+// taken by an added one.
+func (r *reader) appendLabel(dst []byte, l label) []byte {
+	name := r.p.labelName(l)
+	if slices.Contains(r.added.names, string(name)) {
+		name = r.exported(string(name))
+	}
+	if isBareLabel(name) {
+		dst = append(dst, name...)
+	} else {
+		dst = append(append(append(dst, '"'), name...), '"')
+		r.last().quoted = true
+	}
+	dst = append(dst, `="`...)
+	return append(appendRespelled(dst, r.p.labelText(l), `\"n`), '"')
+}
+
+// exported returns the name under which a label of the sample gives way to an
+// added one: as in Prometheus, with exported_ before it until it is free.
+func (r *reader) exported(name string) []byte {
+	for slices.Contains(r.added.names, name) || slices.Contains(r.taken, name) || r.p.hasLabel([]byte(name)) {
+		name = "exported_" + name
+	}
+	r.taken = append(r.taken, name)
+	return []byte(name)
+}
+
+// help keeps the HELP text of a family, if it is the first.
+func (r *reader) help() {
+	f := r.last()
+	if f == nil || !bytes.Equal(r.e.text(f.name), r.p.name) || f.lines.from < f.lines.to {
+		f = r.begin()
+	}
+	if f.help.from == f.help.to {
+		f.help.from = uint32(len(r.e.buf))
+		r.e.buf = appendRespelled(r.e.buf, r.p.text, `\n`)
+		f.help.to = uint32(len(r.e.buf))
+		f.lines = span{f.help.to, f.help.to}
+	}
+}
+
+// typ keeps the type of a family. Untyped is no opinion; two opinions make two
+// families, until regroup.
+func (r *reader) typ() {
+	f := r.last()
+	differs := f != nil && f.metricType != untyped && r.p.metricType != untyped && f.metricType != r.p.metricType
+	if f == nil || differs || !bytes.Equal(r.e.text(f.name), r.p.name) {
+		f = r.begin()
+	}
+	if r.p.metricType != untyped {
+		f.metricType = r.p.metricType
+	}
+}
+
+// last returns the family that the last line belongs to, nil before the first.
+func (r *reader) last() *family {
+	if n := len(r.e.families); n > 0 {
+		return &r.e.families[n-1]
+	}
+	return nil
+}
+
+// begin begins a family of the name that the parser stands at.
+func (r *reader) begin() *family {
+	from := uint32(len(r.e.buf))
+	r.e.buf = append(r.e.buf, r.p.name...)
+	to := uint32(len(r.e.buf))
+	r.e.families = append(r.e.families, family{
+		name:   span{from, to},
+		help:   span{to, to},
+		lines:  span{to, to},
+		quoted: !isBareName(r.p.name),
+	})
+	return r.last()
+}
+
+// regroup brings the families into order. Where a body scattered a family over
+// several places, or typed it behind its samples, it lays the buffer anew.
+func (e *exposition) regroup() {
+	e.sort()
+	if e.grouped() {
+		return
+	}
+	for i, f := range e.families {
+		name := e.text(f.name)
+		base := e.find(name[:max(bytes.LastIndexByte(name, '_'), 0)])
+		if base != nil && f.metricType == untyped && base.takes(e.text(base.name), name) {
+			e.families[i].name = base.name
+		}
+	}
+	e.sort()
+	whole := exposition{buf: make([]byte, 0, len(e.buf))}
+	for rest := e.families; len(rest) > 0; {
+		n := 1
+		for n < len(rest) && bytes.Equal(e.text(rest[n].name), e.text(rest[0].name)) {
+			n++
+		}
+		whole.join(e, rest[:n])
+		rest = rest[n:]
+	}
+	e.buf, e.families = whole.buf, whole.families
+}
+
+// sort sorts the families by name, and those of one name as they came.
+func (e *exposition) sort() {
+	slices.SortFunc(e.families, func(a, b family) int {
+		if c := bytes.Compare(e.text(a.name), e.text(b.name)); c != 0 {
+			return c
+		}
+		return cmp.Compare(a.lines.from, b.lines.from)
+	})
+}
+
+// grouped reports whether each family, in order, is there once and has lines.
+func (e *exposition) grouped() bool {
+	for i, f := range e.families {
+		if f.lines.from == f.lines.to || i > 0 && bytes.Equal(e.text(e.families[i-1].name), e.text(f.name)) {
+			return false
+		}
+	}
+	return true
+}
+
+// find returns the first typed family of that name, nil if there is none.
+func (e *exposition) find(name []byte) *family {
+	i, _ := slices.BinarySearchFunc(e.families, name, func(f family, name []byte) int {
+		return bytes.Compare(e.text(f.name), name)
+	})
+	for ; i < len(e.families) && bytes.Equal(e.text(e.families[i].name), name); i++ {
+		if e.families[i].metricType != untyped {
+			return &e.families[i]
+		}
+	}
+	return nil
+}
+
+// join appends the pieces of one family that another exposition holds: the
+// first HELP text, the type, and all lines. Without lines there is no family.
+func (e *exposition) join(from *exposition, pieces []family) {
+	f := family{name: e.copy(from.text(pieces[0].name))}
+	for _, piece := range pieces {
+		if f.help.from == f.help.to {
+			f.help = e.copy(from.text(piece.help))
+		}
+		f.metricType = f.metricType.with(piece.metricType)
+		f.quoted = f.quoted || piece.quoted
+	}
+	f.lines.from = uint32(len(e.buf))
+	for _, piece := range pieces {
+		e.copy(from.text(piece.lines))
+	}
+	if f.lines.to = uint32(len(e.buf)); f.lines.from < f.lines.to {
+		e.families = append(e.families, f)
+	}
+}
+
+// copy appends text to the buffer.
+func (e *exposition) copy(text []byte) span {
+	from := uint32(len(e.buf))
+	e.buf = append(e.buf, text...)
+	return span{from, uint32(len(e.buf))}
+}
+
+// with joins two opinions on the type of one family.
+func (t metricType) with(other metricType) metricType {
+	switch {
+	case t == untyped || t == other:
+		return other
+	case other == untyped:
+		return t
+	}
+	return conflicting
+}
+
+// page is one valid exposition, ready to be written. It refers to long runs of
+// lines where they are and holds the rest.
+type page struct {
+	chunks     [][]byte
+	size       int
+	duplicates int      // samples left out because an earlier body has the series
+	repeating  []string // families that those were of, in order
+	conflicts  []string // families served untyped, in order
+	tail       []byte   // the chunk being filled
+}
+
+// part is what one body has of a family on a page.
+type part struct {
+	body *exposition
+	rank int // of the body
+	family
+}
+
+func (p *part) text(s span) []byte { return p.body.text(s) }
+
+// group is all parts of one family, by body.
+type group []part
+
+func (g group) name() []byte { return g[0].text(g[0].name) }
+
+// metricType returns what the parts agree on.
+func (g group) metricType() metricType {
+	t := untyped
+	for _, p := range g {
+		t = t.with(p.metricType)
+	}
+	return t
+}
+
+// merge puts bodies on one page: families in the order of their names, the
+// samples of each in the order of the bodies.
+func merge(bodies []*exposition) *page {
+	groups := gather(bodies)
+	v := judge(groups)
+	if len(v) > 0 {
+		settled := make([]*exposition, len(bodies))
+		for i, e := range bodies {
+			settled[i] = e.settle(v)
+		}
+		groups = gather(settled)
+	}
+	pg := &page{conflicts: v.conflicts()}
+	for _, g := range groups {
+		pg.addFamily(g)
+	}
+	pg.flush()
+	return pg
+}
+
+// gather lists the families of all bodies by name.
+func gather(bodies []*exposition) []group {
+	n := 0
+	for _, e := range bodies {
+		n += len(e.families)
+	}
+	parts := make([]part, 0, n)
+	for rank, e := range bodies {
+		for _, f := range e.families {
+			parts = append(parts, part{e, rank, f})
+		}
+	}
+	slices.SortFunc(parts, func(a, b part) int {
+		if c := bytes.Compare(a.text(a.name), b.text(b.name)); c != 0 {
+			return c
+		}
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.lines.from, b.lines.from))
+	})
+	groups := make([]group, 0, n)
+	for len(parts) > 0 {
+		n := 1
+		for n < len(parts) && bytes.Equal(parts[n].text(parts[n].name), parts[0].text(parts[0].name)) {
+			n++
+		}
+		groups = append(groups, parts[:n])
+		parts = parts[n:]
+	}
+	return groups
+}
+
+// verdicts say, by name, which families of a page cannot stay as they are.
+type verdicts map[string]verdict
+
+type verdict uint8
+
+const (
+	split verdict = iota + 1 // into untyped families, one for each sample name
+	fold                     // into the histogram or summary that claims the name
+)
+
+// judge finds the families whose types differ, those whose names a histogram
+// or summary of any body claims although they have another type, and those that
+// can be folded because they have none.
+func judge(groups []group) verdicts {
+	v := verdicts{}
+	for _, g := range groups {
+		t := g.metricType()
+		if t == conflicting {
+			v[string(g.name())] = split
+		}
+		claimed := claimed(groups, g)
+		typed := func(g group) bool { return g.metricType() != untyped }
+		if slices.ContainsFunc(claimed, typed) {
+			v[string(g.name())] = split
+		}
+		for _, c := range claimed {
+			if typed(c) {
+				v[string(c.name())] = split
+			} else if v[string(g.name())] != split {
+				v[string(c.name())] = fold
+			}
+		}
+	}
+	return v
+}
+
+// claimed lists the groups whose names a histogram or summary in g claims.
+func claimed(groups []group, g group) []group {
+	var found []group
+	for _, suffix := range []string{"_bucket", "_count", "_sum"} {
+		if !slices.ContainsFunc(g, func(p part) bool { return p.metricType.claims(suffix) }) {
+			continue
+		}
+		name := append(slices.Clone(g.name()), suffix...)
+		i, ok := slices.BinarySearchFunc(groups, name, func(g group, name []byte) int {
+			return bytes.Compare(g.name(), name)
+		})
+		if ok {
+			found = append(found, groups[i])
+		}
+	}
+	return found
+}
+
+// conflicts lists the families that are split, in order.
+func (v verdicts) conflicts() []string {
+	var names []string
+	for name, verdict := range v {
+		if verdict == split {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// settle returns the exposition with its families as the verdicts want them.
+func (e *exposition) settle(v verdicts) *exposition {
+	settled := &exposition{buf: e.buf, telling: e.telling}
+	for _, f := range e.families {
+		switch name := e.text(f.name); v[string(name)] {
+		case split:
+			settled.split(f)
+		case fold:
+			f.name.to = f.name.from + uint32(bytes.LastIndexByte(name, '_'))
+			fallthrough
+		default:
+			settled.families = append(settled.families, f)
+		}
+	}
+	return settled
+}
+
+// split adds the lines of a family as untyped families, one for each run of
+// lines with one sample name.
+func (e *exposition) split(f family) {
+	run := -1 // index of the family of the line before
+	for at := f.lines.from; at < f.lines.to; {
+		end := at + uint32(bytes.IndexByte(e.buf[at:], '\n')) + 1
+		name := e.sampleName(at)
+		if run < 0 || !bytes.Equal(e.text(e.families[run].name), e.text(name)) {
+			run = len(e.families)
+			e.families = append(e.families, family{name: name, lines: span{at, at}, quoted: f.quoted})
+			if bytes.Equal(e.text(name), e.text(f.name)) {
+				e.families[run].help = f.help
+			}
+		}
+		e.families[run].lines.to = end
+		at = end
+	}
+}
+
+// sampleName returns where the name of the line at stands.
+func (e *exposition) sampleName(at uint32) span {
+	if e.buf[at] != '{' {
+		return span{at, at + uint32(bytes.IndexAny(e.buf[at:], "{ "))}
+	}
+	end := at + 2
+	for e.buf[end] != '"' {
+		if e.buf[end] == '\\' {
+			end++
+		}
+		end++
+	}
+	return span{at + 2, end}
+}
+
+// addFamily adds one family: its HELP and TYPE lines and all its samples.
+func (pg *page) addFamily(g group) {
+	for _, p := range g {
+		if p.help.from < p.help.to {
+			pg.addMetadata("# HELP ", g.name(), p.text(p.help))
+			break
+		}
+	}
+	pg.addMetadata("# TYPE ", g.name(), []byte(typeNames[g.metricType()]))
+	if g.mayRepeat() {
+		pg.addDistinct(g)
+		return
+	}
+	for _, p := range g {
+		pg.addLines(p.text(p.lines))
+	}
+}
+
+// addMetadata adds a HELP or TYPE line.
+func (pg *page) addMetadata(what string, name, text []byte) {
+	pg.tail = append(pg.tail, what...)
+	if isBareName(name) {
+		pg.tail = append(pg.tail, name...)
+	} else {
+		pg.tail = append(append(append(pg.tail, '"'), name...), '"')
+	}
+	pg.tail = append(append(append(pg.tail, ' '), text...), '\n')
+}
+
+// addLines adds lines: short ones are copied, long ones referred to.
+func (pg *page) addLines(lines []byte) {
+	if len(lines) < 1<<10 {
+		pg.tail = append(pg.tail, lines...)
+		return
+	}
+	pg.flush()
+	pg.chunks = append(pg.chunks, lines)
+	pg.size += len(lines)
+}
+
+// flush ends the chunk being filled.
+func (pg *page) flush() {
+	if len(pg.tail) > 0 {
+		pg.chunks = append(pg.chunks, pg.tail)
+		pg.size += len(pg.tail)
+		pg.tail = pg.tail[len(pg.tail):]
+	}
+}
+
+// mayRepeat reports whether two bodies may have the same series in the family.
+func (g group) mayRepeat() bool {
+	untold := func(p part) bool { return !p.body.telling }
+	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
+}
+
+// addDistinct adds the samples of a family but for those whose series an earlier
+// body has. Series are told apart by 128 bits of keyed hash: of a million, two
+// share one with a probability of 10⁻²⁷.
+func (pg *page) addDistinct(g group) {
+	seeds := [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+	before := pg.duplicates
+	ranks := map[[2]uint64]int{} // of the first body that has the series
+	var key []byte
+	for _, part := range g {
+		lines := part.text(part.lines)
+		p := parser{src: bytes.NewReader(lines)}
+		kept, at := 0, 0
+		for p.next() {
+			key = p.appendSeries(key[:0])
+			sum := [2]uint64{maphash.Bytes(seeds[0], key), maphash.Bytes(seeds[1], key)}
+			rank, there := ranks[sum]
+			if !there {
+				ranks[sum] = part.rank
+			}
+			end := at + p.pos - p.start
+			if there && rank != part.rank {
+				pg.addLines(lines[kept:at])
+				pg.duplicates++
+				kept = end
+			}
+			at = end
+		}
+		pg.addLines(lines[kept:])
+	}
+	if pg.duplicates > before {
+		pg.repeating = append(pg.repeating, string(g.name()))
+	}
+}
+
+// appendSeries appends a spelling of the sample's series that does not depend
+// on the order of its labels. An empty label is no label.
+func (p *parser) appendSeries(dst []byte) []byte {
+	dst = append(dst, p.name...)
+	for _, l := range p.byName() {
+		if value := p.labelText(l); len(value) > 0 {
+			dst = append(append(dst, '"'), p.labelName(l)...)
+			dst = append(append(dst, '"'), value...)
+		}
+	}
+	return dst
+}
+
+// appendRespelled appends a text as it stands in a body, with a backslash
+// doubled unless one of escapes is behind it, and newlines escaped.
+func appendRespelled(dst, text []byte, escapes string) []byte {
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\n':
+			dst = append(dst, `\n`...)
+		case c == '\\' && i+1 < len(text) && strings.IndexByte(escapes, text[i+1]) >= 0:
+			i++
+			dst = append(dst, c, text[i])
+		case c == '\\':
+			dst = append(dst, `\\`...)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+// appendEscaped appends a text as it stands in a label value or a quoted name.
+func appendEscaped(dst []byte, text string) []byte {
+	for _, c := range []byte(text) {
+		switch c {
+		case '\n':
+			dst = append(dst, `\n`...)
+		case '\\', '"':
+			dst = append(dst, '\\', c)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}

@@ -1,0 +1,765 @@
+// This file turns one body of the Prometheus text format into its lines.
+//
+// A parser pulls lines out of a reader: next finds the next sample, HELP or
+// TYPE line and leaves its parts in the parser's fields, as subslices of a
+// window over the body. Nothing is copied and nothing is allocated per line.
+// Below next stand the states in the order of the grammar, then the predicates.
+// Each state takes the index at which it begins in the window and returns the
+// index behind what it took, or -1 after a failure.
+//
+// Two things make it fast: a line is compared with the sample before it, and
+// scanned only from the first label in which the two differ (most lines of a
+// family share their beginning); and label values are searched eight bytes at
+// a time.
+
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math/bits"
+	"slices"
+	"strconv"
+	"unicode/utf8"
+)
+
+const (
+	windowSize = 64 << 10 // bytes that a parser reads at once
+	maxLabels  = 1 << 16  // labels that one sample may have
+)
+
+// lineKind tells which fields of a parser the line that next found has set.
+type lineKind uint8
+
+const (
+	sampleLine lineKind = iota // name, labels, value, stamp, repeated, plain, tail
+	helpLine                   // name, text
+	typeLine                   // name, metricType
+)
+
+// metricType is the type of a metric family; the zero value is untyped.
+type metricType uint8
+
+const (
+	untyped metricType = iota
+	counter
+	gauge
+	histogram
+	summary
+	conflicting // two types that differ
+)
+
+var typeNames = [...]string{"untyped", "counter", "gauge", "histogram", "summary", "untyped"}
+
+// typeOf maps the word of a TYPE line, in lower case, to what the text format
+// can say of it: OpenMetrics' info and stateset are gauges there.
+var typeOf = map[string]metricType{
+	"counter": counter, "gauge": gauge, "histogram": histogram, "summary": summary,
+	"info": gauge, "stateset": gauge,
+	"": untyped, "untyped": untyped, "unknown": untyped, "gaugehistogram": untyped,
+}
+
+// A syntaxError says where a body breaks the format and how, but not what
+// stands there: bodies may hold secrets.
+type syntaxError struct {
+	line, column int // from 1; the column counts bytes
+	fault        string
+}
+
+func (e *syntaxError) Error() string {
+	return fmt.Sprintf("line %d, column %d: %s", e.line, e.column, e.fault)
+}
+
+// label is where one label of a sample stands, in bytes from the line's begin.
+type label struct {
+	name, nameEnd int32
+	value, end    int32  // end is behind the closing quote
+	seen          uint64 // names of this label and those before it, see nameBit
+}
+
+// parser pulls the lines out of one body. Set src, call next until it is false,
+// then look at err. The slices that next leaves are good until the next call.
+type parser struct {
+	src io.Reader
+	err error // what ended the body, nil at its end
+
+	kind       lineKind
+	name       []byte // as written between its quotes, if it has any
+	text       []byte // HELP text, escapes as written
+	metricType metricType
+	labels     []label
+	value      []byte
+	stamp      []byte // timestamp, empty if there is none
+	repeated   bool   // the line before is a sample of the same name
+	plain      bool   // tail is as the text format's own encoder would write it
+	tail       []byte // what stands behind the name and its brace, newline included
+
+	buf   []byte  // window over the body
+	start int     // where the line begins in buf
+	pos   int     // where the next line begins
+	end   int     // where the last whole line ends; buf[end-1] is a newline
+	line  int     // lines begun so far
+	extra int     // newlines inside the label values of the line
+	brace int     // bytes before the first label of the sample at prev, 0 without
+	prev  int     // where the last plain sample begins
+	empty int     // reads in a row that brought nothing
+	eof   bool    // src has ended
+	short bool    // the line runs on behind end
+	rest  int     // where tail begins
+	order []label // scratch of byName
+}
+
+// next finds the next line that says something. It is false at the end of the
+// body and at the first fault.
+func (p *parser) next() bool {
+	for said := false; !said; {
+		if p.pos == p.end && !p.fill(0) {
+			return false
+		}
+		p.line++
+		p.start = p.pos
+		said = p.scan()
+		if p.short { // again, with more of the line in the window
+			p.pos, p.extra, p.short, said = p.start, 0, false, false
+			p.fill(p.end - p.start)
+			p.line--
+			continue
+		}
+		p.line += p.extra
+		p.extra = 0
+	}
+	return p.err == nil
+}
+
+// fill slides the unread rest of the window to its front and reads until the
+// window is full and more than have bytes of it are whole lines, or the body
+// has ended. It reports whether any line is left.
+func (p *parser) fill(have int) bool {
+	p.prev, p.brace = 0, 0 // the sample before slides out
+	p.buf = p.buf[:copy(p.buf, p.buf[p.pos:])]
+	p.end -= p.pos
+	p.pos = 0
+	for p.err == nil && !p.eof && (p.end <= have || len(p.buf) < cap(p.buf)) {
+		p.read()
+	}
+	return p.err == nil && p.end > 0
+}
+
+// read reads once into the room behind the window, which it makes if there is
+// none, and ends the last line of the body if that line does not end itself.
+func (p *parser) read() {
+	had := len(p.buf)
+	if had == cap(p.buf) {
+		p.buf = slices.Grow(p.buf, max(had, windowSize))
+	}
+	n, err := p.src.Read(p.buf[had:cap(p.buf)])
+	p.buf = p.buf[:had+n]
+	switch {
+	case err == io.EOF:
+		p.eof = true
+		if len(p.buf) > p.end && p.buf[len(p.buf)-1] != '\n' {
+			p.buf = append(p.buf, '\n')
+		}
+	case err != nil:
+		p.err = err
+	case n > 0:
+		p.empty = 0
+	default:
+		if p.empty++; p.empty == 100 {
+			p.err = io.ErrNoProgress
+		}
+	}
+	if i := bytes.LastIndexByte(p.buf[had:], '\n'); i >= 0 {
+		p.end = had + i + 1
+	}
+}
+
+// scan scans one line and reports whether it says something or is at fault.
+func (p *parser) scan() bool {
+	i := p.blanks(p.start)
+	switch c := p.buf[i]; {
+	case c == '#':
+		return p.comment(i)
+	case c == '\n' || c == '\r' && p.buf[i+1] == '\n':
+		p.pos = i + bytes.IndexByte(p.buf[i:], '\n') + 1
+		return false
+	}
+	p.sample(i)
+	return true
+}
+
+// comment scans a line that begins with #, and reports whether it is metadata
+// or at fault. As in Prometheus' parser, metadata has a blank behind the #.
+func (p *parser) comment(i int) bool {
+	end := i + bytes.IndexByte(p.buf[i:], '\n')
+	p.pos = end + 1
+	if p.buf[end-1] == '\r' {
+		end--
+	}
+	if n := bytes.IndexByte(p.buf[i:end], 0); n >= 0 {
+		p.fail(i+n, "NUL byte")
+		return true
+	}
+	word := p.blanks(i + 1)
+	switch {
+	case word == i+1:
+		return false
+	case bytes.HasPrefix(p.buf[word:end], []byte("HELP")):
+		p.kind = helpLine
+	case bytes.HasPrefix(p.buf[word:end], []byte("TYPE")):
+		p.kind = typeLine
+	default:
+		return false
+	}
+	i = p.blanks(word + len("HELP"))
+	if i == word+len("HELP") || i == end {
+		return false
+	}
+	p.metadata(i, end)
+	return true
+}
+
+// metadata scans the metric name at i and what a HELP or TYPE line says of it.
+func (p *parser) metadata(i, end int) int {
+	p.brace = 0 // a sample behind metadata repeats nothing
+	if p.buf[i] == '"' {
+		name := i + 1
+		if i = p.quotedName(i); i < 0 {
+			return i
+		}
+		p.name = p.buf[name : i-1]
+	} else if i = p.bareName(i); i < 0 {
+		return i
+	}
+	rest := p.blanks(i)
+	if rest == i && i != end {
+		return p.fail(i, "unexpected character in a metric name")
+	}
+	p.text = p.buf[rest:end]
+	if p.kind == helpLine {
+		if !utf8.Valid(p.text) {
+			return p.fail(rest, "invalid UTF-8 in a HELP text")
+		}
+		return end
+	}
+	word := bytes.TrimRight(p.text, " \t")
+	t, known := typeOf[string(word)]
+	if !known {
+		t, known = typeOf[string(bytes.ToLower(word))]
+	}
+	if !known {
+		return p.fail(rest, "unknown metric type")
+	}
+	p.metricType = t
+	return end
+}
+
+// sample scans a sample. If it begins like the plain sample before it, it is
+// scanned from the first label that differs.
+func (p *parser) sample(i int) int {
+	p.kind, p.plain = sampleLine, i == p.start
+	if n := p.shared(); n > 0 && n >= p.brace {
+		p.repeated = true
+		p.rest = i + p.brace
+		p.name = p.buf[i : p.rest-1]
+		i = p.labelSet(p.resume(n))
+	} else {
+		p.repeated = false
+		i = p.series(i)
+	}
+	if i < 0 {
+		return i
+	}
+	if i = p.number(i); i < 0 {
+		return i
+	}
+	if i = p.timestamp(i); i < 0 {
+		return i
+	}
+	return p.lineEnd(i)
+}
+
+// shared counts the bytes that the line has in common with the last plain
+// sample, or some less; 0 without one.
+func (p *parser) shared() int {
+	if p.brace == 0 {
+		return 0
+	}
+	before, here := p.buf[p.prev:p.start], p.buf[p.start:p.end]
+	n := 0
+	for len(before)-n >= 8 && len(here)-n >= 8 {
+		differ := binary.LittleEndian.Uint64(before[n:]) ^ binary.LittleEndian.Uint64(here[n:])
+		if differ != 0 {
+			return n + bits.TrailingZeros64(differ)/8
+		}
+		n += 8
+	}
+	return n
+}
+
+// resume drops the labels that are not wholly among the first n bytes, which
+// the line shares with the sample before, and returns where to go on.
+func (p *parser) resume(n int) int {
+	for k := len(p.labels); k > 0; k-- {
+		if end := int(p.labels[k-1].end); end <= n {
+			p.labels = p.labels[:k]
+			return p.start + end
+		}
+	}
+	p.labels = p.labels[:0]
+	return p.rest
+}
+
+// series scans the name and the labels of a sample: name, name{…}, {"name",…}.
+func (p *parser) series(i int) int {
+	p.name, p.labels = nil, p.labels[:0]
+	if p.buf[i] != '{' {
+		if i = p.bareName(i); i < 0 {
+			return i
+		}
+	}
+	p.rest = i
+	open := p.gap(i)
+	if p.buf[open] != '{' {
+		p.plain = p.start+len(p.name) == i
+		return i
+	}
+	p.rest = open + 1
+	if i = p.labelSet(p.rest); i >= 0 && p.name == nil {
+		return p.fail(i, "no metric name before or in the braces")
+	}
+	return i
+}
+
+// labelSet scans labels up to the closing brace, from behind the opening one or
+// behind a label. One comma may follow each label; none need to.
+func (p *parser) labelSet(i int) int {
+	for first := i == p.rest; i >= 0; first = false {
+		i = p.gap(i)
+		comma := p.buf[i] == ',' && !first
+		if comma {
+			i = p.gap(i + 1)
+		}
+		if p.buf[i] == '}' {
+			p.plain = p.plain && !first && !comma
+			return i + 1
+		}
+		p.plain = p.plain && (first || comma)
+		i = p.label(i)
+	}
+	return i
+}
+
+// label scans one label, or the quoted metric name among the labels.
+func (p *parser) label(i int) int {
+	name, nameEnd := i, i
+	if p.buf[i] == '"' {
+		p.plain = false
+		if i = p.quotedName(i); i < 0 {
+			return i
+		}
+		name, nameEnd = name+1, i-1
+	} else {
+		i = labelBytes(p.buf, i)
+		if nameEnd = i; i == name || class[p.buf[name]]&digit != 0 {
+			return p.fail(name, "expected a label name")
+		}
+	}
+	if i = p.gap(i); p.buf[i] != '=' {
+		if p.name != nil || p.buf[name-1] != '"' {
+			return p.fail(i, "expected = behind a label name")
+		}
+		p.name = p.buf[name:nameEnd]
+		return i
+	}
+	if i = p.gap(i + 1); p.buf[i] != '"' {
+		return p.fail(i, "expected a quoted label value")
+	}
+	value := i + 1
+	if i = p.labelValue(value); i < 0 {
+		return i
+	}
+	return p.addLabel(name, nameEnd, value, i+1)
+}
+
+// addLabel keeps a label, unless its name is reserved or there already.
+func (p *parser) addLabel(name, nameEnd, value, end int) int {
+	here := p.buf[name:nameEnd]
+	bit := nameBit(here)
+	n := len(p.labels)
+	seen := p.seen()
+	if seen&bit != 0 && n < fewLabels && p.hasLabel(here) {
+		return p.fail(name, "a label name is there twice")
+	}
+	if string(here) == "__name__" {
+		return p.fail(name, "the label name __name__ is reserved")
+	}
+	if n == maxLabels {
+		return p.fail(name, "more than 65536 labels")
+	}
+	p.labels = append(p.labels, label{})
+	l := &p.labels[n] // set in place: appending a filled one stalls, 10 % of all time
+	l.name, l.nameEnd = int32(name-p.start), int32(nameEnd-p.start)
+	l.value, l.end, l.seen = int32(value-p.start), int32(end-p.start), seen|bit
+	return end
+}
+
+// labelValue scans a label value and returns where its closing quote stands. It
+// looks at eight bytes at a time for one that needs a closer look.
+func (p *parser) labelValue(i int) int {
+	b := p.buf[:p.end]
+	value, ascii := i, true
+	for {
+		for len(b)-i >= 8 {
+			if m := special(binary.LittleEndian.Uint64(b[i:])); m != 0 {
+				i += bits.TrailingZeros64(m) / 8
+				break
+			}
+			i += 8
+		}
+		if i >= len(b) {
+			p.short = !p.eof
+			return p.fail(value-1, "a label value has no closing quote")
+		}
+		switch c := b[i]; {
+		case c == '"':
+			if !ascii && !utf8.Valid(b[value:i]) {
+				return p.fail(value, "invalid UTF-8 in a label value")
+			}
+			return i
+		case c == '\\':
+			if isEscape(b[i+1]) {
+				i++
+			} else {
+				p.plain = false
+			}
+		case c == '\n':
+			p.plain = false
+			p.extra++
+		case c >= utf8.RuneSelf:
+			ascii = false
+		}
+		i++
+	}
+}
+
+// number scans the value of a sample and the blanks before it. Its own pass
+// takes what exporters write; the rest, and all that could overflow, is oddNumber's.
+func (p *parser) number(i int) int {
+	b := p.buf
+	if b[i] == ' ' {
+		i = p.gap(i + 1)
+	} else {
+		p.plain = false
+		i = p.blanks(i)
+	}
+	j := i
+	if b[j] == '-' {
+		j++
+	}
+	from := j
+	j = digits(b, j)
+	n := j - from
+	if b[j] == '.' {
+		from = j + 1
+		j = digits(b, from)
+		n += j - from
+	}
+	if b[j] == 'e' {
+		j++
+		if b[j] == '+' || b[j] == '-' {
+			j++
+		}
+		from = j
+		j = digits(b, j)
+		if j == from || j-from > 2 {
+			n = 0
+		}
+	}
+	if n == 0 || n > 99 || b[j] > ' ' {
+		if j = p.oddNumber(i); j < 0 {
+			return j
+		}
+	}
+	p.value = b[i:j]
+	return j
+}
+
+// oddNumber scans the spellings of a value that are rare. Hexadecimal digits
+// and underscores are Go's, not the format's.
+func (p *parser) oddNumber(i int) int {
+	j := i
+	for p.buf[j] > ' ' {
+		j++
+	}
+	word := p.buf[i:j]
+	if _, err := strconv.ParseFloat(string(word), 64); err != nil || bytes.ContainsAny(word, "_xX") {
+		return p.fail(i, "expected a number as the value")
+	}
+	return j
+}
+
+// timestamp scans a timestamp in milliseconds and the blanks before it, if
+// there is one.
+func (p *parser) timestamp(i int) int {
+	b := p.buf
+	p.stamp = nil
+	j := p.blanks(i)
+	if class[b[j]]&digit == 0 {
+		return i
+	}
+	p.plain = p.plain && j == i+1 && b[i] == ' '
+	stamp := j
+	j = digits(b, j)
+	p.stamp = b[stamp:j]
+	if j-stamp > 18 {
+		if _, err := strconv.ParseInt(string(p.stamp), 10, 64); err != nil {
+			return p.fail(stamp, "a timestamp above 64 bits")
+		}
+	}
+	return j
+}
+
+// lineEnd scans the end of a sample and keeps the sample for the next to be
+// compared with.
+func (p *parser) lineEnd(i int) int {
+	end := p.blanks(i)
+	if p.buf[end] == '\r' {
+		end++
+	}
+	if p.buf[end] != '\n' {
+		return p.fail(end, "unexpected text behind the value")
+	}
+	if len(p.labels) >= fewLabels && p.repeatsLabel() {
+		return p.fail(p.rest, "a label name is there twice")
+	}
+	p.plain = p.plain && end == i
+	p.pos = end + 1
+	p.tail = p.buf[p.rest:p.pos]
+	p.prev, p.brace = p.start, 0
+	if p.plain && len(p.labels) > 0 {
+		p.brace = p.rest - p.start
+	}
+	return p.pos
+}
+
+// bareName scans a metric name of the classic character set into name.
+func (p *parser) bareName(i int) int {
+	name := i
+	for class[p.buf[i]]&nameByte != 0 {
+		i++
+	}
+	if i == name || class[p.buf[name]]&digit != 0 {
+		return p.fail(name, p.notAName(name))
+	}
+	p.name = p.buf[name:i]
+	return i
+}
+
+// notAName guesses what stands at i in place of a metric name.
+func (p *parser) notAName(i int) string {
+	switch rest := p.buf[i:]; {
+	case bytes.HasPrefix(rest, []byte("\xef\xbb\xbf")):
+		return "a byte order mark: save the text without it"
+	case rest[0] == '<':
+		return "expected a metric name, this looks like HTML"
+	case rest[0] == 0:
+		return "NUL byte"
+	}
+	return "expected a metric name"
+}
+
+// quotedName scans a quoted name. Only one spelling of a name is taken, so that
+// names can be compared as they are written.
+func (p *parser) quotedName(i int) int {
+	name := i + 1
+	plain, extra := p.plain, p.extra
+	p.plain = true
+	i = p.labelValue(name)
+	switch {
+	case i < 0:
+		return i
+	case i == name:
+		return p.fail(name, "an empty name")
+	case !p.plain || p.extra != extra:
+		return p.fail(name, `an escape other than \\ \" \n in a name`)
+	}
+	p.plain = plain
+	return i + 1
+}
+
+// gap skips blanks where a plain line has none.
+func (p *parser) gap(i int) int {
+	if c := p.buf[i]; c != ' ' && c != '\t' {
+		return i
+	}
+	p.plain = false
+	return p.blanks(i)
+}
+
+// blanks skips blanks.
+func (p *parser) blanks(i int) int {
+	for p.buf[i] == ' ' || p.buf[i] == '\t' {
+		i++
+	}
+	return i
+}
+
+// fail ends the body with a fault at i, unless the line only needs to be
+// scanned again with more of it in the window. Not inlined, to keep the states small.
+//
+//go:noinline
+func (p *parser) fail(i int, fault string) int {
+	if !p.short {
+		p.err = &syntaxError{p.line + p.extra, i - p.start + 1, fault}
+	}
+	return -1
+}
+
+// fewLabels is how many labels are compared one by one; above, sorting is faster.
+const fewLabels = 32
+
+// hasLabel reports whether the sample has a label of that name.
+func (p *parser) hasLabel(name []byte) bool {
+	for _, l := range p.labels {
+		if bytes.Equal(p.labelName(l), name) {
+			return true
+		}
+	}
+	return false
+}
+
+// repeatsLabel reports whether two labels of the sample have one name.
+func (p *parser) repeatsLabel() bool {
+	sorted := p.byName()
+	for i, l := range sorted[1:] {
+		if bytes.Equal(p.labelName(l), p.labelName(sorted[i])) {
+			return true
+		}
+	}
+	return false
+}
+
+// byName returns the labels of the sample in the order of their names.
+func (p *parser) byName() []label {
+	p.order = append(p.order[:0], p.labels...)
+	slices.SortFunc(p.order, func(a, b label) int {
+		return bytes.Compare(p.labelName(a), p.labelName(b))
+	})
+	return p.order
+}
+
+// seen returns the bits of all label names of the sample, see nameBit.
+func (p *parser) seen() uint64 {
+	if n := len(p.labels); n > 0 {
+		return p.labels[n-1].seen
+	}
+	return 0
+}
+
+// labelName returns the name of a label of the sample, as written.
+func (p *parser) labelName(l label) []byte {
+	return p.buf[p.start+int(l.name) : p.start+int(l.nameEnd)]
+}
+
+// labelText returns the value of a label of the sample, as written.
+func (p *parser) labelText(l label) []byte {
+	return p.buf[p.start+int(l.value) : p.start+int(l.end)-1]
+}
+
+// nameBit maps a label name to one of 64 bits: names of different bits differ.
+func nameBit(name []byte) uint64 {
+	n := len(name)
+	return 1 << ((int(name[0]) + 3*int(name[n-1]) + 11*n) & 63)
+}
+
+// Classes of bytes in names and numbers.
+const (
+	digit     = 1 << iota
+	labelByte // of a label name
+	nameByte  // of a metric name
+)
+
+var class = func() (t [256]uint8) {
+	for c := range t {
+		switch {
+		case '0' <= c && c <= '9':
+			t[c] = digit | labelByte | nameByte
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_':
+			t[c] = labelByte | nameByte
+		case c == ':':
+			t[c] = nameByte
+		}
+	}
+	return t
+}()
+
+// isEscape reports whether c behind a backslash makes an escape in a label value.
+func isEscape(c byte) bool {
+	return c == '\\' || c == '"' || c == 'n'
+}
+
+// ones times a byte is that byte eight times; highs are the high bits of all.
+const ones, highs = 0x0101010101010101, 0x8080808080808080
+
+// digits returns the index behind the digits that begin at i. All that is
+// scanned ends in a newline, so there is no need to look for the end of b.
+func digits(b []byte, i int) int {
+	for len(b)-i >= 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		if m := ((x ^ ones*'0') + ones*(0x80-10) | x) & highs; m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+		i += 8
+	}
+	for class[b[i]]&digit != 0 {
+		i++
+	}
+	return i
+}
+
+// labelBytes returns the index behind the letters, digits and underscores that
+// begin at i.
+func labelBytes(b []byte, i int) int {
+	for len(b)-i >= 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		y := x &^ highs
+		lower := y | ones*0x20
+		letter := (lower + ones*(0x80-'a')) &^ (lower + ones*(0x80-'z'-1))
+		digit := (y + ones*(0x80-'0')) &^ (y + ones*(0x80-'9'-1))
+		other := (y ^ ones*'_') + ones*0x7f
+		if m := (other&^letter&^digit | x) & highs; m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+		i += 8
+	}
+	for class[b[i]]&labelByte != 0 {
+		i++
+	}
+	return i
+}
+
+// special sets the high bit of each byte of x that is a quote, a backslash, a
+// control character or not ASCII. Bytes above the lowest such one may be wrong.
+func special(x uint64) uint64 {
+	quote := x ^ ones*'"'
+	backslash := x ^ ones*'\\'
+	return ((x-ones*' ')&^x | (quote-ones)&^quote | (backslash-ones)&^backslash | x) & highs
+}
+
+// isBareLabel reports whether name needs no quotes as a label name.
+func isBareLabel(name []byte) bool {
+	return isBareName(name) && bytes.IndexByte(name, ':') < 0
+}
+
+// isBareName reports whether name needs no quotes as a metric name.
+func isBareName(name []byte) bool {
+	for _, c := range name {
+		if class[c]&nameByte == 0 {
+			return false
+		}
+	}
+	return len(name) > 0 && class[name[0]]&digit == 0
+}
