@@ -236,16 +236,14 @@ func (f *flags) readArgs(args []string) {
 	all := len(args)
 	for len(args) > 0 {
 		err := f.set.Parse(args)
-		rest := f.set.Args()
-		if err != nil {
+		args = f.set.Args()
+		switch {
+		case err != nil && !strings.HasPrefix(err.Error(), "bad flag syntax"):
 			f.fault("%v; see --help", strings.Replace(err.Error(), ": -", ": --", 1))
-		} else if len(rest) > 0 {
-			f.fault("argument %d is no flag; a value with blanks needs quotes", all-len(rest)+1)
+		case len(args) > 0:
+			f.fault("argument %d is no flag; a value with blanks needs quotes", all-len(args)+1)
+			args = args[1:]
 		}
-		if len(rest) > 0 && (err == nil || len(rest) == len(args)) {
-			rest = rest[1:]
-		}
-		args = rest
 	}
 }
 
@@ -628,6 +626,9 @@ func (s *source) fetchFiles(ctx context.Context, _ []string) *result {
 		if f := s.readFile(ctx, r, name); f != nil && r.failure == nil {
 			r.failure = f
 		}
+	}
+	for _, e := range r.bodies {
+		e.telling = e.telling && len(r.bodies) == 1
 	}
 	r.end = time.Now()
 	return r

@@ -323,6 +323,9 @@ func (p *parser) series(i int) int {
 	p.rest = i
 	open := p.gap(i)
 	if p.buf[open] != '{' {
+		if open == i {
+			return p.fail(i, "unexpected character in a metric name")
+		}
 		p.plain = p.start+len(p.name) == i
 		return i
 	}
