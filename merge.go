@@ -146,16 +146,18 @@ func (t metricType) claims(suffix string) bool {
 	return false
 }
 
-// relay appends a plain sample: behind its name and the added labels as it came.
+// relay appends a plain sample as it came, behind its name and the added labels.
 func (r *reader) relay() {
+	own, added := len(r.p.labels) > 0, len(r.added.text) > 0
+	between := byte('{')
+	if added && own {
+		between = ','
+	} else if added {
+		between = '}'
+	}
 	out := append(r.e.buf, r.prefix...)
-	switch own, added := len(r.p.labels) > 0, len(r.added.text) > 0; {
-	case own && added:
-		out = append(out, ',')
-	case own:
-		out = append(out, '{')
-	case added:
-		out = append(out, '}')
+	if own || added {
+		out = append(out, between)
 	}
 	r.e.buf = append(out, r.p.tail...)
 }
@@ -674,6 +676,9 @@ func (p *parser) appendSeries(dst []byte) []byte {
 // appendRespelled appends a text as it stands in a body, with a backslash
 // doubled unless one of escapes is behind it, and newlines escaped.
 func appendRespelled(dst, text []byte, escapes string) []byte {
+	if bytes.IndexByte(text, '\\') < 0 && bytes.IndexByte(text, '\n') < 0 {
+		return append(dst, text...)
+	}
 	for i := 0; i < len(text); i++ {
 		switch c := text[i]; {
 		case c == '\n':
