@@ -8,12 +8,14 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -21,6 +23,7 @@ import (
 	"syscall"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 	"time"
 )
 
@@ -779,6 +782,1051 @@ func TestConflictsAreCounted(t *testing.T) {
 	}
 }
 
+// The waterfall.
+
+// stand is a waterfall with runs that a test begins and ends.
+type stand struct {
+	waterfall
+	mu      sync.Mutex
+	begun   []string            // keys in the order of their runs
+	release map[string]chan int // ends the run of a key, which delivers so many bytes
+	active  int
+	most    int // runs at one time
+	counted []string
+}
+
+// newStand returns a waterfall whose runs last until they are released, also if
+// they are cancelled, unless obedient is set.
+func newStand(t *testing.T, serial, obedient bool) *stand {
+	s := &stand{release: map[string]chan int{}}
+	life, end := context.WithCancel(context.Background())
+	t.Cleanup(end)
+	s.waterfall = waterfall{serial: serial, places: 17, life: life, timeout: time.Hour}
+	if !serial {
+		s.places = 128
+	}
+	s.done = func(standard bool, r *result) {
+		reason := "ok"
+		if r.failure != nil {
+			reason = r.failure.reason
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.counted = append(s.counted, reason)
+	}
+	s.fetch = func(ctx context.Context, values []string) *result {
+		start := time.Now()
+		s.mu.Lock()
+		s.begun = append(s.begun, values[0])
+		released := make(chan int, 1)
+		s.release[values[0]] = released
+		s.active++
+		s.most = max(s.most, s.active)
+		s.mu.Unlock()
+		r := &result{start: start}
+		done := ctx.Done()
+		if !obedient {
+			done = nil
+		}
+		select {
+		case n := <-released:
+			if n == panics {
+				panic("as told")
+			}
+			r.bodies = []*exposition{{buf: make([]byte, n)}}
+			if n == fails {
+				r.failure = fail("exit", "as told")
+			}
+		case <-done:
+			r.failure = fail("timeout", "cancelled")
+		}
+		s.mu.Lock()
+		s.active--
+		s.mu.Unlock()
+		r.end = time.Now()
+		return r
+	}
+	return s
+}
+
+const (
+	fails  = 1000001
+	panics = 1000002
+)
+
+// enter joins a key; only the key "" is the standard one.
+func (s *stand) enter(t *testing.T, id string) *ticket {
+	t.Helper()
+	tk, f := s.join(id, []string{id}, id == "", false)
+	if f != nil {
+		t.Fatalf("key %q: %v", id, f.err)
+	}
+	return tk
+}
+
+// end releases the run of a key.
+func (s *stand) end(id string, n int) {
+	synctest.Wait()
+	s.mu.Lock()
+	released := s.release[id]
+	s.mu.Unlock()
+	released <- n
+	synctest.Wait()
+}
+
+// runs returns the keys of the runs so far.
+func (s *stand) keysRun() string {
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return strings.Join(s.begun, " ")
+}
+
+// empty fails unless the waterfall has dropped all it held.
+func (s *stand) empty(t *testing.T) {
+	t.Helper()
+	synctest.Wait()
+	s.waterfall.mu.Lock()
+	defer s.waterfall.mu.Unlock()
+	if len(s.keys) > 0 || s.line.running != nil || len(s.line.waiting) > 0 {
+		t.Errorf("%d keys are left", len(s.keys))
+	}
+}
+
+// TestFlood lets 1,000 scrapes share one run, 50 times over.
+func TestFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for range 50 {
+			s := newStand(t, true, true)
+			var got sync.Map
+			for range 1000 {
+				go func() {
+					tk := s.enter(t, "")
+					s.wait(context.Background(), tk)
+					got.Store(s.take(tk), true)
+					s.leave(tk, false)
+				}()
+			}
+			synctest.Wait()
+			s.end("", 7)
+			results := 0
+			got.Range(func(r, _ any) bool { results++; return r.(*result).bodies != nil })
+			if n := len(s.begun); n != 1 || results != 1 {
+				t.Fatalf("%d runs, %d results", n, results)
+			}
+			s.empty(t)
+		}
+	})
+}
+
+// TestLeaving cancels a run with its last waiter, and gives who comes then a run
+// of its own, after the cancelled one has really ended.
+func TestLeaving(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, false)
+		a, b := s.enter(t, ""), s.enter(t, "")
+		s.leave(a, false)
+		s.waterfall.mu.Lock()
+		if s.line.running.cancelled {
+			t.Error("cancelled although one waits")
+		}
+		s.waterfall.mu.Unlock()
+		s.leave(b, false)
+		c := s.enter(t, "")
+		if got := s.keysRun(); got != "" || s.most != 1 {
+			t.Errorf("runs %q before the cancelled one ended", got)
+		}
+		doomed := s.release[""]
+		doomed <- 1
+		synctest.Wait()
+		if got := len(s.begun); got != 2 || s.most != 1 {
+			t.Errorf("%d runs, %d at once, want a second one now", got, s.most)
+		}
+		if r := s.take(c); r != missed {
+			t.Errorf("the doomed run delivered %v", r)
+		}
+		s.end("", 2)
+		if r := s.take(c); len(r.bodies[0].buf) != 2 {
+			t.Errorf("got %v", r)
+		}
+		s.leave(c, false)
+		s.empty(t)
+		if got := fmt.Sprint(s.counted); got != "[ok]" {
+			t.Errorf("counted %s, want the fresh run alone", got)
+		}
+	})
+}
+
+// TestLine runs keys in the order of their arrival, drops those that are
+// abandoned in the line, and has 16 places in it beside the standard key's.
+func TestLine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		var tickets []*ticket
+		for i := range 17 {
+			tickets = append(tickets, s.enter(t, strconv.Itoa(i)))
+		}
+		if _, f := s.join("17", []string{"17"}, false, false); f == nil || f.reason != "busy" {
+			t.Errorf("an 18th key: %v, want busy", f)
+		}
+		standard := s.enter(t, "")
+		if s.take(standard) != crowded {
+			t.Error("the standard key is not in line")
+		}
+		for _, i := range []int{1, 3} {
+			s.leave(tickets[i], false)
+		}
+		late := s.enter(t, "late")
+		for i, tk := range tickets {
+			if i != 1 && i != 3 {
+				s.end(strconv.Itoa(i), 1)
+				s.leave(tk, false)
+			}
+		}
+		s.end("", 1)
+		s.end("late", 1)
+		s.leave(standard, false)
+		s.leave(late, false)
+		if got, want := s.keysRun(), "0 2 4 5 6 7 8 9 10 11 12 13 14 15 16  late"; got != want || s.most != 1 {
+			t.Errorf("runs %q, want %q; %d at once", got, want, s.most)
+		}
+		s.empty(t)
+	})
+}
+
+// TestSideBySide runs the keys of an http source at the same time, one run each,
+// and has 128 places.
+func TestSideBySide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, false, true)
+		var tickets []*ticket
+		for i := range 128 {
+			tickets = append(tickets, s.enter(t, strconv.Itoa(i)), s.enter(t, strconv.Itoa(i)))
+		}
+		if _, f := s.join("128", nil, false, false); f == nil || f.reason != "busy" {
+			t.Errorf("a 129th key: %v, want busy", f)
+		}
+		tickets = append(tickets, s.enter(t, ""))
+		synctest.Wait()
+		if len(s.begun) != 129 || s.most != 129 {
+			t.Errorf("%d runs, %d at once, want 129", len(s.begun), s.most)
+		}
+		for _, tk := range tickets {
+			s.leave(tk, false)
+		}
+		s.empty(t)
+	})
+}
+
+// TestMaxAge serves a success again while it is young, a failure never.
+func TestMaxAge(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		s.maxAge = time.Minute
+		scrape := func(n int) *result {
+			tk := s.enter(t, "")
+			synctest.Wait()
+			if tk.fetch != nil {
+				s.end("", n)
+			}
+			defer s.leave(tk, false)
+			return s.take(tk)
+		}
+		first := scrape(1)
+		time.Sleep(59 * time.Second)
+		if r := scrape(2); r != first {
+			t.Error("a young result is fetched again")
+		}
+		time.Sleep(2 * time.Second)
+		s.empty(t)
+		if r := scrape(fails); r == first || r.failure == nil {
+			t.Error("an old result is served")
+		}
+		s.empty(t)
+		if r := scrape(3); r.failure != nil || len(s.begun) != 3 {
+			t.Error("a failure is kept")
+		}
+	})
+}
+
+// TestKeptResultsMakeRoom drops the oldest kept result when a place is needed.
+func TestKeptResultsMakeRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		s.maxAge = time.Hour
+		for i := range 40 {
+			tk := s.enter(t, strconv.Itoa(i))
+			synctest.Wait()
+			s.end(strconv.Itoa(i), 1)
+			s.leave(tk, false)
+			time.Sleep(time.Second)
+		}
+		if n := len(s.keys); n != 17 || s.keys["39"] == nil || s.keys["22"] != nil {
+			t.Errorf("%d results are kept", n)
+		}
+		time.Sleep(2 * time.Hour)
+		s.empty(t)
+	})
+}
+
+// TestLate counts a run as a timeout of the source if its last waiter had no
+// more time after a second at least, and as nothing if clients left.
+func TestLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		for _, c := range []struct {
+			patience time.Duration
+			late     bool
+			want     string
+		}{{2 * time.Second, true, "[timeout]"}, {500 * time.Millisecond, true, "[]"}, {2 * time.Second, false, "[]"}} {
+			s := newStand(t, true, true)
+			ctx, cancel := context.WithTimeout(context.Background(), c.patience)
+			tk := s.enter(t, "")
+			s.wait(ctx, tk)
+			s.leave(tk, c.late)
+			cancel()
+			s.empty(t)
+			if got := fmt.Sprint(s.counted); got != c.want {
+				t.Errorf("%v, late %v: counted %s, want %s", c.patience, c.late, got, c.want)
+			}
+		}
+	})
+}
+
+// TestPanic makes a panic of a fetch a failure of its source, for all who wait.
+func TestPanic(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		a, b := s.enter(t, ""), s.enter(t, "")
+		synctest.Wait()
+		s.end("", panics)
+		for _, tk := range []*ticket{a, b} {
+			s.wait(context.Background(), tk)
+			if r := s.take(tk); r.failure == nil || r.failure.reason != "internal" || !strings.Contains(r.failure.detail, "goroutine") {
+				t.Errorf("got %v", r.failure)
+			}
+			s.leave(tk, false)
+		}
+		c := s.enter(t, "")
+		synctest.Wait()
+		s.end("", 1)
+		if s.take(c).failure != nil {
+			t.Error("the source does not recover")
+		}
+	})
+}
+
+// TestNewest lets a scrape that waits elsewhere take the newest result, and holds
+// none but that one.
+func TestNewest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		patient := s.enter(t, "")
+		var others []*ticket
+		for n := 1; n <= 3; n++ {
+			synctest.Wait()
+			s.end("", n)
+			others = append(others, s.enter(t, ""))
+		}
+		if r := s.take(patient); len(r.bodies[0].buf) != 3 {
+			t.Errorf("took the result of run %d, want the newest, 3", len(r.bodies[0].buf))
+		}
+		if r := s.take(others[0]); len(r.bodies[0].buf) != 3 {
+			t.Errorf("took the result of run %d, want the newest, 3", len(r.bodies[0].buf))
+		}
+		if r := s.take(others[2]); r != missed {
+			t.Error("a scrape got a result that ended before it came")
+		}
+	})
+}
+
+// TestWaterfallModel makes thousands of random steps, and compares the waterfall
+// with a model of its rules after each.
+func TestWaterfallModel(t *testing.T) {
+	for seed := range uint64(40) {
+		synctest.Test(t, func(t *testing.T) { modelSteps(t, rand.New(rand.NewPCG(seed, 0)), seed%2 == 0) })
+	}
+}
+
+// modelFetch is what the rules say of one fetch.
+type modelFetch struct {
+	id        string
+	tickets   []*ticket
+	cancelled bool
+}
+
+func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
+	s := newStand(t, serial, false)
+	s.places = 5
+	lanes := map[string][]*modelFetch{} // the first of each lane is running
+	owner := map[*ticket]*modelFetch{}
+	held := map[string]int{} // tickets of a key, of fetches that ended as well
+	for range 300 {
+		id := []string{"", "a", "b", "c", "d", "e", "f", "g"}[rnd.IntN(8)]
+		lane := id
+		if serial {
+			lane = "all"
+		}
+		switch rnd.IntN(3) {
+		case 0: // a scrape comes
+			known := slices.ContainsFunc(lanes[lane], func(f *modelFetch) bool { return f.id == id }) || held[id] > 0
+			others := map[string]bool{}
+			for _, fetches := range lanes {
+				for _, f := range fetches {
+					others[f.id] = true
+				}
+			}
+			for other, n := range held {
+				others[other] = others[other] || n > 0
+			}
+			n := 0
+			for other, there := range others {
+				if there && other != "" {
+					n++
+				}
+			}
+			tk, f := s.join(id, []string{id}, id == "", false)
+			if full := id != "" && !known && n >= s.places; full != (f != nil) {
+				t.Fatalf("key %q with %d others: %v", id, n, f)
+			}
+			if tk == nil {
+				continue
+			}
+			i := slices.IndexFunc(lanes[lane], func(f *modelFetch) bool { return f.id == id && !f.cancelled })
+			if i < 0 {
+				i = len(lanes[lane])
+				lanes[lane] = append(lanes[lane], &modelFetch{id: id})
+			}
+			lanes[lane][i].tickets = append(lanes[lane][i].tickets, tk)
+			owner[tk] = lanes[lane][i]
+			held[id]++
+		case 1: // a scrape leaves
+			for tk, f := range owner {
+				if f.id != id {
+					continue
+				}
+				s.leave(tk, false)
+				delete(owner, tk)
+				held[id]--
+				f.tickets = slices.DeleteFunc(f.tickets, func(other *ticket) bool { return other == tk })
+				if i := slices.Index(lanes[lane], f); len(f.tickets) == 0 && i == 0 {
+					f.cancelled = true
+				} else if len(f.tickets) == 0 && i > 0 {
+					lanes[lane] = slices.Delete(lanes[lane], i, i+1)
+				}
+				break
+			}
+		case 2: // the run of a lane ends
+			if len(lanes[lane]) == 0 {
+				continue
+			}
+			f := lanes[lane][0]
+			s.end(f.id, 1)
+			lanes[lane] = lanes[lane][1:]
+			for _, tk := range f.tickets {
+				if r := s.take(tk); r == nil || r == missed || r == crowded {
+					t.Fatalf("key %q: its fetch ended, but there is no result", f.id)
+				}
+			}
+		}
+		synctest.Wait()
+		compareLanes(t, s, lanes, held)
+	}
+	if serial && s.most > 1 {
+		t.Errorf("%d runs at once", s.most)
+	}
+	for tk := range owner {
+		s.leave(tk, false)
+	}
+	for _, fetches := range lanes { // the cancelled ones end at last
+		if len(fetches) > 0 {
+			s.end(fetches[0].id, 1)
+		}
+	}
+	s.empty(t)
+}
+
+// compareLanes compares what runs and waits, and what is held, with the model.
+func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held map[string]int) {
+	t.Helper()
+	s.waterfall.mu.Lock()
+	defer s.waterfall.mu.Unlock()
+	for name, want := range lanes {
+		line := &s.line
+		if name != "all" {
+			line = &lane{}
+			if k := s.keys[name]; k != nil {
+				line = k.line
+			}
+		}
+		var got []*fetch
+		if line.running != nil {
+			got = append(got, line.running)
+		}
+		got = append(got, line.waiting...)
+		if len(got) != len(want) {
+			t.Fatalf("lane %s: %d fetches, want %d", name, len(got), len(want))
+		}
+		for i, f := range got {
+			if f.key.id != want[i].id || f.cancelled != want[i].cancelled || len(f.tickets) != len(want[i].tickets) {
+				t.Fatalf("lane %s, %d: key %q, cancelled %v, %d tickets, want %q, %v, %d",
+					name, i, f.key.id, f.cancelled, len(f.tickets), want[i].id, want[i].cancelled, len(want[i].tickets))
+			}
+		}
+	}
+	for id, k := range s.keys {
+		if k.tickets != held[id] || k.tickets == 0 && k.newest != nil {
+			t.Fatalf("key %q: %d tickets, want %d, result held: %v", id, k.tickets, held[id], k.newest != nil)
+		}
+	}
+}
+
+// TestInterval fetches in the background without drift or overlap, serves the
+// last result meanwhile, also a failure, and does not spin.
+func TestInterval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		p, _ := newTestProgram(t, "--exec", "x=true", "--interval", "x:10s")
+		s := p.sources[0]
+		var began []time.Duration
+		start := time.Now()
+		takes := []time.Duration{time.Second, 12 * time.Second, 0, time.Second, time.Second}
+		s.fetch = func(context.Context, []string) *result {
+			n := len(began)
+			r := &result{start: time.Now(), bytes: int64(n)}
+			began = append(began, time.Since(start))
+			time.Sleep(takes[min(n, 4)])
+			if n == 2 {
+				r.failure = fail("exit", "as told")
+			}
+			r.end = time.Now()
+			return r
+		}
+		go p.repeat(ctx, s)
+		synctest.Wait()
+		last := func() *result {
+			tk, _ := s.join("", nil, true, false)
+			defer s.leave(tk, false)
+			s.wait(context.Background(), tk)
+			return s.take(tk)
+		}
+		if r := last(); r.bytes != 0 || time.Since(start) != time.Second {
+			t.Errorf("the first scrape got run %d at %v, want the first when it ended", r.bytes, time.Since(start))
+		}
+		time.Sleep(14 * time.Second) // at 15 s the second run is under way, until 22 s
+		if r := last(); r.bytes != 0 || time.Since(start) != 15*time.Second {
+			t.Errorf("a scrape got run %d at %v, want the last at once", r.bytes, time.Since(start))
+		}
+		time.Sleep(10 * time.Second) // at 25 s the third has failed
+		if r := last(); r.failure == nil {
+			t.Error("a failed run shows old data")
+		}
+		time.Sleep(30 * time.Second)
+		cancel()
+		synctest.Wait()
+		if got, want := fmt.Sprint(began), "[0s 10s 22s 30s 40s 50s]"; got != want {
+			t.Errorf("runs began at %v, want %v", got, want)
+		}
+	})
+}
+
+// Commands.
+
+func TestSplitWords(t *testing.T) {
+	f := func(line string, want ...string) {
+		t.Helper()
+		words, err := splitWords(line)
+		if err != nil || !slices.Equal(words, want) {
+			t.Errorf("%s: %q, %v, want %q", line, words, err, want)
+		}
+	}
+	f(``)
+	f(`  a	b
+ c `, "a", "b", "c")
+	f(`'a b' "c d"e f\ g`, "a b", "c de", "f g")
+	f(`'\' "\\ \" \$ \x" \\ \'`, `\`, `\ " $ \x`, `\`, `'`)
+	f(`'' "" a''`, "", "", "a")
+	f("a\\\nb \"c\\\nd\"", "ab", "cd")
+	f("$HOME `x` * | > ; # ~", "$HOME", "`x`", "*", "|", ">", ";", "#", "~")
+	for _, line := range []string{`'a`, `"a`, `a\`, `"a\`, `"a\"`} {
+		if words, err := splitWords(line); err == nil {
+			t.Errorf("%s: taken as %q", line, words)
+		}
+	}
+}
+
+func TestPlaceholders(t *testing.T) {
+	query := func(pairs ...string) map[string][]string {
+		q := map[string][]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			q[pairs[i]] = append(q[pairs[i]], pairs[i+1])
+		}
+		return q
+	}
+	const line = `cmd {disk=sda|sdb|-x} --mode={mode=fast} {{lit}} '{host}' {mode}`
+	for _, c := range []struct {
+		query    map[string][]string
+		want     []string // words behind the command, nil for a refusal
+		standard bool
+	}{
+		{query("host", "h"), []string{"sda", "--mode=fast", "{lit}", "h", "fast"}, false},
+		{query("host", "h", "disk", "sdb", "mode", "-rf", "other", "x"), nil, false}, // {mode} begins the last word
+		{query("host", "h", "disk", "sdc"), nil, false},
+		{query("host", "h", "disk", "-x"), []string{"-x", "--mode=fast", "{lit}", "h", "fast"}, false},
+		{query("disk", "sda"), nil, false},
+		{query("host", "-h"), nil, false},
+		{query("host", "a", "host", "b"), nil, false},
+		{query("host", ""), []string{"sda", "--mode=fast", "{lit}", "", "fast"}, false},
+		{query("host", "; rm -rf / $(x) `y` 'z\" \\ *"), []string{"sda", "--mode=fast", "{lit}", "; rm -rf / $(x) `y` 'z\" \\ *", "fast"}, false},
+		{query("host", "{disk}"), []string{"sda", "--mode=fast", "{lit}", "{disk}", "fast"}, false},
+		{query("host", "a\nb"), nil, false},
+		{query("host", "a\x00b"), nil, false},
+		{query("host", "a\u009bb"), nil, false},
+		{query("host", "a\xffb"), nil, false},
+		{query("host", strings.Repeat("x", 1024)), []string{"sda", "--mode=fast", "{lit}", strings.Repeat("x", 1024), "fast"}, false},
+		{query("host", strings.Repeat("x", 1025)), nil, false},
+	} {
+		cmd, err := parseCommand(line)
+		if err != nil {
+			t.Fatal(err)
+		}
+		values, standard, err := cmd.values(c.query)
+		if err != nil {
+			if c.want != nil {
+				t.Errorf("%q: %v", c.query, err)
+			}
+			continue
+		}
+		if got := cmd.args(values); c.want == nil || !slices.Equal(got[1:], c.want) || standard != c.standard {
+			t.Errorf("%q: %q, standard %v, want %q, %v", c.query, got, standard, c.want, c.standard)
+		}
+	}
+	for _, line := range []string{"x {", "x }", "x {a b}", "x {}", "x {=a}", "x {exporter_name}", "x {a=1} {a=2}", "{x}", "a{x=b}", "''"} {
+		if _, err := parseCommand(line); err == nil {
+			t.Errorf("%s: taken", line)
+		}
+	}
+}
+
+// TestArguments sends values over HTTP: a good one arrives as one argument, a
+// bad one is answered with 400, which names the parameter and not the value.
+func TestArguments(t *testing.T) {
+	script := writeFile(t, t.TempDir(), "args", "#!/bin/sh\nprintf 'args{n=\"%s\",all=\"%s\"} 1\\n' $# \"$*\"\n")
+	p, _ := newTestProgram(t, "--exec", "x="+script+" {a=b} c{d=}")
+	wantContains(t, get(t, p, "/metrics").Body.String(), `args{exporter_name="x",n="2",all="b c"} 1`)
+	wantContains(t, get(t, p, "/metrics?a=%3B+rm%20x&d=--&other=y").Body.String(), `args{exporter_name="x",n="2",all="; rm x c--"} 1`)
+	for _, value := range []string{"-rf", "--", "secret%0A", "secret%00", "secret%ff", strings.Repeat("secret", 2000)} {
+		w := get(t, p, "/metrics?a="+value)
+		if w.Code != http.StatusBadRequest || strings.Contains(w.Body.String(), "secret") || !strings.Contains(w.Body.String(), "parameter a ") {
+			t.Errorf("%.20s: %d %s", value, w.Code, w.Body)
+		}
+	}
+}
+
+// runScript runs a shell script as the command of a source.
+func runScript(t *testing.T, script string, args ...string) (*source, *result, *syncBuffer) {
+	t.Helper()
+	path := writeFile(t, t.TempDir(), "script", "#!/bin/sh\n"+script)
+	p, log := newTestProgram(t, append([]string{"--exec", "x=" + path}, args...)...)
+	get(t, p, "/metrics")
+	s := p.sources[0]
+	return s, s.fetch(context.Background(), nil), log
+}
+
+// TestCommandFails wants a clear reason and a clear sentence for each way in which
+// a command fails, the end of its standard error in the log, and nowhere else.
+func TestCommandFails(t *testing.T) {
+	for name, c := range map[string]struct{ script, reason, err string }{
+		"fine":           {`echo a 1`, "", ""},
+		"silent":         {``, "", ""},
+		"closed stdout":  {`echo a 1; exec >&-; sleep 0.01`, "", ""},
+		"stdin":          {`cat; echo a 1`, "", ""},
+		"exit":           {`echo a 1; echo secret-tail >&2; exit 3`, "exit", "exit status 3"},
+		"signal":         {`echo a 1; kill -9 $$`, "exit", "signal: killed"},
+		"malformed":      {`echo a`, "parse", "line 1"},
+		"NULs":           {`head -c 100 /dev/zero`, "parse", "NUL byte"},
+		"endless line":   {`tr '\0' x </dev/zero`, "too_large", "--max-bytes"},
+		"endless":        {`while :; do echo a 1; done`, "too_large", "--max-bytes"},
+		"endless stderr": {`head -c 10000000 /dev/zero | tr '\0' e >&2; echo a 1`, "", ""},
+		"timeout":        {`echo a 1; sleep 100`, "timeout", "killed after 2s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s, r, log := runScript(t, c.script, "--timeout", "2s", "--max-bytes", "64KiB")
+			if c.reason == "" {
+				if r.failure != nil || r.samples() > 1 {
+					t.Errorf("%d samples, %v", r.samples(), r.failure)
+				}
+				return
+			}
+			if r.failure == nil || r.failure.reason != c.reason || len(r.bodies) > 0 {
+				t.Fatalf("%d bodies, %+v, want %s", len(r.bodies), r.failure, c.reason)
+			}
+			if s.serial && name == "exit" {
+				wantContains(t, log.String(), "secret-tail")
+			}
+			wantContains(t, r.failure.err.Error(), c.err)
+		})
+	}
+	dir := t.TempDir()
+	for line, want := range map[string]string{
+		"no-such-program": "there is no such program in PATH",
+		writeFile(t, dir, "no-interpreter", "#!/no/such/sh\n"): "what its #! line names is missing",
+		writeFile(t, dir, "no-format", "a 1\n"):                "it has no #! line",
+		"testdata/appliance/backup.prom":                       "permission denied",
+		"testdata/nowhere":                                     "no such file",
+		"testdata":                                             "is a directory",
+	} {
+		p, _ := newTestProgram(t, "--exec", "x="+line)
+		r := p.sources[0].fetch(context.Background(), nil)
+		if r.failure == nil || r.failure.reason != "start" {
+			t.Fatalf("%s: %+v", line, r.failure)
+		}
+		wantContains(t, r.failure.err.Error(), want)
+	}
+}
+
+// TestEnvironment gives a command the program's environment and its time limit.
+func TestEnvironment(t *testing.T) {
+	t.Setenv("OF_THE_PROGRAM", "7")
+	_, r, _ := runScript(t, `echo "limit $SCRAPE_TIMEOUT_SECONDS"; echo "own $OF_THE_PROGRAM"`, "--timeout", "1500ms")
+	if got := pageText(merge(r.bodies)); !strings.Contains(got, `limit{exporter_name="x"} 1.5`) || !strings.Contains(got, `own{exporter_name="x"} 7`) {
+		t.Errorf("%s%v", got, r.failure)
+	}
+}
+
+// alive returns how many processes have the marker in their command line.
+func alive(t *testing.T, marker string) int {
+	t.Helper()
+	n := 0
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	if len(files) == 0 {
+		t.Skip("there is no /proc to look for processes in")
+	}
+	for _, file := range files {
+		text, _ := os.ReadFile(file)
+		status, _ := os.ReadFile(filepath.Dir(file) + "/stat")
+		if strings.Contains(string(text), marker) && !strings.Contains(string(status), ") Z ") {
+			n++
+		}
+	}
+	return n
+}
+
+// wantNoneAlive fails unless all processes with the marker are gone in time.
+func wantNoneAlive(t *testing.T, marker string) {
+	t.Helper()
+	var n int
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+		if n = alive(t, marker); n == 0 {
+			return
+		}
+	}
+	t.Errorf("%d processes are left", n)
+}
+
+// TestGroup wants nothing left of the group of a run, whichever way it ended, and
+// no wait for a pipe that something of it held. The sleeps have a length that
+// tells them from all others.
+func TestGroup(t *testing.T) {
+	n := 0
+	for name, c := range map[string]struct{ script, reason string }{
+		"success":         {`sleep $S & sleep $S & echo a 1`, ""},
+		"failure":         {`sleep $S & sleep $S & exit 1`, "exit"},
+		"timeout":         {`sleep $S & sleep $S; echo a 1`, "timeout"},
+		"double fork":     {`( (sleep $S; echo late 1) & ) ; echo a 1`, ""},
+		"ignores SIGTERM": {`(trap '' TERM HUP INT; sleep $S; sleep $S) & echo a 1`, ""},
+		"fifty":           {`for i in $(seq 50); do sleep $S & done; echo a 1`, ""},
+		"stopped":         {`(kill -STOP $(exec sh -c 'echo $PPID'); sleep $S) & sleep 0.05; echo a 1`, ""},
+	} {
+		n++
+		marker := fmt.Sprintf("%d.%d", 100000+os.Getpid(), n)
+		t.Run(name, func(t *testing.T) {
+			start := time.Now()
+			_, r, _ := runScript(t, "S="+marker+"\n"+c.script, "--timeout", "2s")
+			reason := ""
+			if r.failure != nil {
+				reason = r.failure.reason
+			}
+			if reason != c.reason || c.reason == "" && r.samples() != 1 {
+				t.Errorf("%d samples, %+v", r.samples(), r.failure)
+			}
+			if took := time.Since(start); took > time.Minute {
+				t.Errorf("it waited for the pipe: %v", took)
+			}
+			wantNoneAlive(t, marker)
+		})
+	}
+}
+
+// TestCancelKillsGroup kills all of a run's group when its last waiter leaves.
+func TestCancelKillsGroup(t *testing.T) {
+	marker := fmt.Sprintf("%d.99", 100000+os.Getpid())
+	script := writeFile(t, t.TempDir(), "script", "#!/bin/sh\nsleep "+marker+" & sleep "+marker+"\n")
+	p, _ := newTestProgram(t, "--exec", "x="+script)
+	ctx, leave := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		p.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil).WithContext(ctx))
+	}()
+	for alive(t, marker) < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	leave()
+	<-done
+	p.sources[0].runs.Wait()
+	wantNoneAlive(t, marker)
+}
+
+// TestLastBytes takes whole what a command writes just before its end.
+func TestLastBytes(t *testing.T) {
+	const lines = 60 << 10 / 12
+	for range 20 {
+		_, r, _ := runScript(t, fmt.Sprintf(`sleep 100 & yes 'metric_a 12' | head -n %d`, lines))
+		if r.failure != nil || r.samples() != lines {
+			t.Fatalf("%d samples, want %d: %v", r.samples(), lines, r.failure)
+		}
+	}
+}
+
+// TestFloodOverHTTP lets 1,000 scrapers over real connections, with labels, gzip
+// and two endpoints, share one run of a script.
+func TestFloodOverHTTP(t *testing.T) {
+	dir := t.TempDir()
+	gate := filepath.Join(dir, "gate")
+	if err := syscall.Mkfifo(gate, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	script := writeFile(t, dir, "script", "#!/bin/sh\necho >>"+dir+"/runs\nread line <"+gate+"\necho 'a{b=\"c\"} 1'\n")
+	p, _ := newTestProgram(t, "--exec", "x="+script, "--label", "site=hel1", "--path", "/metrics", "--path", "/other")
+	server := httptest.NewServer(p)
+	defer server.Close()
+	transport := &http.Transport{}
+	defer transport.CloseIdleConnections()
+	const scrapers = 1000
+	var scrapes sync.WaitGroup
+	bodies := make(chan string, scrapers)
+	for i := range scrapers {
+		scrapes.Go(func() {
+			path := []string{"/metrics", "/other"}[i%2]
+			resp, err := (&http.Client{Transport: transport}).Get(server.URL + path)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			line := ""
+			for l := range strings.Lines(string(body)) {
+				if strings.HasPrefix(l, "a{") {
+					line += l
+				}
+			}
+			bodies <- line
+		})
+	}
+	s := p.sources[0]
+	for joined := 0; joined < scrapers; time.Sleep(time.Millisecond) {
+		s.waterfall.mu.Lock()
+		joined = 0
+		for _, k := range s.keys {
+			joined += k.tickets
+		}
+		s.waterfall.mu.Unlock()
+	}
+	if err := os.WriteFile(gate, []byte("go\n"), 0); err != nil {
+		t.Fatal(err)
+	}
+	scrapes.Wait()
+	close(bodies)
+	for line := range bodies {
+		if want := `a{exporter_name="x",site="hel1",b="c"} 1` + "\n"; line != want {
+			t.Fatalf("a scraper got %q, want %q", line, want)
+		}
+	}
+	if runs, _ := os.ReadFile(dir + "/runs"); len(runs) != 1 {
+		t.Errorf("%d runs, want 1", len(runs))
+	}
+}
+
+// TestHungSource scrapes a source that delivers 10 MB beside one that hangs: what
+// is waiting holds no more than the newest result.
+func TestHungSource(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--exec", "hangs=true", "--exec", "big=true")
+		hangs, big := p.sources[0], p.sources[1]
+		hangs.fetch = func(ctx context.Context, _ []string) *result {
+			<-ctx.Done()
+			return &result{failure: fail("timeout", "as told")}
+		}
+		big.fetch = func(context.Context, []string) *result {
+			return &result{bodies: []*exposition{{buf: make([]byte, 10<<20)}}, start: time.Now(), end: time.Now()}
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		for range 200 {
+			shares, err := p.ask(p.sources, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			go p.await(ctx, shares)
+			synctest.Wait()
+			time.Sleep(50 * time.Millisecond)
+		}
+		runtime.GC()
+		var mem runtime.MemStats
+		runtime.ReadMemStats(&mem)
+		if mem.HeapAlloc > 60<<20 {
+			t.Errorf("200 waiting scrapes hold %d MB", mem.HeapAlloc>>20)
+		}
+		cancel()
+		synctest.Wait()
+	})
+}
+
+// TestHTTPIsShared asks an exporter once at a time for the same arguments, and
+// side by side for different ones.
+func TestHTTPIsShared(t *testing.T) {
+	var mu sync.Mutex
+	asked, now, most := map[string]int{}, map[string]int{}, map[string]int{}
+	gate := make(chan struct{})
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		q := r.URL.RawQuery
+		mu.Lock()
+		asked[q]++
+		now[q]++
+		most[q] = max(most[q], now[q])
+		mu.Unlock()
+		<-gate
+		mu.Lock()
+		now[q]--
+		mu.Unlock()
+		io.WriteString(w, "a 1\n")
+	}))
+	defer exporter.Close()
+	p, _ := newTestProgram(t, "--http", "x="+exporter.URL, "--params", "x:t")
+	s := p.sources[0]
+	var scrapes sync.WaitGroup
+	for i := range 1000 {
+		scrapes.Go(func() { get(t, p, fmt.Sprintf("/metrics?t=%d", i%4)) })
+	}
+	for waiting := 0; waiting < 1000; time.Sleep(time.Millisecond) {
+		s.waterfall.mu.Lock()
+		waiting = 0
+		for _, k := range s.keys {
+			waiting += k.tickets
+		}
+		s.waterfall.mu.Unlock()
+	}
+	for begun := 0; begun < 4; time.Sleep(time.Millisecond) {
+		mu.Lock()
+		begun = len(asked)
+		mu.Unlock()
+	}
+	close(gate)
+	scrapes.Wait()
+	if got := fmt.Sprint(asked, most); got != "map[t=0:1 t=1:1 t=2:1 t=3:1] map[t=0:1 t=1:1 t=2:1 t=3:1]" {
+		t.Errorf("asked, most at once: %s", got)
+	}
+}
+
+// TestInit runs the program as PID 1 of a namespace of its own: no orphan stays a
+// zombie, every command is judged right, and signals arrive.
+func TestInit(t *testing.T) {
+	unshare, err := exec.LookPath("unshare")
+	if err != nil || exec.Command(unshare, "--pid", "--fork", "--mount-proc", "true").Run() != nil {
+		t.Skip("no PID namespace can be made here")
+	}
+	dir := t.TempDir()
+	orphans := writeFile(t, dir, "orphans", "#!/bin/sh\n(sleep 0.01 &)\nsetsid sh -c 'sleep 0.01 &' &\nwait\necho a 1\n")
+	judged := writeFile(t, dir, "judged", "#!/bin/sh\necho b 1\nexit $1\n")
+	for _, sig := range []string{"TERM", "INT"} {
+		s := startIn(t, []string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc"},
+			"--exec", "orphans="+orphans, "--exec", "judged="+judged+" {code=0}", "--path", "judged:/judged")
+		for i := range 100 {
+			if body := httpGet(t, s.url+"/metrics"); !strings.Contains(body, `source_up{exporter_name="orphans"} 1`) {
+				t.Fatalf("run %d:\n%s", i, body)
+			}
+			for _, code := range []string{"0", "1"} {
+				want := map[string]string{"0": "1", "1": "0"}[code]
+				if body := httpGet(t, s.url+"/judged?code="+code); !strings.Contains(body, `source_up{exporter_name="judged"} `+want) {
+					t.Fatalf("run %d with exit status %s is judged wrong:\n%s", i, code, body)
+				}
+			}
+		}
+		init := childrenOf(t, s.Process.Pid)
+		if len(init) != 1 {
+			t.Fatalf("unshare has the children %v", init)
+		}
+		for end := time.Now().Add(5 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+			left := childrenOf(t, init[0])
+			if len(left) == 1 { // the program itself
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("PID 1 has the children %v, want one", left)
+			}
+		}
+		number := map[string]syscall.Signal{"TERM": syscall.SIGTERM, "INT": syscall.SIGINT}[sig]
+		syscall.Kill(init[0], number)
+		if err := s.Wait(); err != nil {
+			t.Errorf("after SIG%s: %v", sig, err)
+		}
+	}
+	s := startIn(t, []string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc"}, "--file", "x=/nowhere")
+	if init := childrenOf(t, s.Process.Pid); len(init) != 1 || len(childrenOf(t, init[0])) != 0 {
+		t.Errorf("without commands PID 1 %v has children", init)
+	}
+}
+
+// childrenOf lists the children of a process, zombies too.
+func childrenOf(t *testing.T, pid int) []int {
+	t.Helper()
+	var children []int
+	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
+	for _, file := range stats {
+		text, _ := os.ReadFile(file)
+		_, rest, _ := strings.Cut(string(text), ") ")
+		if fields := strings.Fields(rest); len(fields) > 1 && fields[1] == strconv.Itoa(pid) {
+			child, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			children = append(children, child)
+		}
+	}
+	return children
+}
+
+// httpGet gets a URL.
+func httpGet(t testing.TB, url string) string {
+	t.Helper()
+	resp, err := http.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(body)
+}
+
+// TestStopKillsCommands leaves no process of a command when the program is stopped.
+func TestStopKillsCommands(t *testing.T) {
+	marker := fmt.Sprintf("%d.98", 100000+os.Getpid())
+	script := writeFile(t, t.TempDir(), "script", "#!/bin/sh\ntrap '' TERM\nsleep "+marker+" & sleep "+marker+"\n")
+	s := startProgram(t, "--exec", "x="+script)
+	go http.Get(s.url + "/metrics")
+	for alive(t, marker) < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	s.Process.Signal(syscall.SIGTERM)
+	if err := s.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+	wantNoneAlive(t, marker)
+}
+
 // Flags.
 
 func TestBadFlags(t *testing.T) {
@@ -930,10 +1978,20 @@ type started struct {
 	log *syncBuffer
 }
 
-// start starts the program on a free port and waits until it listens.
+// startProgram starts the program on a free port and waits until it listens.
 func startProgram(t *testing.T, args ...string) *started {
 	t.Helper()
+	return startIn(t, nil, args...)
+}
+
+// startIn starts the program through another command.
+func startIn(t *testing.T, wrapper []string, args ...string) *started {
+	t.Helper()
 	s := &started{Cmd: programCommand(append(args, "--web.listen-address", "127.0.0.1:0")...), log: &syncBuffer{}}
+	if wrapper != nil {
+		s.Args = append(wrapper, s.Args...)
+		s.Path = wrapper[0]
+	}
 	r, w := io.Pipe()
 	s.Stderr = io.MultiWriter(s.log, w)
 	if err := s.Start(); err != nil {
