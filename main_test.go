@@ -1427,9 +1427,11 @@ func runScript(t *testing.T, script string, args ...string) (*source, *result, *
 	t.Helper()
 	path := writeFile(t, t.TempDir(), "script", "#!/bin/sh\n"+script)
 	p, log := newTestProgram(t, append([]string{"--exec", "x=" + path}, args...)...)
-	get(t, p, "/metrics")
 	s := p.sources[0]
-	return s, s.fetch(context.Background(), nil), log
+	share, _ := s.join("", nil, true, false)
+	defer s.leave(share, false)
+	s.wait(context.Background(), share)
+	return s, s.take(share), log
 }
 
 // TestCommandFails wants a clear reason and a clear sentence for each way in which
@@ -1473,7 +1475,7 @@ func TestCommandFails(t *testing.T) {
 		writeFile(t, dir, "no-format", "a 1\n"):                "it has no #! line",
 		"testdata/appliance/backup.prom":                       "permission denied",
 		"testdata/nowhere":                                     "no such file",
-		"testdata":                                             "is a directory",
+		"./testdata":                                           "permission denied",
 	} {
 		p, _ := newTestProgram(t, "--exec", "x="+line)
 		r := p.sources[0].fetch(context.Background(), nil)
