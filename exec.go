@@ -64,24 +64,25 @@ func fail(reason, format string, args ...any) *failure {
 	return &failure{reason: reason, err: fmt.Errorf(format, args...)}
 }
 
-// missed and crowded are the results of a scrape whose deadline passed while
-// its fetch ran, or had not begun.
+// Results of scrapes that get none: whose deadline passed while the fetch ran, or
+// before it began, and for whose arguments there was no place.
 var (
 	missed  = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
 	crowded = &result{failure: fail("busy", "still in line at the deadline of the scrape")}
+	refused = &result{failure: fail("busy", "too many different arguments at once")}
 )
 
 // waterfall lets many scrapes share few fetches. Set the first fields, then use
 // join, wait, take and leave.
 type waterfall struct {
 	fetch   func(ctx context.Context, values []string) *result
-	done    func(standard bool, r *result) // is told of each fetch that counts
-	life    context.Context                // ends all fetches
-	timeout time.Duration                  // of a fetch, from its start
-	maxAge  time.Duration                  // for which a success is served again
-	pinned  bool                           // the last result is served until there is another
-	serial  bool                           // one run at a time, not one for each key
-	places  int                            // keys that may be here beside the standard one
+	count   func(standard bool, r *result) (tell func()) // counts a fetch, and returns what logs it
+	life    context.Context                              // ends all fetches
+	timeout time.Duration                                // of a fetch, from its start
+	maxAge  time.Duration                                // for which a success is served again
+	pinned  bool                                         // the last result is served until there is another
+	serial  bool                                         // one run at a time, not one for each key
+	places  int                                          // keys that may be here beside the standard and a running one
 
 	mu   sync.Mutex // guards all below, with the keys, fetches and tickets
 	keys map[string]*key
@@ -89,15 +90,21 @@ type waterfall struct {
 	runs sync.WaitGroup
 }
 
+// arguments are what a scraper chose of what a source lets it choose.
+type arguments struct {
+	id       string // tells them from all others
+	values   []string
+	standard bool // they are the defaults
+}
+
 // key is one choice of arguments, and what is under way or kept for it.
 type key struct {
-	id       string
-	values   []string // the arguments
-	standard bool     // they are the defaults
-	line     *lane
-	next     *fetch  // waiting, or running and not cancelled; nil if there is none
-	newest   *result // nil before the first and once nobody needs it
-	tickets  int     // handed out and not handed back
+	arguments
+	line    *lane
+	next    *fetch      // waiting, or running and not cancelled; nil if there is none
+	newest  *result     // nil before the first and once nobody needs it
+	tickets int         // handed out and not handed back
+	expiry  *time.Timer // drops newest, if it is kept for a time
 }
 
 // lane is where fetches run one after another, in order of arrival.
@@ -127,22 +134,22 @@ type ticket struct {
 
 // join gives a scrape a share in the fetch of a key that is waiting or running,
 // queues one if there is none, or lets a result do that is kept, unless refresh
-// is set. It fails if too many other keys are here.
-func (w *waterfall) join(id string, values []string, standard, refresh bool) (*ticket, *failure) {
+// is set. It returns nil if too many other keys are here.
+func (w *waterfall) join(a arguments, refresh bool) *ticket {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	k := w.keys[id]
+	k := w.keys[a.id]
 	if k == nil {
-		if !standard && !w.makeRoom() {
-			return nil, fail("busy", "too many different arguments at once")
+		if !a.standard && !w.makeRoom() {
+			return nil
 		}
-		k = w.addKey(id, values, standard)
+		k = w.addKey(a)
 	}
 	k.tickets++
 	t := &ticket{key: k}
 	t.wake.L = &w.mu
 	if !refresh && w.keeps(k.newest) {
-		return t, nil
+		return t
 	}
 	if k.next == nil {
 		k.next = &fetch{key: k}
@@ -152,7 +159,7 @@ func (w *waterfall) join(id string, values []string, standard, refresh bool) (*t
 	t.fetch = k.next
 	t.place = len(t.fetch.tickets)
 	t.fetch.tickets = append(t.fetch.tickets, t)
-	return t, nil
+	return t
 }
 
 // wait waits until the fetch of a ticket has ended or ctx is done.
@@ -221,10 +228,11 @@ func (w *waterfall) abandon(f *fetch, late bool) {
 
 // advance starts the next fetch of a line, if none is running.
 func (w *waterfall) advance(line *lane) {
-	if line.running != nil || len(line.waiting) == 0 {
+	if line.running != nil || len(line.waiting) == 0 || w.life.Err() != nil {
 		return
 	}
 	f := line.waiting[0]
+	line.waiting[0] = nil
 	line.waiting = line.waiting[1:]
 	line.running = f
 	f.started = time.Now()
@@ -233,35 +241,49 @@ func (w *waterfall) advance(line *lane) {
 	w.runs.Go(func() { w.run(ctx, f) })
 }
 
-// run runs a fetch to its end, hands out its result and lets the next begin.
+// run runs a fetch to its end, hands out its result and lets the next begin. The
+// fetch counts unless its clients left it; what it came to is logged unlocked.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
 	r := w.guard(ctx, f.key.values)
-	w.mu.Lock()
-	cancelled, expired := f.cancelled, f.expired
-	w.mu.Unlock()
-	if expired {
-		w.done(f.key.standard, missed)
-	} else if !cancelled && w.life.Err() == nil {
-		w.done(f.key.standard, r)
+	if tell := w.finish(f, r); tell != nil {
+		tell()
 	}
+}
 
+// finish ends a fetch. It returns what logs it, nil if it does not count.
+func (w *waterfall) finish(f *fetch, r *result) (tell func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.cancel()
 	f.ended = true
-	f.key.line.running = nil
-	w.advance(f.key.line)
+	k := f.key
+	if f.expired {
+		tell = w.count(k.standard, missed)
+	} else if !f.cancelled && w.life.Err() == nil {
+		tell = w.count(k.standard, r)
+	}
 	if !f.cancelled {
-		f.key.next = nil
-		f.key.newest = r
+		k.next = nil
+		w.keep(k, r)
 		for _, t := range f.tickets {
 			t.wake.Signal()
 		}
-		if w.maxAge > 0 && r.failure == nil {
-			time.AfterFunc(w.maxAge, func() { w.expire(f.key) })
-		}
 	}
-	w.tidy(f.key)
+	k.line.running = nil
+	w.advance(k.line)
+	w.tidy(k)
+	return tell
+}
+
+// keep makes a result the newest of its key, and has it dropped in time.
+func (w *waterfall) keep(k *key, r *result) {
+	if k.expiry != nil {
+		k.expiry.Stop()
+	}
+	k.newest = r
+	if w.maxAge > 0 && r.failure == nil {
+		k.expiry = time.AfterFunc(w.maxAge, func() { w.expire(k) })
+	}
 }
 
 // guard turns a panic of a fetch into a failure of its source.
@@ -319,23 +341,28 @@ func (w *waterfall) makeRoom() bool {
 			oldest = k
 		}
 	}
-	if taken >= w.places && oldest != nil {
+	places := w.places
+	if w.line.running != nil && !w.line.running.key.standard {
+		places++
+	}
+	if taken >= places && oldest != nil {
+		oldest.expiry.Stop()
 		delete(w.keys, oldest.id)
 		taken--
 	}
-	return taken < w.places
+	return taken < places
 }
 
 // addKey adds a key, with a lane of its own unless the waterfall is serial.
-func (w *waterfall) addKey(id string, values []string, standard bool) *key {
-	k := &key{id: id, values: values, standard: standard, line: &w.line}
+func (w *waterfall) addKey(a arguments) *key {
+	k := &key{arguments: a, line: &w.line}
 	if !w.serial {
 		k.line = &lane{}
 	}
 	if w.keys == nil {
 		w.keys = map[string]*key{}
 	}
-	w.keys[id] = k
+	w.keys[a.id] = k
 	return k
 }
 
@@ -536,7 +563,11 @@ func (c *command) values(query map[string][]string) (values []string, standard b
 // refuses says why a value from outside may not become part of the command, ""
 // if it may.
 func (c *command) refuses(n int, value string) string {
-	begins := func(word []piece) bool { return word[0].param == n }
+	begins := func(word []piece) bool { // those before it may be empty
+		own := slices.IndexFunc(word, func(p piece) bool { return p.param == n })
+		fixed := slices.IndexFunc(word, func(p piece) bool { return p.param < 0 })
+		return own >= 0 && (fixed < 0 || own < fixed)
+	}
 	switch {
 	case len(value) > 1<<10:
 		return "is longer than 1 KiB"
@@ -589,7 +620,7 @@ func (c *command) run(ctx context.Context, values []string, timeout time.Duratio
 	var body, tail []byte
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		body, _ = io.ReadAll(io.LimitReader(out, limit+1))
+		body, _ = io.ReadAll(io.LimitReader(patient{out}, limit+1))
 		if int64(len(body)) > limit {
 			end()
 		}
@@ -608,6 +639,30 @@ func (c *command) run(ctx context.Context, values []string, timeout time.Duratio
 		f.detail = string(tail)
 	}
 	return body, f
+}
+
+// patient reads a pipe past its deadline, as long as there is something in it: so
+// a late reader misses nothing of what was written in time.
+type patient struct{ pipe *os.File }
+
+func (r patient) Read(p []byte) (n int, err error) {
+	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
+		return n, err
+	}
+	raw, err := r.pipe.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	r.pipe.SetReadDeadline(time.Time{})
+	defer r.pipe.SetReadDeadline(time.Unix(1, 0))
+	rerr := raw.Read(func(fd uintptr) bool {
+		n, err = syscall.Read(int(fd), p)
+		return true // whatever came of it: no waiting
+	})
+	if n <= 0 {
+		return 0, io.EOF
+	}
+	return n, rerr
 }
 
 // judge says how a run failed, nil if it did not.
@@ -662,7 +717,11 @@ func startFailure(name string, err error) *failure {
 	case errors.Is(err, exec.ErrNotFound):
 		return fail("start", "failed to start %s: there is no such program in PATH", name)
 	}
-	return fail("start", "failed to start %s: %w", name, errors.Unwrap(err))
+	var withPath *os.PathError
+	if errors.As(err, &withPath) {
+		err = withPath.Err // without the whole path once more
+	}
+	return fail("start", "failed to start %s: %w", name, err)
 }
 
 // readTail reads to the end and returns the last 4 KiB.

@@ -13,6 +13,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"compress/flate"
 	"compress/gzip"
 	"context"
 	"crypto/tls"
@@ -86,7 +87,7 @@ Modes:
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	code := run(ctx, os.Args, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
@@ -94,7 +95,7 @@ func main() {
 // run is the program: it returns the exit status, which is 0, 1 for what went
 // wrong, or 2 for flags that are wrong.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	c, faults := parseFlags(args)
+	c, faults := parseFlags(args[1:])
 	switch {
 	case c.help:
 		io.WriteString(stdout, usage)
@@ -109,15 +110,13 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return 2
 	}
 	if os.Getpid() == 1 && c.hasCommands() {
-		return asInit(stderr)
+		return asInit(args, stderr)
 	}
 	life, end := context.WithCancel(context.Background())
 	p := newProgram(life, c, stderr)
 	defer func() {
 		end()
-		for _, s := range c.sources {
-			s.runs.Wait() // its commands are killed
-		}
+		p.waitForRuns(time.Second)
 	}()
 	switch {
 	case c.check:
@@ -128,13 +127,29 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return p.serve(ctx)
 }
 
+// waitForRuns waits until all fetches have ended and their commands are killed,
+// or d has passed: what hangs in the kernel is left to it.
+func (p *program) waitForRuns(d time.Duration) {
+	ended := make(chan struct{})
+	go func() {
+		for _, s := range p.sources {
+			s.runs.Wait()
+		}
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(d):
+	}
+}
+
 // asInit runs the program as a child of itself.
-func asInit(stderr io.Writer) int {
+func asInit(args []string, stderr io.Writer) int {
 	path, err := os.Executable()
 	if err != nil { // there is no /proc
-		path = os.Args[0]
+		path = args[0]
 	}
-	code, err := supervise(path, os.Args)
+	code, err := supervise(path, args)
 	if err != nil {
 		fmt.Fprintln(stderr, "reverse_exporter:", err)
 	}
@@ -589,7 +604,7 @@ func (s *source) setCommand(line string) (err error) {
 	if err == nil {
 		s.origin = s.command.words[0][0].text
 	}
-	s.serial, s.places, s.fetch = true, 17, s.fetchCommand // 1 runs, 16 wait
+	s.serial, s.places, s.fetch = true, 16, s.fetchCommand
 	return err
 }
 
@@ -640,7 +655,8 @@ func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) 
 // readFile adds one file to a result. It waits for no writer of a FIFO, and
 // takes nothing of a file that changes while it is read.
 func (s *source) readFile(ctx context.Context, r *result, name string) *failure {
-	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+	before, err := os.Stat(name) // to open a device may do something
+	if err == nil && !before.Mode().IsRegular() {
 		return fail("file", "%s is no regular file", name)
 	}
 	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
@@ -648,8 +664,7 @@ func (s *source) readFile(ctx context.Context, r *result, name string) *failure 
 		return &failure{reason: "file", err: err}
 	}
 	defer file.Close()
-	before, err := file.Stat()
-	if err != nil || !before.Mode().IsRegular() {
+	if before, err = file.Stat(); err != nil || !before.Mode().IsRegular() {
 		return fail("file", "%s is no regular file", name)
 	}
 	r.files = append(r.files, fileTime{name, before.ModTime()})
@@ -678,32 +693,51 @@ const accept = "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;v
 
 // setURL makes s an exporter.
 func (s *source) setURL(text string) error {
+	u, socket, err := parseURL(text)
+	if err != nil {
+		return err
+	}
+	s.origin = u.Scheme + "://" + u.Host + u.Path
+	if socket != "" {
+		s.origin = "http://unix:" + socket + ":" + u.Path
+	}
+	s.exporter = &exporter{url: u, client: newClient(socket)}
+	s.places, s.fetch = 128, s.fetchHTTP
+	return nil
+}
+
+// parseURL parses a URL, or what nginx writes for one at a Unix socket.
+func parseURL(text string) (u *url.URL, socket string, err error) {
 	socket, isSocket := strings.CutPrefix(text, "http://unix:")
-	path := ""
 	if isSocket {
+		var path string
 		socket, path, _ = strings.Cut(socket, ":")
 		text = "http://localhost" + path
+	} else {
+		socket = ""
 	}
-	u, err := url.Parse(text)
+	u, err = url.Parse(text)
 	switch {
 	case err != nil:
-		return errors.New("this is no URL")
+		return nil, "", errors.New("this is no URL")
 	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || isSocket && socket == "":
-		return errors.New("a URL is needed, as http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
+		return nil, "", errors.New("a URL is needed, as http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
 	case u.Path == "":
 		u.Path = "/metrics"
 	}
 	u.Fragment = ""
-	s.origin = u.Scheme + "://" + u.Host + u.Path
-	if isSocket {
-		s.origin = "http://unix:" + socket + ":" + u.Path
-	}
+	return u, socket, nil
+}
+
+// newClient returns a client for one exporter, which may be at a Unix socket. It
+// takes no proxy from the environment.
+func newClient(socket string) http.Client {
 	var dialer net.Dialer
-	s.exporter = &exporter{url: u, client: http.Client{
+	return http.Client{
 		CheckRedirect: stayThere,
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				if isSocket {
+				if socket != "" {
 					network, addr = "unix", socket
 				}
 				return dialer.DialContext(ctx, network, addr)
@@ -714,9 +748,7 @@ func (s *source) setURL(text string) error {
 			IdleConnTimeout:        5 * time.Minute,
 			ReadBufferSize:         64 << 10,
 		},
-	}}
-	s.places, s.fetch = 128, s.fetchHTTP
-	return nil
+	}
 }
 
 // errRedirect is the failure of an exporter that sends its scraper elsewhere.
@@ -744,6 +776,7 @@ func (s *source) fetchHTTP(ctx context.Context, values []string) *result {
 	return r
 }
 
+// scrapeHTTP adds what the exporter answers to a result.
 func (s *source) scrapeHTTP(ctx context.Context, r *result, values []string) *failure {
 	u := *s.exporter.url
 	u.RawQuery = strings.Trim(u.RawQuery+"&"+strings.Join(values, ""), "&")
@@ -769,7 +802,7 @@ func (s *source) scrapeHTTP(ctx context.Context, r *result, values []string) *fa
 	case "", "identity":
 	case "gzip":
 		if body, err = gzip.NewReader(resp.Body); err != nil {
-			return fail("encoding", "the body is not gzip as its header says: %w", err)
+			return readFailure(err)
 		}
 	default:
 		return fail("encoding", "the body has a Content-Encoding that was not asked for")
@@ -841,23 +874,31 @@ func (s *source) readBody(ctx context.Context, r *result, src io.Reader) *failur
 	in := &body{ctx: ctx, src: src, limit: s.maxBytes - r.bytes}
 	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
 	for _, e := range r.bodies {
-		budget -= int64(len(e.buf))
+		budget -= int64(e.held())
 	}
 	e, err := read(in, &s.added, nil, int(budget))
 	r.bytes += in.n
-	var fault *syntaxError
 	switch {
 	case err == nil:
 		r.bodies = append(r.bodies, e)
 		return nil
+	case ctx.Err() != nil:
+		return fail("timeout", "not read within %v, see --timeout", s.timeout)
+	}
+	return readFailure(err)
+}
+
+// readFailure says why a body could not be taken.
+func readFailure(err error) *failure {
+	var fault *syntaxError
+	var corrupt flate.CorruptInputError
+	switch {
 	case errors.Is(err, errTooLarge):
 		return &failure{reason: "too_large", err: err}
 	case errors.As(err, &fault):
 		return &failure{reason: "parse", err: err}
-	case ctx.Err() != nil:
-		return fail("timeout", "not read within %v, see --timeout", s.timeout)
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader):
-		return fail("encoding", "the gzip of the body is damaged")
+	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
+		return fail("encoding", "the body is not whole gzip, as its header says: %w", err)
 	}
 	return fail("read", "failed to read the body to its end: %w", err)
 }
@@ -865,11 +906,8 @@ func (s *source) readBody(ctx context.Context, r *result, src io.Reader) *failur
 // status is what a source's fetches came to, for the metrics, the log and the
 // page at /.
 type status struct {
-	mu          sync.Mutex
-	fetches     uint64
-	failures    map[string]uint64 // by reason
-	lastSuccess time.Time
-	last        *result // of the last fetch with default arguments, without its bodies
+	mu sync.Mutex // guards all below
+	counts
 
 	told     string    // the state that the log knows: "", "up" or a reason
 	toldTime time.Time // when it was told
@@ -882,47 +920,63 @@ var reasons = map[string][]string{
 	"exec": {"busy", "exit", "internal", "parse", "start", "timeout", "too_large"},
 }
 
-// note keeps what a fetch came to, and logs it when the state of the source has
-// changed, at most once a minute.
-func (p *program) note(s *source, standard bool, r *result) {
-	state, err, detail := "up", "", ""
+// count counts a fetch. It returns what logs it: a change of the state, at most
+// once a minute, for all to see.
+func (p *program) count(s *source, standard bool, r *result) (tell func()) {
+	state := "up"
 	if r.failure != nil {
-		state, err, detail = r.failure.reason, r.failure.err.Error(), r.failure.detail
+		state = r.failure.reason
 	}
 	st := &s.status
 	st.mu.Lock()
+	defer st.mu.Unlock()
 	st.fetches++
 	if r.failure != nil {
 		st.fail(state)
 	} else {
 		st.lastSuccess = r.end
 	}
-	if standard {
-		st.last = &result{failure: r.failure, bytes: r.bytes, start: r.start, end: r.end}
-	}
-	tell := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
-	if tell {
+	changed := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
+	if changed {
 		st.told, st.toldTime = state, time.Now()
 	}
-	st.mu.Unlock()
+	return func() { p.tell(s, r.failure, changed) }
+}
 
-	level, what := slog.LevelDebug, "fetched"
+// tell logs what a fetch came to.
+func (p *program) tell(s *source, f *failure, changed bool) {
+	level, what, attrs := slog.LevelDebug, "fetched", []any{"source", s.name}
 	switch {
-	case tell && r.failure != nil:
-		level, what = slog.LevelWarn, "source is down"
-	case tell:
+	case f == nil && changed:
 		level, what = slog.LevelInfo, "source is up"
-	case r.failure != nil:
+	case f != nil && changed:
+		level, what = slog.LevelWarn, "source is down"
+	case f != nil:
 		what = "fetch failed"
 	}
-	attrs := []any{"source", s.name}
-	if r.failure != nil {
-		attrs = append(attrs, "reason", state, "err", err)
-	}
-	if detail != "" {
-		attrs = append(attrs, "stderr", detail)
+	if f != nil {
+		attrs = append(attrs, "reason", f.reason, "err", f.err)
+		if f.detail != "" {
+			attrs = append(attrs, "stderr", f.detail)
+		}
 	}
 	p.log.Log(context.Background(), level, what, attrs...)
+}
+
+// counts is a part of a status.
+type counts struct {
+	fetches     uint64
+	failures    map[string]uint64 // by reason
+	lastSuccess time.Time
+}
+
+// copy returns what was counted.
+func (st *status) copy() counts {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	c := st.counts
+	c.failures = maps.Clone(c.failures)
+	return c
 }
 
 // fail counts a failure. The caller holds mu.
@@ -963,7 +1017,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	for _, s := range c.sources {
 		s.life = life
 		s.pinned = s.interval > 0
-		s.done = func(standard bool, r *result) { p.note(s, standard, r) }
+		s.count = func(standard bool, r *result) func() { return p.count(s, standard, r) }
 		for _, path := range s.paths {
 			p.endpoints[path] = append(p.endpoints[path], s)
 		}
@@ -1000,10 +1054,15 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	}
 	sources := p.endpoints[path]
 	shares, err := p.ask(sources, nil)
+	if len(sources) == 0 {
+		err = errors.New("no source is served there, and there are several other endpoints")
+	}
 	if err != nil {
 		p.log.Error("nothing to print", "path", path, "err", err)
 		return 1
 	}
+	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
+	defer cancel()
 	results := p.await(ctx, shares)
 	pg := p.render(sources, results)
 	code := 0
@@ -1062,14 +1121,13 @@ func (p *program) serve(ctx context.Context) int {
 	return code
 }
 
-// repeat fetches a source at its interval. It keeps a ticket, so that the result
-// of a fetch stays until there is another, and skips a beat when a fetch is slow.
+// repeat fetches a source at its interval. Its waterfall is pinned: the result of
+// a fetch stays until there is another. A slow fetch skips beats.
 func (p *program) repeat(ctx context.Context, s *source) {
 	beat := time.NewTicker(s.interval)
 	defer beat.Stop()
 	for ctx.Err() == nil {
-		_, values, standard, _ := s.arguments(nil)
-		t, _ := s.join("", values, standard, true)
+		t := s.join(arguments{standard: true}, true)
 		s.wait(ctx, t)
 		s.leave(t, false)
 		select {
@@ -1120,6 +1178,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
 	defer cancel()
 	results := p.await(ctx, shares)
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if r.Context().Err() != nil {
 		return // the client has left
 	}
@@ -1181,7 +1240,9 @@ func (p *program) patience(sources []*source, header string) time.Duration {
 		return 2 * longest
 	}
 	d := time.Duration(seconds * float64(time.Second))
-	p.tellOnce(longest > d, "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
+	if longest > d {
+		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
+	}
 	return d - margin(d)
 }
 
@@ -1193,16 +1254,16 @@ type share struct {
 
 // ask asks all sources at once, with the arguments that a query has for each.
 func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
-	shares := make([]share, len(sources))
+	chosen := make([]arguments, len(sources))
 	for i, s := range sources {
-		if _, _, _, err := s.arguments(query); err != nil {
+		var err error
+		if chosen[i], err = s.arguments(query); err != nil {
 			return nil, err
 		}
-		shares[i].source = s
 	}
+	shares := make([]share, len(sources))
 	for i, s := range sources {
-		id, values, standard, _ := s.arguments(query)
-		shares[i].ticket, _ = s.join(id, values, standard, false)
+		shares[i] = share{s, s.join(chosen[i], false)}
 	}
 	return shares, nil
 }
@@ -1218,38 +1279,37 @@ func (p *program) await(ctx context.Context, shares []share) []*result {
 	late := ctx.Err() == context.DeadlineExceeded
 	results := make([]*result, len(shares))
 	for i, sh := range shares {
-		results[i] = crowded
+		results[i] = refused
 		if sh.ticket != nil {
 			results[i] = sh.source.take(sh.ticket)
 			sh.source.leave(sh.ticket, late)
 		}
-		if results[i] == crowded {
+		if results[i] == refused || results[i] == crowded && late {
 			sh.source.busy()
 		}
 	}
 	return results
 }
 
-// arguments returns what a query has for the source: the key of the fetch, its
-// values, and whether they are the defaults.
-func (s *source) arguments(query url.Values) (id string, values []string, standard bool, err error) {
-	standard = true
+// arguments returns what a query has for the source. An error names a parameter.
+func (s *source) arguments(query url.Values) (a arguments, err error) {
+	a.standard = true
 	switch {
 	case s.command != nil:
-		if values, standard, err = s.command.values(query); len(values) > 0 {
-			id = fmt.Sprintf("%q", values)
+		if a.values, a.standard, err = s.command.values(query); len(a.values) > 0 {
+			a.id = fmt.Sprintf("%q", a.values)
 		}
 	case s.exporter != nil && s.exporter.params != nil:
 		handed := url.Values{}
 		for name, given := range query {
-			if name != "exporter_name" && (s.exporter.params[0] == "*" || slices.Contains(s.exporter.params, name)) {
+			if name != "exporter_name" && (slices.Contains(s.exporter.params, "*") || slices.Contains(s.exporter.params, name)) {
 				handed[name] = given
 			}
 		}
-		id = handed.Encode()
-		values, standard = []string{id}, id == ""
+		a.id = handed.Encode()
+		a.values, a.standard = []string{a.id}, a.id == ""
 	}
-	return id, values, standard, err
+	return a, err
 }
 
 // pages shares the page of scrapes that would render the same.
@@ -1354,18 +1414,26 @@ type pacer struct {
 	w       io.Writer
 	control *http.ResponseController
 	page    context.Context
+	left    int // bytes to write before there are 10 s more
 }
 
 func (o *pacer) Write(b []byte) (n int, err error) {
-	for n < len(b) && err == nil {
-		o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-		if err = o.page.Err(); err == nil {
-			var m int
-			m, err = o.w.Write(b[n:min(len(b), n+256<<10)])
-			n += m
+	for n < len(b) {
+		if o.left == 0 {
+			o.left = 256 << 10
+			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		}
+		if err := o.page.Err(); err != nil {
+			return n, err
+		}
+		m, err := o.w.Write(b[n:min(len(b), n+o.left)])
+		n += m
+		o.left -= m
+		if err != nil {
+			return n, err
 		}
 	}
-	return n, err
+	return n, nil
 }
 
 // acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3).
@@ -1405,25 +1473,24 @@ func (p *program) render(sources []*source, results []*result) *page {
 		}
 		conflicts, duplicates = len(pg.conflicts), pg.duplicates
 		for _, name := range pg.conflicts {
-			p.tellOnce(true, "the types of a metric family are in conflict: served untyped", "family", name)
+			p.tellOnce(name, "the types of a metric family are in conflict: served untyped", "family", name)
 		}
 		for _, name := range pg.repeating {
-			p.tellOnce(true, "sources without a telling label have the same series: the first is served", "family", name)
+			p.tellOnce(name, "sources without a telling label have the same series: the first is served", "family", name)
 		}
 	}
 }
 
-// tellOnce logs what is worth a warning, but not twice.
-func (p *program) tellOnce(so bool, what string, attrs ...any) {
-	if !so {
-		return
-	}
-	key := what + fmt.Sprint(attrs...)
+// tellOnce logs what is worth a warning once for each subject, of which it keeps
+// a thousand in mind.
+func (p *program) tellOnce(subject, what string, attrs ...any) {
 	p.toldMu.Lock()
-	told := p.told[key] || len(p.told) == 1000
-	p.told[key] = true
+	known := p.told[what+subject] || len(p.told) == 1000
+	if !known {
+		p.told[what+subject] = true
+	}
 	p.toldMu.Unlock()
-	if !told {
+	if !known {
 		p.log.Warn(what, attrs...)
 	}
 }
@@ -1476,22 +1543,18 @@ func (p *program) appendStatus(dst []byte, sources []*source, results []*result,
 		return float64(r.bytes), true
 	})
 	each("source_last_success_timestamp_seconds", "gauge", "When the last fetch succeeded.", func(s *source, _ *result) (float64, bool) {
-		s.status.mu.Lock()
-		defer s.status.mu.Unlock()
-		return unixSeconds(s.status.lastSuccess), !s.status.lastSuccess.IsZero()
+		st := s.status.copy()
+		return unixSeconds(st.lastSuccess), !st.lastSuccess.IsZero()
 	})
 	each("source_fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(s *source, _ *result) (float64, bool) {
-		s.status.mu.Lock()
-		defer s.status.mu.Unlock()
-		return float64(s.status.fetches), true
+		return float64(s.status.copy().fetches), true
 	})
 	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
 	for _, s := range sources {
-		s.status.mu.Lock()
+		st := s.status.copy()
 		for _, reason := range reasons[s.kind] {
-			m.sample(float64(s.status.failures[reason]), "exporter_name", s.name, "reason", reason)
+			m.sample(float64(st.failures[reason]), "exporter_name", s.name, "reason", reason)
 		}
-		s.status.mu.Unlock()
 	}
 	m.begin(ownName+"_file_mtime_seconds", "gauge", "When the file was last modified.")
 	for i, s := range sources {
@@ -1559,7 +1622,7 @@ func (p *program) index(w http.ResponseWriter) {
 	var b strings.Builder
 	b.WriteString("<!doctype html><title>reverse_exporter</title><h1>reverse_exporter</h1><ul>")
 	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
-		fmt.Fprintf(&b, "<li><a href=%q>%s</a>", path[1:], html.EscapeString(path))
+		fmt.Fprintf(&b, `<li><a href="%s">/%[1]s</a>`, html.EscapeString(path[1:]))
 	}
 	w.Header().Set("Content-Type", "text/html; charset=utf-8")
 	io.WriteString(w, b.String()+"</ul>\n")

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -216,6 +218,18 @@ func TestParserWindow(t *testing.T) {
 		halves, err := parseAll(iotest.DataErrReader(iotest.HalfReader(strings.NewReader(text))))
 		if err != nil || halves != whole {
 			t.Errorf("%s: other lines when read in halves (%v)", name, err)
+		}
+	}
+}
+
+// TestParserReadError ends at a read error, also inside of a label value that is
+// longer than the window.
+func TestParserReadError(t *testing.T) {
+	broken := errors.New("broken")
+	for _, text := range []string{"", "a 1\n", `a{b="`, `a{b="` + strings.Repeat("x\n", windowSize), strings.Repeat("a 1\n", windowSize)} {
+		_, err := parseAll(io.MultiReader(strings.NewReader(text), iotest.ErrReader(broken)))
+		if err != broken {
+			t.Errorf("%.20q: %v, want the error of the reader", text, err)
 		}
 	}
 }
@@ -768,6 +782,18 @@ func TestEndpoints(t *testing.T) {
 	}
 }
 
+// TestLateAnswer writes an answer that took longer than a server lets one take to
+// write, also when it has no page.
+func TestLateAnswer(t *testing.T) {
+	script := writeFile(t, t.TempDir(), "script", "#!/bin/sh\nsleep 0.3\nexit 1\n")
+	p, _ := newTestProgram(t, "--exec", "x="+script, "--require", "x")
+	server := httptest.NewUnstartedServer(p)
+	server.Config.WriteTimeout = 50 * time.Millisecond
+	server.Start()
+	defer server.Close()
+	wantContains(t, httpGet(t, server.URL+"/metrics"), "down: x")
+}
+
 // TestConflictsAreCounted wants the counts of a page on the page itself.
 func TestConflictsAreCounted(t *testing.T) {
 	const dir = "testdata/cases/"
@@ -801,11 +827,11 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	s := &stand{release: map[string]chan int{}}
 	life, end := context.WithCancel(context.Background())
 	t.Cleanup(end)
-	s.waterfall = waterfall{serial: serial, places: 17, life: life, timeout: time.Hour}
+	s.waterfall = waterfall{serial: serial, places: 16, life: life, timeout: time.Hour}
 	if !serial {
 		s.places = 128
 	}
-	s.done = func(standard bool, r *result) {
+	s.count = func(standard bool, r *result) func() {
 		reason := "ok"
 		if r.failure != nil {
 			reason = r.failure.reason
@@ -813,6 +839,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.counted = append(s.counted, reason)
+		return func() {}
 	}
 	s.fetch = func(ctx context.Context, values []string) *result {
 		start := time.Now()
@@ -857,9 +884,9 @@ const (
 // enter joins a key; only the key "" is the standard one.
 func (s *stand) enter(t *testing.T, id string) *ticket {
 	t.Helper()
-	tk, f := s.join(id, []string{id}, id == "", false)
-	if f != nil {
-		t.Fatalf("key %q: %v", id, f.err)
+	tk := s.join(arguments{id, []string{id}, id == ""}, false)
+	if tk == nil {
+		t.Fatalf("key %q is refused", id)
 	}
 	return tk
 }
@@ -966,8 +993,8 @@ func TestLine(t *testing.T) {
 		for i := range 17 {
 			tickets = append(tickets, s.enter(t, strconv.Itoa(i)))
 		}
-		if _, f := s.join("17", []string{"17"}, false, false); f == nil || f.reason != "busy" {
-			t.Errorf("an 18th key: %v, want busy", f)
+		if s.join(arguments{id: "17"}, false) != nil {
+			t.Error("there is a place for a 17th key in line")
 		}
 		standard := s.enter(t, "")
 		if s.take(standard) != crowded {
@@ -1003,8 +1030,8 @@ func TestSideBySide(t *testing.T) {
 		for i := range 128 {
 			tickets = append(tickets, s.enter(t, strconv.Itoa(i)), s.enter(t, strconv.Itoa(i)))
 		}
-		if _, f := s.join("128", nil, false, false); f == nil || f.reason != "busy" {
-			t.Errorf("a 129th key: %v, want busy", f)
+		if s.join(arguments{id: "128"}, false) != nil {
+			t.Error("there is a place for a 129th key")
 		}
 		tickets = append(tickets, s.enter(t, ""))
 		synctest.Wait()
@@ -1061,11 +1088,71 @@ func TestKeptResultsMakeRoom(t *testing.T) {
 			s.leave(tk, false)
 			time.Sleep(time.Second)
 		}
-		if n := len(s.keys); n != 17 || s.keys["39"] == nil || s.keys["22"] != nil {
+		if n := len(s.keys); n != 16 || s.keys["39"] == nil || s.keys["23"] != nil {
 			t.Errorf("%d results are kept", n)
 		}
 		time.Sleep(2 * time.Hour)
 		s.empty(t)
+	})
+}
+
+// TestEvictedResultsAreFree drops what a key kept when it has to go.
+func TestEvictedResultsAreFree(t *testing.T) {
+	s := newStand(t, true, true)
+	s.maxAge = time.Hour
+	s.places = 2
+	s.fetch = func(context.Context, []string) *result {
+		return &result{bodies: []*exposition{{buf: make([]byte, 1<<20)}}, start: time.Now(), end: time.Now()}
+	}
+	for i := range 200 {
+		tk := s.enter(t, strconv.Itoa(i))
+		s.wait(context.Background(), tk)
+		s.leave(tk, false)
+	}
+	runtime.GC()
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	if mem.HeapAlloc > 60<<20 {
+		t.Errorf("%d MB are held for 2 keys of 1 MB", mem.HeapAlloc>>20)
+	}
+}
+
+// TestTellOnce logs a subject once, and keeps a thousand in mind.
+func TestTellOnce(t *testing.T) {
+	p, log := newTestProgram(t, "--file", "x=y")
+	for i := range 5000 {
+		p.tellOnce(strconv.Itoa(i/2), "told")
+	}
+	if n := strings.Count(log.String(), "told"); n != 1000 || len(p.told) != 1000 {
+		t.Errorf("%d lines, %d kept, want 1000", n, len(p.told))
+	}
+}
+
+// TestBusy counts scrapes that spent their time in line, but not those that left.
+func TestBusy(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--exec", "x=true {a=b}")
+		s := p.sources[0]
+		release := make(chan struct{})
+		s.fetch = func(context.Context, []string) *result { <-release; return &result{} }
+		running := s.join(arguments{standard: true}, false)
+		for _, left := range []bool{true, false} {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			if left {
+				cancel()
+			}
+			shares, _ := p.ask(p.sources, url.Values{"a": {"c"}})
+			if r := p.await(ctx, shares); r[0] != crowded {
+				t.Errorf("got %v", r[0].failure)
+			}
+			cancel()
+		}
+		if n := s.status.copy().failures["busy"]; n != 1 {
+			t.Errorf("counted %d times as busy, want once", n)
+		}
+		close(release)
+		s.leave(running, false)
+		synctest.Wait()
 	})
 }
 
@@ -1184,9 +1271,13 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 					n++
 				}
 			}
-			tk, f := s.join(id, []string{id}, id == "", false)
-			if full := id != "" && !known && n >= s.places; full != (f != nil) {
-				t.Fatalf("key %q with %d others: %v", id, n, f)
+			places := s.places
+			if running := lanes["all"]; len(running) > 0 && running[0].id != "" {
+				places++
+			}
+			tk := s.join(arguments{id, []string{id}, id == ""}, false)
+			if full := id != "" && !known && n >= places; full != (tk == nil) {
+				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk == nil)
 			}
 			if tk == nil {
 				continue
@@ -1304,7 +1395,7 @@ func TestInterval(t *testing.T) {
 		go p.repeat(ctx, s)
 		synctest.Wait()
 		last := func() *result {
-			tk, _ := s.join("", nil, true, false)
+			tk := s.join(arguments{standard: true}, false)
 			defer s.leave(tk, false)
 			s.wait(context.Background(), tk)
 			return s.take(tk)
@@ -1363,6 +1454,11 @@ func TestPlaceholders(t *testing.T) {
 		return q
 	}
 	const line = `cmd {disk=sda|sdb|-x} --mode={mode=fast} {{lit}} '{host}' {mode}`
+	if cmd, err := parseCommand("cmd {a}{b}"); err != nil {
+		t.Error(err)
+	} else if values, _, err := cmd.values(query("a", "", "b", "-rf")); err == nil {
+		t.Errorf("{a}{b} became %q", cmd.args(values))
+	}
 	for _, c := range []struct {
 		query    map[string][]string
 		want     []string // words behind the command, nil for a refusal
@@ -1428,7 +1524,7 @@ func runScript(t *testing.T, script string, args ...string) (*source, *result, *
 	path := writeFile(t, t.TempDir(), "script", "#!/bin/sh\n"+script)
 	p, log := newTestProgram(t, append([]string{"--exec", "x=" + path}, args...)...)
 	s := p.sources[0]
-	share, _ := s.join("", nil, true, false)
+	share := s.join(arguments{standard: true}, false)
 	defer s.leave(share, false)
 	s.wait(context.Background(), share)
 	return s, s.take(share), log
@@ -1929,6 +2025,10 @@ func TestOnce(t *testing.T) {
 	wantContains(t, string(out), `nginx_connections_accepted{exporter_name="nginx"} 10`, `certs_days_left{exporter_name="certs",name="web"} 41`)
 	checkShape(t, string(out))
 
+	_, err = programCommand("--once", "--file", "x=/nowhere", "--path", "/a", "--path", "/b").Output()
+	if exitCode(err) != 1 {
+		t.Errorf("with two endpoints to choose from: %v, want exit status 1", err)
+	}
 	out, err = programCommand("--once", "--file", "x=/nowhere", "--path", "/other").Output()
 	if exitCode(err) != 1 {
 		t.Errorf("with a source down: %v, want exit status 1", err)
@@ -2201,4 +2301,73 @@ func BenchmarkMerge(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkWaterfall joins a run under way with so many waiters, each in a
+// goroutine of its own as a scrape is, and lets them all leave by their contexts.
+// An op is one waiter: its join, its wait and its departure; B/op is what it
+// costs in memory while it waits, goroutine included.
+func BenchmarkWaterfall(b *testing.B) {
+	for _, waiters := range []int{1, 100, 10000} {
+		b.Run(strconv.Itoa(waiters), func(b *testing.B) {
+			release := make(chan struct{})
+			w := &waterfall{serial: true, life: context.Background(), timeout: time.Hour, count: func(bool, *result) func() { return nil }}
+			w.fetch = func(context.Context, []string) *result { <-release; return &result{} }
+			defer close(release)
+			stay := w.join(arguments{standard: true}, false) // keeps the run under way
+			defer w.leave(stay, false)
+			b.ReportAllocs()
+			b.ResetTimer()
+			for n := 0; n < b.N; n += waiters {
+				ctx, leave := context.WithCancel(context.Background())
+				var joined, left sync.WaitGroup
+				for range waiters {
+					joined.Add(1)
+					left.Go(func() {
+						t := w.join(arguments{standard: true}, false)
+						joined.Done()
+						w.wait(ctx, t)
+						w.leave(t, false)
+					})
+				}
+				joined.Wait()
+				leave()
+				left.Wait()
+			}
+		})
+	}
+}
+
+// BenchmarkFloodMemory is what a scrape that waits costs: its request, its
+// goroutine and its tickets, but no part of a result. It reports bytes a scrape.
+func BenchmarkFloodMemory(b *testing.B) {
+	const scrapes = 1000
+	p, _ := newTestProgram(b, "--exec", "x=true")
+	release := make(chan struct{})
+	p.sources[0].fetch = func(context.Context, []string) *result { <-release; return &result{} }
+	memory := func() uint64 {
+		runtime.GC()
+		var mem runtime.MemStats
+		runtime.ReadMemStats(&mem)
+		return mem.HeapInuse + mem.StackInuse
+	}
+	for b.Loop() {
+		before := memory()
+		ctx, leave := context.WithCancel(context.Background())
+		var left sync.WaitGroup
+		var joined sync.WaitGroup
+		for range scrapes {
+			joined.Add(1)
+			left.Go(func() {
+				shares, _ := p.ask(p.sources, nil)
+				joined.Done()
+				p.await(ctx, shares)
+			})
+		}
+		joined.Wait()
+		b.ReportMetric(float64(memory()-before)/scrapes, "B/scrape")
+		leave()
+		left.Wait()
+	}
+	close(release)
 }

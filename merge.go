@@ -92,15 +92,14 @@ func read(src io.Reader, added *addedLabels, buf []byte, limit int) (*exposition
 		case typeLine:
 			r.typ()
 		}
-		if len(r.e.buf)+len(r.e.families)*familySize > limit {
+		if r.e.held() > limit {
 			return nil, errTooLarge
 		}
 	}
 	if r.p.err != nil {
 		return nil, r.p.err
 	}
-	r.e.regroup()
-	return r.e, nil
+	return r.e, r.e.regroup(limit)
 }
 
 // sample appends a sample, with the labels that are added to it, to its family.
@@ -273,11 +272,15 @@ func (r *reader) begin() *family {
 }
 
 // regroup brings the families into order. Where a body scattered a family over
-// several places, or typed it behind its samples, it lays the buffer anew.
-func (e *exposition) regroup() {
+// several places, or typed it behind its samples, it lays the buffer anew, if
+// twice the buffer is within limit.
+func (e *exposition) regroup(limit int) error {
 	e.sort()
 	if e.grouped() {
-		return
+		return nil
+	}
+	if 2*e.held() > limit {
+		return errTooLarge
 	}
 	for i, f := range e.families {
 		name := e.text(f.name)
@@ -297,7 +300,11 @@ func (e *exposition) regroup() {
 		rest = rest[n:]
 	}
 	e.buf, e.families = whole.buf, whole.families
+	return nil
 }
+
+// held is the memory that the exposition takes, in bytes.
+func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
 
 // sort sorts the families by name, and those of one name as they came.
 func (e *exposition) sort() {
@@ -636,22 +643,19 @@ func (pg *page) addDistinct(g group) {
 	var key []byte
 	for _, part := range g {
 		lines := part.text(part.lines)
-		p := parser{src: bytes.NewReader(lines)}
-		kept, at := 0, 0
+		p := parser{buf: lines, end: len(lines), eof: true}
+		kept := 0
 		for p.next() {
 			key = p.appendSeries(key[:0])
 			sum := [2]uint64{maphash.Bytes(seeds[0], key), maphash.Bytes(seeds[1], key)}
 			rank, there := ranks[sum]
 			if !there {
 				ranks[sum] = part.rank
-			}
-			end := at + p.pos - p.start
-			if there && rank != part.rank {
-				pg.addLines(lines[kept:at])
+			} else if rank != part.rank {
+				pg.addLines(lines[kept:p.start])
 				pg.duplicates++
-				kept = end
+				kept = p.pos
 			}
-			at = end
 		}
 		pg.addLines(lines[kept:])
 	}

@@ -123,8 +123,10 @@ func (p *parser) next() bool {
 		said = p.scan()
 		if p.short { // again, with more of the line in the window
 			p.pos, p.extra, p.short, said = p.start, 0, false, false
-			p.fill(p.end - p.start)
 			p.line--
+			if !p.fill(p.end - p.start) {
+				return false
+			}
 			continue
 		}
 		p.line += p.extra
