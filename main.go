@@ -196,6 +196,7 @@ type flags struct {
 	set    *flag.FlagSet
 	given  map[string][]string // values by flag
 	byName map[string]*source
+	number int // of sources given, good or bad
 	faults []string
 }
 
@@ -264,10 +265,11 @@ func (f *flags) readArgs(args []string) {
 
 // addSource adds the source of an --http, --file or --exec flag.
 func (f *flags) addSource(kind, value string) {
+	f.number++
 	name, what, ok := strings.Cut(value, "=")
 	if !ok || !isSourceName(name) {
 		f.fault("--%s, source %d: NAME=%s is needed, with a NAME of letters, digits, _ . and - that begins with a letter or digit",
-			kind, len(f.byName)+1, map[string]string{"http": "URL", "file": "PATTERN", "exec": "COMMAND"}[kind])
+			kind, f.number, map[string]string{"http": "URL", "file": "PATTERN", "exec": "COMMAND"}[kind])
 		return
 	}
 	if name == ownName {
@@ -348,6 +350,9 @@ func (f *flags) each(option string, named bool, set func(s *source, value string
 			f.fault("--%s %s: given twice, with different values", option, shown)
 		}
 		first[v.name] = v.value
+		if len(f.sources) == 0 {
+			v.sources = []*source{{}} // to find what is wrong with the value all the same
+		}
 		for _, s := range v.sources {
 			if err := set(s, v.value); err != nil {
 				f.fault("--%s %s: %v", option, shown, err)
@@ -565,7 +570,10 @@ func (f *flags) setServer() {
 	if len(f.listen) == 0 {
 		f.listen = []string{":9998"}
 	}
-	for _, addr := range f.listen {
+	for i, addr := range f.listen {
+		if slices.Contains(f.listen[:i], addr) {
+			f.fault("--web.listen-address %s: given twice", addr)
+		}
 		if _, _, err := splitListen(addr); err != nil {
 			f.fault("--web.listen-address %s: %v", addr, err)
 		}
@@ -592,7 +600,7 @@ func splitListen(addr string) (network, address string, err error) {
 		return "unix", path, err
 	}
 	_, port, err := net.SplitHostPort(addr)
-	if _, perr := strconv.ParseUint(port, 10, 16); err != nil || perr != nil {
+	if err != nil || !isPort(port, false) {
 		err = errors.New("an address is needed, as :9998, 127.0.0.1:9998 or unix:/run/re.sock")
 	}
 	return "tcp", addr, err
@@ -720,13 +728,19 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	switch {
 	case err != nil:
 		return nil, "", errors.New("this is no URL")
-	case u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || isSocket && socket == "":
+	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || !isPort(u.Port(), true) || isSocket && socket == "":
 		return nil, "", errors.New("a URL is needed, as http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
 	case u.Path == "":
 		u.Path = "/metrics"
 	}
 	u.Fragment = ""
 	return u, socket, nil
+}
+
+// isPort reports whether text is a port, or is empty if it may be.
+func isPort(text string, mayBeEmpty bool) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil || text == "" && mayBeEmpty
 }
 
 // newClient returns a client for one exporter, which may be at a Unix socket. It
@@ -751,8 +765,11 @@ func newClient(socket string) http.Client {
 	}
 }
 
-// errRedirect is the failure of an exporter that sends its scraper elsewhere.
-var errRedirect = errors.New("a redirect to another scheme, host or port")
+// Failures of exporters that send their scraper elsewhere, or in circles.
+var (
+	errRedirect  = errors.New("a redirect to another scheme, host or port")
+	errRedirects = errors.New("more than 10 redirects")
+)
 
 // stayThere follows redirects within one scheme, host and port.
 func stayThere(req *http.Request, via []*http.Request) error {
@@ -760,7 +777,7 @@ func stayThere(req *http.Request, via []*http.Request) error {
 		return errRedirect
 	}
 	if len(via) >= 10 {
-		return errors.New("more than 10 redirects")
+		return errRedirects
 	}
 	return nil
 }
@@ -798,10 +815,13 @@ func (s *source) scrapeHTTP(ctx context.Context, r *result, values []string) *fa
 		return f
 	}
 	var body io.Reader = resp.Body
+	if resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 {
+		body = &untilClose{src: body}
+	}
 	switch encoding := strings.ToLower(resp.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
 	case "gzip":
-		if body, err = gzip.NewReader(resp.Body); err != nil {
+		if body, err = gzip.NewReader(resp.Body); err != nil { // which has an end of its own
 			return readFailure(err)
 		}
 	default:
@@ -836,7 +856,7 @@ func httpFailure(err error) *failure {
 	var record tls.RecordHeaderError
 	var alert tls.AlertError
 	switch {
-	case errors.Is(err, errRedirect):
+	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
 		return &failure{reason: "status", err: err}
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return fail("tls", "the exporter does not speak TLS")
@@ -848,6 +868,24 @@ func httpFailure(err error) *failure {
 		return fail("read", "failed to read the answer: %w", err)
 	}
 	return fail("read", "the answer is no valid HTTP, or its headers are too long")
+}
+
+// untilClose reads a body that nothing but the end of the connection ends: only
+// its last newline tells that it was not cut short.
+type untilClose struct {
+	src  io.Reader
+	last byte
+}
+
+func (u *untilClose) Read(p []byte) (int, error) {
+	n, err := u.src.Read(p)
+	if n > 0 {
+		u.last = p[n-1]
+	}
+	if err == io.EOF && u.last != '\n' && u.last != 0 {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
 }
 
 // body reads what a source delivers: it counts, and ends at its limit or when
@@ -1033,7 +1071,10 @@ func (p *program) check(stdout io.Writer) int {
 		if s.command != nil {
 			_, err = exec.LookPath(s.origin)
 		} else if s.kind == "file" && !hasMeta(s.pattern) {
-			_, err = os.Stat(s.pattern)
+			var info os.FileInfo
+			if info, err = os.Stat(s.pattern); err == nil && !info.Mode().IsRegular() {
+				err = fmt.Errorf("%s is no regular file", s.pattern)
+			}
 		}
 		if err != nil {
 			fmt.Fprintf(stdout, "--%s %s: %v\n", s.kind, s.name, err)
@@ -1041,7 +1082,7 @@ func (p *program) check(stdout io.Writer) int {
 		}
 	}
 	if code == 0 {
-		fmt.Fprintf(stdout, "%d sources are fine\n", len(p.sources))
+		fmt.Fprintln(stdout, "all is fine")
 	}
 	return code
 }
@@ -1180,7 +1221,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	results := p.await(ctx, shares)
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if r.Context().Err() != nil {
-		return // the client has left
+		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
 	if down := required(sources, results); len(down) > 0 {
 		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)

@@ -503,6 +503,8 @@ func TestHTTPFailures(t *testing.T) {
 		{"gzip unasked", ok + "Content-Encoding: gzip\r\n\r\n" + zipped(body), ""},
 		{"empty", ok + "Content-Length: 0\r\n\r\n", ""},
 		{"chunked", ok + "Transfer-Encoding: chunked\r\n\r\n8\r\n" + body + "\r\n0\r\n\r\n", ""},
+		{"until close, cut", ok + "\r\na 1\nb 12", "read"}, // of 123, for all one knows
+		{"length, no newline", ok + "Content-Length: 7\r\n\r\na 1\nb 2", ""},
 		{"status", "HTTP/1.1 503 Busy\r\nContent-Length: 8\r\n\r\n" + body, "status"},
 		{"html", "HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<html>", "content_type"},
 		{"protobuf", "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.google.protobuf\r\n\r\n" + body, "content_type"},
@@ -517,6 +519,7 @@ func TestHTTPFailures(t *testing.T) {
 		{"other encoding", ok + "Content-Encoding: br\r\n\r\n" + body, "encoding"},
 		{"too large", ok + "\r\n" + strings.Repeat(body, 1<<13), "too_large"},
 		{"gzip bomb", ok + "Content-Encoding: gzip\r\n\r\n" + bomb, "too_large"},
+		{"redirect in circles", "HTTP/1.1 302 Found\r\nLocation: /metrics\r\n\r\n", "status"},
 		{"redirect elsewhere", "HTTP/1.1 302 Found\r\nLocation: " + elsewhere + "\r\n\r\n", "status"},
 		{"endless header", "HTTP/1.1 200 OK\r\nX: " + strings.Repeat("x", 1<<20) + "\r\n\r\n", "read"},
 		{"refused", "", "connect"},
@@ -779,6 +782,25 @@ func TestEndpoints(t *testing.T) {
 		if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
 			t.Errorf("%s: %d", method, w.Code)
 		}
+	}
+}
+
+// TestHalfClosed answers nothing rather than an empty page to a client that looks
+// as if it had left.
+func TestHalfClosed(t *testing.T) {
+	script := writeFile(t, t.TempDir(), "script", "#!/bin/sh\nsleep 0.2\necho a 1\n")
+	p, _ := newTestProgram(t, "--exec", "x="+script)
+	server := httptest.NewServer(p)
+	defer server.Close()
+	conn, err := net.Dial("tcp", server.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+	conn.(*net.TCPConn).CloseWrite()
+	if answer, _ := io.ReadAll(conn); len(answer) > 0 && !strings.Contains(string(answer), "source_up") {
+		t.Errorf("got %q", answer)
 	}
 }
 
@@ -1664,6 +1686,11 @@ func TestCancelKillsGroup(t *testing.T) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
+		defer func() {
+			if v := recover(); v != http.ErrAbortHandler {
+				t.Errorf("the scrape of a client that left ended with %v", v)
+			}
+		}()
 		p.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil).WithContext(ctx))
 	}()
 	for alive(t, marker) < 2 {
@@ -1935,7 +1962,9 @@ func TestBadFlags(t *testing.T) {
 	}{
 		{"", []string{"there is no source", "--http node=", "--file backup="}},
 		{"--http x", []string{"--http, source 1: NAME=URL"}},
-		{"--http -x=http://y --file _a=b --exec a/b=c", []string{"--http, source 1", "--file, source 1", "--exec, source 1"}},
+		{"--timeout= --max-bytes 1", []string{"--timeout : a duration", "--max-bytes 1: a whole number"}},
+		{"--http a=http://h:99999/ --http b=http://:80/", []string{"--http a: a URL", "--http b: a URL"}},
+		{"--http -x=http://y --file _a=b --exec a/b=c", []string{"--http, source 1", "--file, source 2", "--exec, source 3"}},
 		{"--http reverse_exporter=http://y", []string{"the program's own"}},
 		{src + " --file pg=/x", []string{"--file pg: another source"}},
 		{"--http a=ftp://x --http b=http:// --http c=http://unix: --http d=://", []string{"--http a: a URL", "--http b: a URL", "--http c: a URL", "--http d: this is no URL"}},
@@ -2057,7 +2086,7 @@ func TestModes(t *testing.T) {
 		{"--version", 0, "reverse_exporter dev"},
 		{"--bogus --http x", 2, "--bogus"},
 		{"", 2, "there is no source"},
-		{"--check --exec x=sh --file y=testdata/*.none", 0, "2 sources are fine"},
+		{"--check --exec x=sh --file y=testdata/*.none", 0, "all is fine"},
 		{"--check --exec x=no-such-program --file y=/nowhere", 1, "no-such-program"},
 		{"--file x=y --web.listen-address unix:/no/such/dir/sock", 1, "failed to listen"},
 	} {

@@ -605,7 +605,7 @@ func (p *parser) lineEnd(i int) int {
 		end++
 	}
 	if p.buf[end] != '\n' {
-		return p.fail(end, "unexpected text behind the value")
+		return p.fail(end, "expected the line's end, or a timestamp of digits only, behind the value")
 	}
 	if len(p.labels) >= fewLabels && p.repeatsLabel() {
 		return p.fail(p.rest, "a label name is there twice")
