@@ -2143,6 +2143,33 @@ func startIn(t *testing.T, wrapper []string, args ...string) *started {
 	return s
 }
 
+// TestEmptyRoot runs the program and a command, itself once more, in a root that
+// holds nothing else: no shell, no /dev/null, no /proc, no /tmp.
+func TestEmptyRoot(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("only root can change its root")
+	}
+	dir := t.TempDir()
+	binary, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeFile(t, dir, "program", string(binary))
+	writeFile(t, dir, "m.prom", "inside 1\n")
+	cmd := programCommand("--once", "--exec", "x=/program --once --file y=/m.prom", "--exec", "gone=/gone")
+	cmd.Path, cmd.Args[0], cmd.Dir = "/program", "/program", "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
+	out, err := cmd.Output()
+	if errors.Is(err, os.ErrNotExist) {
+		t.Skip("the test binary is not static: CGO_ENABLED=0 makes it so")
+	}
+	if exitCode(err) != 1 { // as one source is down
+		t.Errorf("%v", err)
+	}
+	wantContains(t, string(out), `inside{exporter_name="x",exported_exporter_name="y"} 1`,
+		`reverse_exporter_source_up{exporter_name="x"} 1`, `reverse_exporter_source_up{exporter_name="gone"} 0`)
+}
+
 // TestServe scrapes the program over the network and stops it.
 func TestServe(t *testing.T) {
 	s := startProgram(t, "--file", "nginx=testdata/scrapes/nginx_exporter.prom")
