@@ -620,7 +620,7 @@ func (c *command) run(ctx context.Context, values []string, timeout time.Duratio
 	var body, tail []byte
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		body, _ = io.ReadAll(io.LimitReader(patient{out}, limit+1))
+		body, _ = io.ReadAll(io.LimitReader(&patient{pipe: out}, limit+1))
 		if int64(len(body)) > limit {
 			end()
 		}
@@ -641,29 +641,36 @@ func (c *command) run(ctx context.Context, values []string, timeout time.Duratio
 	return body, f
 }
 
-// patient reads a pipe past its deadline, as long as there is something in it: so
-// a late reader misses nothing of what was written in time.
-type patient struct{ pipe *os.File }
+// patient reads a pipe past its deadline, as much as a pipe can hold: so a late
+// reader misses nothing of what was written in time.
+type patient struct {
+	pipe *os.File
+	late int // bytes read past the deadline
+}
 
-func (r patient) Read(p []byte) (n int, err error) {
-	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
+func (r *patient) Read(p []byte) (n int, err error) {
+	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) || r.late >= pipeSize {
 		return n, err
 	}
 	raw, err := r.pipe.SyscallConn()
 	if err != nil {
 		return 0, err
 	}
-	r.pipe.SetReadDeadline(time.Time{})
+	r.pipe.SetReadDeadline(time.Time{}) // or it would not be read at all
 	defer r.pipe.SetReadDeadline(time.Unix(1, 0))
-	rerr := raw.Read(func(fd uintptr) bool {
-		n, err = syscall.Read(int(fd), p)
+	raw.Read(func(fd uintptr) bool {
+		n, err = syscall.Read(int(fd), p[:min(len(p), pipeSize-r.late)])
 		return true // whatever came of it: no waiting
 	})
 	if n <= 0 {
 		return 0, io.EOF
 	}
-	return n, rerr
+	r.late += n
+	return n, nil
 }
+
+// pipeSize is how many bytes a pipe holds that nobody has read.
+const pipeSize = 64 << 10
 
 // judge says how a run failed, nil if it did not.
 func (c *command) judge(ctx context.Context, err error, tooLarge bool, timeout time.Duration) *failure {

@@ -542,8 +542,8 @@ func (f *flags) checkTogether() {
 		case s.command != nil && len(s.command.params) > 0:
 			takes = "a placeholder"
 		}
-		if s.interval > 0 && s.maxAge > 0 && slices.ContainsFunc(f.given["max-age"], func(v string) bool { return strings.HasPrefix(v, s.name+":") }) {
-			f.fault("--interval %s: not together with --max-age", s.name)
+		if s.interval > 0 && s.maxAge > 0 {
+			f.fault("--interval %s: not together with --max-age; --max-age %s:0s takes it out of a general one", s.name, s.name)
 		}
 		if s.interval > 0 && takes != "" {
 			f.fault("--interval %s: not together with %s", s.name, takes)

@@ -1713,6 +1713,37 @@ func TestLastBytes(t *testing.T) {
 	}
 }
 
+// TestPipeHeldOutside takes what was written in time although a process that left
+// the group goes on writing, and reads no more of it than a pipe holds.
+func TestPipeHeldOutside(t *testing.T) {
+	setsid, err := exec.LookPath("setsid")
+	if err != nil {
+		t.Skip("setsid is not installed")
+	}
+	marker := fmt.Sprintf("late%d", os.Getpid())
+	_, r, _ := runScript(t, "echo a 1\n"+setsid+" sh -c 'while :; do echo "+marker+" 1; sleep 0.02; done' &\nsleep 0.1\n", "--max-bytes", "1MiB")
+	defer exec.Command("pkill", "-f", marker).Run()
+	if r.failure != nil || r.samples() < 2 || r.samples() > 100 {
+		t.Errorf("%d samples, %v", r.samples(), r.failure)
+	}
+}
+
+// TestLatePipe reads what is left in a pipe whose deadline has passed.
+func TestLatePipe(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	text := strings.Repeat("x", 60<<10)
+	io.WriteString(w, text)
+	r.SetReadDeadline(time.Unix(1, 0))
+	if got, err := io.ReadAll(&patient{pipe: r}); err != nil || string(got) != text {
+		t.Errorf("read %d bytes of %d, %v", len(got), len(text), err)
+	}
+}
+
 // TestFloodOverHTTP lets 1,000 scrapers over real connections, with labels, gzip
 // and two endpoints, share one run of a script.
 func TestFloodOverHTTP(t *testing.T) {
