@@ -46,6 +46,11 @@ func (r *result) samples() int {
 	return n
 }
 
+// quoted reports whether a name in one of the bodies needs quotes.
+func (r *result) quoted() bool {
+	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.quoted })
+}
+
 // fileTime is when a file that was read had last been modified.
 type fileTime struct {
 	name  string

@@ -1105,7 +1105,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
 	defer cancel()
 	results := p.await(ctx, shares)
-	pg := p.render(sources, results)
+	pg := p.render(sources, results, false)
 	code := 0
 	for _, chunk := range pg.chunks {
 		if _, err := stdout.Write(chunk); err != nil {
@@ -1227,7 +1227,8 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
 		return
 	}
-	shared := p.pages.open(sources, results, func() *page { return p.render(sources, results) })
+	quoted := acceptsQuotes(r.Header.Values("Accept")) && slices.ContainsFunc(results, (*result).quoted)
+	shared := p.pages.open(sources, results, quoted, func() *page { return p.render(sources, results, quoted) })
 	defer p.pages.close(shared)
 	p.send(w, r, shared)
 }
@@ -1366,6 +1367,7 @@ const maxPages = 8
 type sharedPage struct {
 	sources []*source
 	results []*result
+	quoted  bool // names that need quotes have them, not underscores
 	readers int
 	ctx     context.Context // done when its readers are to be cut off
 	cut     context.CancelFunc
@@ -1377,10 +1379,10 @@ type sharedPage struct {
 
 // open returns the page of results, which render makes if nobody has it yet.
 // When too many are alive, the readers of the oldest are cut off.
-func (ps *pages) open(sources []*source, results []*result, render func() *page) *sharedPage {
+func (ps *pages) open(sources []*source, results []*result, quoted bool, render func() *page) *sharedPage {
 	ps.mu.Lock()
 	i := slices.IndexFunc(ps.alive, func(sp *sharedPage) bool {
-		return slices.Equal(sp.sources, sources) && slices.Equal(sp.results, results)
+		return sp.quoted == quoted && slices.Equal(sp.sources, sources) && slices.Equal(sp.results, results)
 	})
 	if i < 0 {
 		if len(ps.alive) == maxPages {
@@ -1388,7 +1390,7 @@ func (ps *pages) open(sources []*source, results []*result, render func() *page)
 			ps.alive = slices.Delete(ps.alive, 0, 1)
 		}
 		i = len(ps.alive)
-		sp := &sharedPage{sources: sources, results: results}
+		sp := &sharedPage{sources: sources, results: results, quoted: quoted}
 		sp.ctx, sp.cut = context.WithCancel(context.Background())
 		sp.zipped = sync.OnceValue(func() []byte { return zip(sp.page) })
 		ps.alive = append(ps.alive, sp)
@@ -1426,7 +1428,10 @@ func zip(pg *page) []byte {
 func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	h.Add("Vary", "Accept-Encoding")
+	if sp.quoted {
+		h.Set("Content-Type", "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8")
+	}
+	h.Set("Vary", "Accept, Accept-Encoding")
 	chunks, size := sp.page.chunks, sp.page.size
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
 		zipped := sp.zipped()
@@ -1494,12 +1499,34 @@ func acceptsGzip(headers []string) bool {
 	return weight > 0
 }
 
+// acceptsQuotes reads Accept: whether a text format with quoted names is welcome.
+func acceptsQuotes(headers []string) bool {
+	for item := range strings.SplitSeq(strings.ToLower(strings.Join(headers, ",")), ",") {
+		params := strings.Split(strings.ReplaceAll(item, " ", ""), ";")
+		refused := slices.ContainsFunc(params, func(param string) bool {
+			q, ok := strings.CutPrefix(param, "q=")
+			weight, err := strconv.ParseFloat(q, 64)
+			return ok && (err != nil || weight <= 0)
+		})
+		if params[0] == "text/plain" && slices.Contains(params, "escaping=allow-utf-8") && !refused {
+			return true
+		}
+	}
+	return false
+}
+
 // render merges results with the status metrics that tell of them. Those have
 // the counts of the page itself, so a page with any is merged again.
-func (p *program) render(sources []*source, results []*result) *page {
-	bodies := []*exposition{nil}
+func (p *program) render(sources []*source, results []*result, quoted bool) *page {
+	bodies := []*exposition{nil} // a place for the status metrics
 	for _, r := range results {
-		bodies = append(bodies, r.bodies...)
+		for _, e := range r.bodies {
+			if quoted {
+				bodies = append(bodies, e)
+			} else {
+				bodies = append(bodies, e.unquoted()...)
+			}
+		}
 	}
 	var conflicts, duplicates int
 	for {

@@ -804,6 +804,49 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
+// TestQuotedNames serves names that need quotes as they are to those who take
+// them, and with underscores to all others. Of series that then fall together
+// the first is served.
+func TestQuotedNames(t *testing.T) {
+	body := `# HELP "a.b" Dots.
+# TYPE "a.b" gauge
+{"a.b",c_d="1"} 2
+{"a.b","c.d"="1",c_d="2"} 3
+# TYPE a_b gauge
+a_b 4
+a_b{c_d="1"} 5
+{"é\"1"} 6
+`
+	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", body))
+	for _, c := range []struct {
+		accept string
+		quoted bool
+	}{
+		{"", false},
+		{"*/*", false},
+		{"text/html,application/xhtml+xml,*/*;q=0.8", false},
+		{"application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
+		{"application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true},
+		{"text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true},
+		{"text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false},
+		{"text/plain;version=1.0.0;escaping=underscores", false},
+	} {
+		w := get(t, p, "/metrics", "Accept", c.accept)
+		page, contentType := w.Body.String(), w.Header().Get("Content-Type")
+		if quoted := contentType == "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"; quoted != c.quoted {
+			t.Errorf("%s: %s", c.accept, contentType)
+		}
+		if c.quoted {
+			wantContains(t, page, `# HELP "a.b" Dots.`+"\n", `{"a.b",exporter_name="x","c.d"="1",c_d="2"} 3`+"\n", `a_b{exporter_name="x"} 4`, `{"é\"1",exporter_name="x"} 6`)
+			continue
+		}
+		wantContains(t, page, "# HELP a_b Dots.\n# TYPE a_b gauge\n"+`a_b{exporter_name="x"} 4
+a_b{exporter_name="x",c_d="1"} 5
+a_b{exporter_name="x",c_d_="1",c_d="2"} 3
+`, `__1{exporter_name="x"} 6`, `reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 1`)
+	}
+}
+
 // TestLateAnswer writes an answer that took longer than a server lets one take to
 // write, also when it has no page.
 func TestLateAnswer(t *testing.T) {
@@ -2249,6 +2292,11 @@ func FuzzParse(f *testing.F) {
 		}
 		if second := pageText(merge([]*exposition{again})); second != page {
 			t.Fatalf("the page is\n%s\nand of itself\n%s", page, second)
+		}
+		bare := merge(e.unquoted())
+		again, err = read(strings.NewReader(pageText(bare)), &addedLabels{}, nil, 1<<30)
+		if err != nil || again.quoted || again.samples+bare.duplicates != e.samples {
+			t.Fatalf("without quotes: %v, %d samples and %d duplicates, want %d\n%s", err, again.samples, bare.duplicates, e.samples, pageText(bare))
 		}
 	})
 }

@@ -13,8 +13,10 @@ import (
 	"errors"
 	"hash/maphash"
 	"io"
+	"math"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // errTooLarge is the failure of a body that is longer than --max-bytes, or of
@@ -42,6 +44,7 @@ type exposition struct {
 	families []family
 	samples  int
 	telling  bool // its labels tell its series from those of all other bodies
+	quoted   bool // some of its families are
 }
 
 // text returns a range of the exposition.
@@ -72,7 +75,8 @@ type reader struct {
 	e      *exposition
 	added  *addedLabels
 	prefix []byte   // name and added labels of the samples under way
-	taken  []string // names given by exported for the sample under way
+	taken  []string // names given to labels of the sample under way
+	bare   bool     // write underscores for what needs quotes
 }
 
 // read takes a body whole, or fails. It builds the exposition in buf, which it
@@ -83,7 +87,17 @@ func read(src io.Reader, added *addedLabels, buf []byte, limit int) (*exposition
 		e:     &exposition{buf: buf[:0], telling: added.telling},
 		added: added,
 	}
+	if err := r.read(limit); err != nil {
+		return nil, err
+	}
+	return r.e, nil
+}
+
+func (r *reader) read(limit int) error {
 	for r.p.next() {
+		if r.bare {
+			r.p.name = underscores(r.p.name)
+		}
 		switch r.p.kind {
 		case sampleLine:
 			r.sample()
@@ -93,13 +107,13 @@ func read(src io.Reader, added *addedLabels, buf []byte, limit int) (*exposition
 			r.typ()
 		}
 		if r.e.held() > limit {
-			return nil, errTooLarge
+			return errTooLarge
 		}
 	}
 	if r.p.err != nil {
-		return nil, r.p.err
+		return r.p.err
 	}
-	return r.e, r.e.regroup(limit)
+	return r.e.regroup(limit)
 }
 
 // sample appends a sample, with the labels that are added to it, to its family.
@@ -202,6 +216,9 @@ func (r *reader) appendLabel(dst []byte, l label) []byte {
 	if slices.Contains(r.added.names, string(name)) {
 		name = r.exported(string(name))
 	}
+	if r.bare {
+		name = r.bareLabel(name)
+	}
 	if isBareLabel(name) {
 		dst = append(dst, name...)
 	} else {
@@ -220,6 +237,36 @@ func (r *reader) exported(name string) []byte {
 	}
 	r.taken = append(r.taken, name)
 	return []byte(name)
+}
+
+// bareLabel returns the name of a label of the sample with underscores for what
+// needs quotes, and with more of them until no other label has it.
+func (r *reader) bareLabel(name []byte) []byte {
+	if isBareLabel(name) {
+		return name
+	}
+	name = bytes.ReplaceAll(underscores(name), []byte(":"), []byte("_"))
+	for r.p.hasLabel(name) || slices.Contains(r.taken, string(name)) {
+		name = append(name, '_')
+	}
+	r.taken = append(r.taken, string(name))
+	return name
+}
+
+// underscores returns a name with an underscore for each character that needs
+// quotes: what Prometheus calls escaping=underscores.
+func underscores(name []byte) []byte {
+	if isBareName(name) {
+		return name
+	}
+	var out []byte
+	for i, c := range strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n").Replace(string(name)) {
+		if c >= utf8.RuneSelf || class[c]&nameByte == 0 || i == 0 && class[c]&digit != 0 {
+			c = '_'
+		}
+		out = append(out, byte(c))
+	}
+	return out
 }
 
 // help keeps the HELP text of a family, if it is the first.
@@ -276,6 +323,7 @@ func (r *reader) begin() *family {
 // twice the buffer is within limit.
 func (e *exposition) regroup(limit int) error {
 	e.sort()
+	e.quoted = slices.ContainsFunc(e.families, func(f family) bool { return f.quoted })
 	if e.grouped() {
 		return nil
 	}
@@ -305,6 +353,31 @@ func (e *exposition) regroup(limit int) error {
 
 // held is the memory that the exposition takes, in bytes.
 func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
+
+// unquoted returns the exposition for scrapers that know no quotes: as it is but
+// for the quoted families, and each of those apart, with underscores. So series
+// that fall together are found as those of different bodies are.
+func (e *exposition) unquoted() []*exposition {
+	if !e.quoted {
+		return []*exposition{e}
+	}
+	rest := &exposition{buf: e.buf, telling: e.telling}
+	all := []*exposition{rest}
+	for _, f := range e.families {
+		if !f.quoted {
+			rest.families = append(rest.families, f)
+			continue
+		}
+		one := merge([]*exposition{{buf: e.buf, families: []family{f}}})
+		r := reader{e: &exposition{}, added: &addedLabels{}, bare: true}
+		r.p.src = bytes.NewReader(bytes.Join(one.chunks, nil))
+		if err := r.read(math.MaxInt32); err != nil {
+			panic(err) // it was read before
+		}
+		all = append(all, r.e)
+	}
+	return all
+}
 
 // sort sorts the families by name, and those of one name as they came.
 func (e *exposition) sort() {
