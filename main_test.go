@@ -96,6 +96,15 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 	return w
 }
 
+// logged returns the log once all fetches have ended: what one came to is logged
+// after its result is there.
+func logged(p *program, log *syncBuffer) string {
+	for _, s := range p.sources {
+		s.runs.Wait()
+	}
+	return log.String()
+}
+
 // writeFile writes a file of a test and returns its path.
 func writeFile(t testing.TB, dir, name, text string) string {
 	t.Helper()
@@ -547,10 +556,10 @@ func TestHTTPFailures(t *testing.T) {
 			}
 			page := get(t, p, "/metrics").Body.String()
 			wantContains(t, page, fmt.Sprintf(`reverse_exporter_source_failures_total{exporter_name="x",reason=%q} 3`, c.reason))
-			if n := strings.Count(log.String(), "source=x reason="+c.reason); n != 1 {
+			if n := strings.Count(logged(p, log), "source=x reason="+c.reason); n != 1 {
 				t.Errorf("logged %d times, want once:\n%s", n, log)
 			}
-			if strings.Contains(log.String(), "secret") {
+			if strings.Contains(logged(p, log), "secret") {
 				t.Errorf("an answer is quoted in the log:\n%s", log)
 			}
 		})
@@ -638,7 +647,7 @@ func TestFiles(t *testing.T) {
 		if c.reason != "" {
 			up = "0"
 			wantContains(t, page, fmt.Sprintf(`failures_total{exporter_name="x",reason=%q} 1`, c.reason))
-			wantContains(t, log.String(), "source=x reason="+c.reason)
+			wantContains(t, logged(p, log), "source=x reason="+c.reason)
 		}
 		wantContains(t, page, `source_up{exporter_name="x"} `+up, c.page)
 		if strings.Contains(page, `good{exporter_name="x"} 2`) {
@@ -744,7 +753,7 @@ func TestTimeout(t *testing.T) {
 	defer close(hang)
 	p, log := newTestProgram(t, "--http", "hangs="+exporter.URL, "--timeout", "hangs:50ms")
 	wantContains(t, get(t, p, "/metrics").Body.String(), `failures_total{exporter_name="hangs",reason="timeout"} 1`)
-	wantContains(t, log.String(), "no whole answer within 50ms")
+	wantContains(t, logged(p, log), "no whole answer within 50ms")
 }
 
 // TestEndpoints serves sources on their paths, selects some of them, and says
@@ -868,7 +877,7 @@ func TestConflictsAreCounted(t *testing.T) {
 			`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 1`,
 			`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 5`) // v twice, m three times
 	}
-	if n := strings.Count(log.String(), "conflict: served untyped"); n != 1 {
+	if n := strings.Count(logged(p, log), "conflict: served untyped"); n != 1 {
 		t.Errorf("the conflict is logged %d times, want once:\n%s", n, log)
 	}
 }
@@ -1592,6 +1601,7 @@ func runScript(t *testing.T, script string, args ...string) (*source, *result, *
 	share := s.join(arguments{standard: true}, false)
 	defer s.leave(share, false)
 	s.wait(context.Background(), share)
+	s.runs.Wait() // what the run came to is logged after its result is there
 	return s, s.take(share), log
 }
 
