@@ -93,6 +93,8 @@ func read(src io.Reader, added *addedLabels, buf []byte, limit int) (*exposition
 	return r.e, nil
 }
 
+// read reads the lines of the body, until its end or until more than limit bytes
+// would have to be held, and brings the families into order.
 func (r *reader) read(limit int) error {
 	for r.p.next() {
 		if r.bare {
@@ -468,11 +470,13 @@ type part struct {
 	family
 }
 
+// text returns a range of the part's body.
 func (p *part) text(s span) []byte { return p.body.text(s) }
 
 // group is all parts of one family, by body.
 type group []part
 
+// name returns the name of the family.
 func (g group) name() []byte { return g[0].text(g[0].name) }
 
 // metricType returns what the parts agree on.
