@@ -621,7 +621,7 @@ func (s *source) fetchCommand(ctx context.Context, values []string) *result {
 	r := &result{start: time.Now()}
 	out, failure := s.command.run(ctx, values, s.timeout, s.maxBytes)
 	if r.failure = failure; failure == nil {
-		r.failure = s.readBody(ctx, r, bytes.NewReader(out))
+		r.failure = s.readBody(ctx, r, bytes.NewReader(out), endsOpenMetrics(out))
 	}
 	r.end = time.Now()
 	return r
@@ -677,7 +677,7 @@ func (s *source) readFile(ctx context.Context, r *result, name string) *failure 
 	}
 	r.files = append(r.files, fileTime{name, before.ModTime()})
 	bodies := len(r.bodies)
-	if f := s.readBody(ctx, r, file); f != nil {
+	if f := s.readBody(ctx, r, file, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
 		f.err = fmt.Errorf("%s: %w", name, f.err)
 		return f
 	}
@@ -687,6 +687,21 @@ func (s *source) readFile(ctx context.Context, r *result, name string) *failure 
 		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
 	}
 	return nil
+}
+
+// readEnd returns the last bytes of a file, enough to see its last line if that is
+// short.
+func readEnd(file *os.File, size int64) []byte {
+	end := make([]byte, min(size, 8))
+	n, _ := file.ReadAt(end, size-int64(len(end)))
+	return end[:n]
+}
+
+// endsOpenMetrics reports whether the last line of a body is # EOF, which makes it
+// OpenMetrics where no header tells.
+func endsOpenMetrics(body []byte) bool {
+	line := bytes.TrimSuffix(body, []byte("\n"))
+	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
 }
 
 // exporter is what an http source fetches from.
@@ -811,7 +826,8 @@ func (s *source) scrapeHTTP(ctx context.Context, r *result, values []string) *fa
 	if resp.StatusCode != http.StatusOK {
 		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	}
-	if f := checkContentType(resp.Header.Get("Content-Type")); f != nil {
+	openMetrics, f := checkContentType(resp.Header.Get("Content-Type"))
+	if f != nil {
 		return f
 	}
 	var body io.Reader = resp.Body
@@ -827,21 +843,23 @@ func (s *source) scrapeHTTP(ctx context.Context, r *result, values []string) *fa
 	default:
 		return fail("encoding", "the body has a Content-Encoding that was not asked for")
 	}
-	return s.readBody(ctx, r, body)
+	return s.readBody(ctx, r, body, openMetrics)
 }
 
-// checkContentType refuses what says that it is not the text format.
-func checkContentType(header string) *failure {
+// checkContentType tells OpenMetrics from the text format and refuses all else.
+func checkContentType(header string) (openMetrics bool, f *failure) {
 	mediaType, _, err := mime.ParseMediaType(header)
 	switch {
 	case header == "", mediaType == "text/plain":
-		return nil
+		return false, nil
+	case mediaType == "application/openmetrics-text":
+		return true, nil
 	case mediaType == "text/html":
-		return fail("content_type", "the exporter answered with HTML: is the path right?")
+		return false, fail("content_type", "the exporter answered with HTML: is the path right?")
 	case err != nil && mediaType == "":
-		return fail("content_type", "the Content-Type of the answer is malformed")
+		return false, fail("content_type", "the Content-Type of the answer is malformed")
 	}
-	return fail("content_type", "the exporter answered with %.60q, text/plain is needed", mediaType)
+	return false, fail("content_type", "the exporter answered with %.60q, text/plain or OpenMetrics is needed", mediaType)
 }
 
 // httpFailure says why there was no answer. The error of net/http names the URL,
@@ -908,13 +926,13 @@ func (b *body) Read(p []byte) (int, error) {
 }
 
 // readBody reads one more body into a result.
-func (s *source) readBody(ctx context.Context, r *result, src io.Reader) *failure {
+func (s *source) readBody(ctx context.Context, r *result, src io.Reader, openMetrics bool) *failure {
 	in := &body{ctx: ctx, src: src, limit: s.maxBytes - r.bytes}
 	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
 	for _, e := range r.bodies {
 		budget -= int64(e.held())
 	}
-	e, err := read(in, &s.added, nil, int(budget))
+	e, err := read(in, openMetrics, &s.added, nil, int(budget))
 	r.bytes += in.n
 	switch {
 	case err == nil:
@@ -1501,12 +1519,13 @@ func acceptsGzip(headers []string) bool {
 
 // acceptsQuotes reads Accept: whether a text format with quoted names is welcome.
 func acceptsQuotes(headers []string) bool {
-	for item := range strings.SplitSeq(strings.ToLower(strings.Join(headers, ",")), ",") {
-		params := strings.Split(strings.ReplaceAll(item, " ", ""), ";")
+	plain := strings.NewReplacer(" ", "", "\t", "", `"`, "").Replace(strings.ToLower(strings.Join(headers, ",")))
+	for item := range strings.SplitSeq(plain, ",") {
+		params := strings.Split(item, ";")
 		refused := slices.ContainsFunc(params, func(param string) bool {
 			q, ok := strings.CutPrefix(param, "q=")
 			weight, err := strconv.ParseFloat(q, 64)
-			return ok && (err != nil || weight <= 0)
+			return ok && (err != nil || !(weight > 0))
 		})
 		if params[0] == "text/plain" && slices.Contains(params, "escaping=allow-utf-8") && !refused {
 			return true
@@ -1530,7 +1549,7 @@ func (p *program) render(sources []*source, results []*result, quoted bool) *pag
 	}
 	var conflicts, duplicates int
 	for {
-		own, err := read(bytes.NewReader(p.appendStatus(nil, sources, results, conflicts, duplicates)), &addedLabels{}, nil, math.MaxInt32)
+		own, err := read(bytes.NewReader(p.appendStatus(nil, sources, results, conflicts, duplicates)), false, &addedLabels{}, nil, math.MaxInt32)
 		if err != nil {
 			panic(err)
 		}

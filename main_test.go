@@ -173,6 +173,108 @@ func mergeCase(p *program, dir string) string {
 	return pageText(merge(bodies)) + failures.String()
 }
 
+// formatCase is one input of testdata/format.txt, and what is to come of it.
+type formatCase struct {
+	title, body string
+	openMetrics bool
+	want        string // the page, or the fault
+}
+
+// formatCases reads testdata/format.txt.
+func formatCases(t testing.TB) []formatCase {
+	t.Helper()
+	text, err := os.ReadFile("testdata/format.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var cases []formatCase
+	title := ""
+	for line := range strings.Lines(string(text)) {
+		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch kind {
+		case "#":
+			title = rest
+		case "text", "openmetrics":
+			body, err := strconv.Unquote(rest)
+			if err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			cases = append(cases, formatCase{title: title, body: body, openMetrics: kind == "openmetrics"})
+		case "page", "fault":
+			if rest, err = strconv.Unquote(rest); err != nil {
+				t.Fatalf("%v: %s", err, line)
+			}
+			cases[len(cases)-1].want = kind + " " + rest
+		}
+	}
+	return cases
+}
+
+// TestFormat reads every edge of the format, alone and beside a real scrape: the
+// page has what both have alone, and a body with a fault changes nothing.
+func TestFormat(t *testing.T) {
+	real, err := os.ReadFile("testdata/scrapes/node_exporter.prom")
+	if err != nil {
+		t.Fatal(err)
+	}
+	node := &addedLabels{}
+	node.add("exporter_name", "node")
+	node.telling = true
+	beside, err := read(bytes.NewReader(real), false, node, nil, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := func(pages ...string) []string {
+		return slices.Sorted(strings.Lines(strings.Join(pages, "")))
+	}
+	for _, c := range formatCases(t) {
+		t.Run(strings.ReplaceAll(c.title, "/", ""), func(t *testing.T) {
+			e, err := read(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, nil, 1<<30)
+			if err != nil {
+				if got := "fault " + err.Error(); got != c.want {
+					t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
+				}
+				return
+			}
+			alone := pageText(merge([]*exposition{e}))
+			if got := "page " + alone; got != c.want {
+				t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
+			}
+			both := pageText(merge([]*exposition{beside, e}))
+			if want := lines(pageText(merge([]*exposition{beside})), alone); !slices.Equal(lines(both), want) {
+				t.Errorf("%q: the page of both is not what each has alone", c.body)
+			}
+			checkShape(t, pageText(merge(append(e.unquoted(), beside))))
+		})
+	}
+	if *update {
+		updateFormat(t)
+	}
+}
+
+// updateFormat writes testdata/format.txt with what comes of its inputs now.
+func updateFormat(t *testing.T) {
+	old, _ := os.ReadFile("testdata/format.txt")
+	var b strings.Builder
+	for line := range strings.Lines(string(old)) {
+		kind, rest, _ := strings.Cut(line, " ")
+		if kind == "page" || kind == "fault" {
+			continue
+		}
+		b.WriteString(line)
+		if kind != "text" && kind != "openmetrics" {
+			continue
+		}
+		body, _ := strconv.Unquote(strings.TrimSpace(rest))
+		if e, err := read(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, nil, 1<<30); err != nil {
+			fmt.Fprintf(&b, "fault %q\n", err.Error())
+		} else {
+			fmt.Fprintf(&b, "page %q\n", pageText(merge([]*exposition{e})))
+		}
+	}
+	writeFile(t, "testdata", "format.txt", b.String())
+}
+
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
 
 // parseAll returns what a parser finds in a body, a line for each line found.
@@ -2278,22 +2380,25 @@ func TestServe(t *testing.T) {
 func FuzzParse(f *testing.F) {
 	for _, file := range scrapes(f) {
 		text, _ := os.ReadFile(file)
-		f.Add(text[:min(len(text), 4000)])
+		f.Add(text[:min(len(text), 4000)], false)
 	}
 	cases, _ := filepath.Glob("testdata/cases/*/*.prom")
 	for _, file := range cases {
 		text, _ := os.ReadFile(file)
-		f.Add(text)
+		f.Add(text, false)
 	}
 	added := &addedLabels{}
 	added.add("exporter_name", "x")
-	f.Fuzz(func(t *testing.T, text []byte) {
-		e, err := read(bytes.NewReader(text), added, nil, 1<<30)
+	for _, c := range formatCases(f) {
+		f.Add([]byte(c.body), c.openMetrics)
+	}
+	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
+		e, err := read(bytes.NewReader(text), openMetrics, added, nil, 1<<30)
 		if err != nil {
 			return
 		}
 		page := pageText(merge([]*exposition{e}))
-		again, err := read(strings.NewReader(page), &addedLabels{}, nil, 1<<30)
+		again, err := read(strings.NewReader(page), false, &addedLabels{}, nil, 1<<30)
 		if err != nil {
 			t.Fatalf("%v in the page\n%s\nof\n%s", err, page, text)
 		}
@@ -2304,7 +2409,7 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("the page is\n%s\nand of itself\n%s", page, second)
 		}
 		bare := merge(e.unquoted())
-		again, err = read(strings.NewReader(pageText(bare)), &addedLabels{}, nil, 1<<30)
+		again, err = read(strings.NewReader(pageText(bare)), false, &addedLabels{}, nil, 1<<30)
 		if err != nil || again.quoted || again.samples+bare.duplicates != e.samples {
 			t.Fatalf("without quotes: %v, %d samples and %d duplicates, want %d\n%s", err, again.samples, bare.duplicates, e.samples, pageText(bare))
 		}
@@ -2416,7 +2521,7 @@ func BenchmarkScrape(b *testing.B) {
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := read(bytes.NewReader(body), added, buf, 1<<30); err != nil {
+				if _, err := read(bytes.NewReader(body), false, added, buf, 1<<30); err != nil {
 					b.Fatal(err)
 				}
 			}
@@ -2433,7 +2538,7 @@ func BenchmarkMerge(b *testing.B) {
 			for _, name := range []string{"one", "other"} {
 				added := &addedLabels{telling: true}
 				added.add("exporter_name", name)
-				e, err := read(bytes.NewReader(body), added, nil, 1<<30)
+				e, err := read(bytes.NewReader(body), false, added, nil, 1<<30)
 				if err != nil {
 					b.Fatal(err)
 				}

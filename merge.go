@@ -45,6 +45,7 @@ type exposition struct {
 	samples  int
 	telling  bool // its labels tell its series from those of all other bodies
 	quoted   bool // some of its families are
+	escaped  bool // its series may have fallen together where quotes were given up
 }
 
 // text returns a range of the exposition.
@@ -79,11 +80,12 @@ type reader struct {
 	bare   bool     // write underscores for what needs quotes
 }
 
-// read takes a body whole, or fails. It builds the exposition in buf, which it
-// may let grow, but with all else to no more than limit bytes.
-func read(src io.Reader, added *addedLabels, buf []byte, limit int) (*exposition, error) {
+// read takes a body whole, or fails; it may be OpenMetrics. It builds the
+// exposition in buf, which it may let grow, but with all else to no more than
+// limit bytes.
+func read(src io.Reader, openMetrics bool, added *addedLabels, buf []byte, limit int) (*exposition, error) {
 	r := reader{
-		p:     parser{src: src},
+		p:     parser{src: src, openMetrics: openMetrics},
 		e:     &exposition{buf: buf[:0], telling: added.telling},
 		added: added,
 	}
@@ -134,13 +136,27 @@ func (r *reader) sample() {
 
 // enter makes the family of the sample's name the last one.
 func (r *reader) enter() {
-	if f := r.last(); f == nil || !f.takes(r.e.text(f.name), r.p.name) {
+	if f := r.last(); f == nil || !f.takes(r.e.text(f.name), r.p.name) && !r.renames(f) {
 		r.begin()
 	}
 	r.prefix = append(r.prefix[:0], r.p.name...)
 	if len(r.added.text) > 0 {
 		r.prefix = append(append(r.prefix, '{'), r.added.text...)
 	}
+}
+
+// renames gives a family of OpenMetrics that has no samples yet the name of this
+// one, if the text format has that name for it: foo_total for the counter foo,
+// foo_info for the info foo, which is a gauge here.
+func (r *reader) renames(f *family) bool {
+	suffix, ok := bytes.CutPrefix(r.p.name, r.e.text(f.name))
+	ok = ok && (f.metricType == counter && string(suffix) == "_total" || f.metricType == gauge && string(suffix) == "_info")
+	if !ok || !r.p.openMetrics || f.lines.from < f.lines.to {
+		return false
+	}
+	f.name = r.e.copy(r.p.name)
+	f.lines = span{f.name.to, f.name.to}
+	return true
 }
 
 // takes reports whether samples of a name belong to the family.
@@ -278,12 +294,19 @@ func (r *reader) help() {
 		f = r.begin()
 	}
 	if f.help.from == f.help.to {
+		text := r.p.text
+		if r.p.openMetrics {
+			text = []byte(unquoteHelp.Replace(string(text)))
+		}
 		f.help.from = uint32(len(r.e.buf))
-		r.e.buf = appendRespelled(r.e.buf, r.p.text, `\n`)
+		r.e.buf = appendRespelled(r.e.buf, text, `\n`)
 		f.help.to = uint32(len(r.e.buf))
 		f.lines = span{f.help.to, f.help.to}
 	}
 }
+
+// unquoteHelp takes away the escape that OpenMetrics has and the text format has not.
+var unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
 
 // typ keeps the type of a family. Untyped is no opinion; two opinions make two
 // families, until regroup.
@@ -372,10 +395,12 @@ func (e *exposition) unquoted() []*exposition {
 		}
 		one := merge([]*exposition{{buf: e.buf, families: []family{f}}})
 		r := reader{e: &exposition{}, added: &addedLabels{}, bare: true}
-		r.p.src = bytes.NewReader(bytes.Join(one.chunks, nil))
+		text := bytes.Join(one.chunks, nil)
+		r.p = parser{buf: text, end: len(text), eof: true}
 		if err := r.read(math.MaxInt32); err != nil {
 			panic(err) // it was read before
 		}
+		r.e.escaped = true
 		all = append(all, r.e)
 	}
 	return all
@@ -704,10 +729,12 @@ func (pg *page) flush() {
 	}
 }
 
-// mayRepeat reports whether two bodies may have the same series in the family.
+// mayRepeat reports whether the family may have the same series twice by way of
+// two bodies, or of names that lost their quotes.
 func (g group) mayRepeat() bool {
 	untold := func(p part) bool { return !p.body.telling }
-	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
+	escaped := func(p part) bool { return p.body.escaped }
+	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold) || slices.ContainsFunc(g, escaped)
 }
 
 // addDistinct adds the samples of a family but for those whose series an earlier
@@ -728,7 +755,7 @@ func (pg *page) addDistinct(g group) {
 			rank, there := ranks[sum]
 			if !there {
 				ranks[sum] = part.rank
-			} else if rank != part.rank {
+			} else if rank != part.rank || part.body.escaped {
 				pg.addLines(lines[kept:p.start])
 				pg.duplicates++
 				kept = p.pos

@@ -1,4 +1,5 @@
-// This file turns one body of the Prometheus text format into its lines.
+// This file turns one body of the Prometheus text format, or of OpenMetrics,
+// into its lines.
 //
 // A parser pulls lines out of a reader: next finds the next sample, HELP or
 // TYPE line and leaves its parts in the parser's fields, as subslices of a
@@ -11,6 +12,10 @@
 // scanned only from the first label in which the two differ (most lines of a
 // family share their beginning); and label values are searched eight bytes at
 // a time.
+//
+// The text format is read as forgivingly as Prometheus does or more so, where the
+// meaning is clear; OpenMetrics as strictly as Prometheus does: one blank where
+// blanks belong, no comments, no empty lines.
 
 package main
 
@@ -19,6 +24,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"io"
+	"math"
 	"math/bits"
 	"slices"
 	"strconv"
@@ -37,6 +43,7 @@ const (
 	sampleLine lineKind = iota // name, labels, value, stamp, repeated, plain, tail
 	helpLine                   // name, text
 	typeLine                   // name, metricType
+	unitLine                   // checked, and never handed out
 )
 
 // metricType is the type of a metric family; the zero value is untyped.
@@ -82,8 +89,9 @@ type label struct {
 // parser pulls the lines out of one body. Set src, call next until it is false,
 // then look at err. The slices that next leaves are good until the next call.
 type parser struct {
-	src io.Reader
-	err error // what ended the body, nil at its end
+	src         io.Reader
+	openMetrics bool  // the body is OpenMetrics
+	err         error // what ended the body, nil at its end
 
 	kind       lineKind
 	name       []byte // as written between its quotes, if it has any
@@ -91,7 +99,7 @@ type parser struct {
 	metricType metricType
 	labels     []label
 	value      []byte
-	stamp      []byte // timestamp, empty if there is none
+	stamp      []byte // timestamp in milliseconds, empty if there is none
 	repeated   bool   // the line before is a sample of the same name
 	plain      bool   // tail is as the text format's own encoder would write it
 	tail       []byte // what stands behind the name and its brace, newline included
@@ -108,7 +116,10 @@ type parser struct {
 	eof   bool    // src has ended
 	short bool    // the line runs on behind end
 	rest  int     // where tail begins
-	order []label // scratch of byName
+	loose int     // behind the first byte of the sample that OpenMetrics would refuse, 0 without
+	ended bool    // # EOF was there
+	order []label // scratch of byName and exemplar
+	clock []byte  // scratch of seconds
 }
 
 // next finds the next line that says something. It is false at the end of the
@@ -116,6 +127,7 @@ type parser struct {
 func (p *parser) next() bool {
 	for said := false; !said; {
 		if p.pos == p.end && !p.fill(0) {
+			p.close()
 			return false
 		}
 		p.line++
@@ -133,6 +145,15 @@ func (p *parser) next() bool {
 		p.extra = 0
 	}
 	return p.err == nil
+}
+
+// close looks for what has to be there at the end of a body.
+func (p *parser) close() {
+	if p.openMetrics && !p.ended && p.err == nil {
+		p.start = p.pos
+		p.line++
+		p.fail(p.pos, "OpenMetrics ends with # EOF: the body may be cut short")
+	}
 }
 
 // fill slides the unread rest of the window to its front and reads until the
@@ -182,6 +203,12 @@ func (p *parser) read() {
 func (p *parser) scan() bool {
 	i := p.blanks(p.start)
 	switch c := p.buf[i]; {
+	case p.ended:
+		p.fail(i, "more text behind # EOF")
+		return true
+	case p.openMetrics && c <= ' ':
+		p.fail(p.start, "OpenMetrics has no empty lines")
+		return true
 	case c == '#':
 		return p.comment(i)
 	case c == '\n' || c == '\r' && p.buf[i+1] == '\n':
@@ -197,12 +224,15 @@ func (p *parser) scan() bool {
 func (p *parser) comment(i int) bool {
 	end := i + bytes.IndexByte(p.buf[i:], '\n')
 	p.pos = end + 1
-	if p.buf[end-1] == '\r' {
-		end--
-	}
 	if n := bytes.IndexByte(p.buf[i:end], 0); n >= 0 {
 		p.fail(i+n, "NUL byte")
 		return true
+	}
+	if p.openMetrics {
+		return p.directive(end)
+	}
+	if p.buf[end-1] == '\r' {
+		end--
 	}
 	word := p.blanks(i + 1)
 	switch {
@@ -223,7 +253,28 @@ func (p *parser) comment(i int) bool {
 	return true
 }
 
-// metadata scans the metric name at i and what a HELP or TYPE line says of it.
+// directive scans a line of OpenMetrics that begins with #, and reports whether it
+// is metadata to hand out or at fault.
+func (p *parser) directive(end int) bool {
+	switch line := p.buf[p.start:end]; {
+	case string(line) == "# EOF":
+		p.ended = true
+		return false
+	case bytes.HasPrefix(line, []byte("# HELP ")):
+		p.kind = helpLine
+	case bytes.HasPrefix(line, []byte("# TYPE ")):
+		p.kind = typeLine
+	case bytes.HasPrefix(line, []byte("# UNIT ")):
+		p.kind = unitLine
+	default:
+		p.fail(p.start, "OpenMetrics has no comments, only # HELP, # TYPE, # UNIT and # EOF")
+		return true
+	}
+	p.metadata(p.start+len("# HELP "), end)
+	return p.kind != unitLine || p.err != nil
+}
+
+// metadata scans the metric name at i and what a line of metadata says of it.
 func (p *parser) metadata(i, end int) int {
 	p.brace = 0 // a sample behind metadata repeats nothing
 	if p.buf[i] == '"' {
@@ -236,32 +287,46 @@ func (p *parser) metadata(i, end int) int {
 		return i
 	}
 	rest := p.blanks(i)
-	if rest == i && i != end {
+	switch {
+	case p.openMetrics && p.buf[i] != ' ', rest == i && i != end:
 		return p.fail(i, "unexpected character in a metric name")
+	case p.openMetrics && p.kind != helpLine:
+		rest = i + 1
 	}
 	p.text = p.buf[rest:end]
-	if p.kind == helpLine {
-		if !utf8.Valid(p.text) {
-			return p.fail(rest, "invalid UTF-8 in a HELP text")
-		}
-		return end
-	}
-	word := bytes.TrimRight(p.text, " \t")
-	t, known := typeOf[string(word)]
-	if !known {
-		t, known = typeOf[string(bytes.ToLower(word))]
-	}
-	if !known {
+	switch {
+	case p.kind == helpLine && !utf8.Valid(p.text):
+		return p.fail(rest, "invalid UTF-8 in a HELP text")
+	case p.kind == typeLine && !p.setType():
 		return p.fail(rest, "unknown metric type")
+	case p.kind == unitLine && len(p.text) > 0 && !bytes.HasSuffix(p.name, append([]byte("_"), p.text...)):
+		return p.fail(rest, "the unit is not the end of the metric name")
 	}
-	p.metricType = t
 	return end
+}
+
+// setType reads the word of a TYPE line, and reports whether it is known.
+// OpenMetrics says unknown where the text format says untyped or nothing.
+func (p *parser) setType() (known bool) {
+	word := p.text
+	if p.openMetrics {
+		p.metricType, known = typeOf[string(word)]
+		return known && len(word) > 0 && string(word) != "untyped"
+	}
+	word = bytes.TrimRight(word, " \t")
+	if p.metricType, known = typeOf[string(word)]; !known {
+		p.metricType, known = typeOf[string(bytes.ToLower(word))]
+	}
+	return known
 }
 
 // sample scans a sample. If it begins like the plain sample before it, it is
 // scanned from the first label that differs.
 func (p *parser) sample(i int) int {
-	p.kind, p.plain = sampleLine, i == p.start
+	p.kind, p.plain, p.loose = sampleLine, true, 0
+	if i > p.start {
+		p.loosen(p.start)
+	}
 	if n := p.shared(); n > 0 && n >= p.brace {
 		p.repeated = true
 		p.rest = i + p.brace
@@ -323,13 +388,14 @@ func (p *parser) series(i int) int {
 		}
 	}
 	p.rest = i
-	open := p.gap(i)
-	if p.buf[open] != '{' {
-		if open == i {
-			return p.fail(i, "unexpected character in a metric name")
-		}
-		p.plain = p.start+len(p.name) == i
+	open := p.blanks(i)
+	switch {
+	case p.buf[open] != '{' && open == i:
+		return p.fail(i, "unexpected character in a metric name")
+	case p.buf[open] != '{':
 		return i
+	case open > i:
+		p.loosen(i)
 	}
 	p.rest = open + 1
 	if i = p.labelSet(p.rest); i >= 0 && p.name == nil {
@@ -351,7 +417,9 @@ func (p *parser) labelSet(i int) int {
 			p.plain = p.plain && !first && !comma
 			return i + 1
 		}
-		p.plain = p.plain && (first || comma)
+		if !first && !comma {
+			p.loosen(i)
+		}
 		if end := p.plainLabels(i); end > i {
 			i = end
 		} else {
@@ -496,12 +564,12 @@ func (p *parser) labelValue(i int) int {
 		}
 		if i >= len(b) {
 			p.short = !p.eof
-			return p.fail(value-1, "a label value has no closing quote")
+			return p.fail(value-1, "a quote is not closed")
 		}
 		switch c := b[i]; {
 		case c == '"':
 			if !ascii && !utf8.Valid(b[value:i]) {
-				return p.fail(value, "invalid UTF-8 in a label value")
+				return p.fail(value, "invalid UTF-8 in quotes")
 			}
 			return i
 		case c == '\\':
@@ -511,7 +579,7 @@ func (p *parser) labelValue(i int) int {
 				p.plain = false
 			}
 		case c == '\n':
-			p.plain = false
+			p.loosen(i)
 			p.extra++
 		case c >= utf8.RuneSelf:
 			ascii = false
@@ -527,7 +595,7 @@ func (p *parser) number(i int) int {
 	if b[i] == ' ' {
 		i = p.gap(i + 1)
 	} else {
-		p.plain = false
+		p.loosen(i)
 		i = p.blanks(i)
 	}
 	j := i
@@ -576,11 +644,13 @@ func (p *parser) oddNumber(i int) int {
 	return j
 }
 
-// timestamp scans a timestamp in milliseconds and the blanks before it, if
-// there is one.
+// timestamp scans a timestamp and the blanks before it, if there is one.
 func (p *parser) timestamp(i int) int {
 	b := p.buf
 	p.stamp = nil
+	if p.openMetrics {
+		return p.seconds(i)
+	}
 	j := p.blanks(i)
 	if class[b[j]]&digit == 0 {
 		return i
@@ -597,20 +667,82 @@ func (p *parser) timestamp(i int) int {
 	return j
 }
 
+// seconds scans a timestamp of OpenMetrics, in seconds, and makes milliseconds of
+// it. To multiply what was parsed would round twice, 1.001 to 1000: so three is
+// added to the exponent before. Digits below the milliseconds go, as in Prometheus.
+func (p *parser) seconds(i int) int {
+	if p.buf[i] != ' ' || p.buf[i+1] == '#' {
+		return i
+	}
+	stamp := i + 1
+	for i = stamp; p.buf[i] > ' '; {
+		i++
+	}
+	word := p.buf[stamp:i]
+	p.clock = append(append(p.clock[:0], word...), "e3"...)
+	if e := bytes.IndexAny(word, "eE"); e >= 0 {
+		exponent, err := strconv.Atoi(string(word[e+1:]))
+		if err != nil {
+			exponent = math.MaxInt32
+		}
+		p.clock = strconv.AppendInt(p.clock[:e+1], int64(exponent)+3, 10)
+	}
+	ms, err := strconv.ParseFloat(string(p.clock), 64)
+	if err != nil || !(ms >= 0 && ms < 1<<53) || bytes.ContainsAny(word, "_xX") {
+		return p.fail(stamp, "expected a timestamp in seconds that is not negative")
+	}
+	p.clock = strconv.AppendInt(p.clock[:0], int64(ms), 10)
+	p.stamp, p.plain = p.clock, false
+	return i
+}
+
+// exemplar checks the exemplar behind a sample, if there is one, and drops it, as
+// the text format has none.
+func (p *parser) exemplar(i int) int {
+	if !bytes.HasPrefix(p.buf[i:], []byte(" # {")) {
+		return i
+	}
+	value, rest := p.value, p.rest
+	p.labels, p.order = p.order[:0], p.labels
+	p.rest = i + len(" # {")
+	if i = p.labelSet(p.rest); i >= 0 {
+		i = p.number(i)
+	}
+	if i >= 0 && p.buf[i] == ' ' {
+		stamp := i + 1
+		if i = p.number(i); i >= 0 && bytes.ContainsAny(p.value, "nN") {
+			i = p.fail(stamp, "expected a timestamp in seconds")
+		}
+	}
+	p.labels, p.order = p.order, p.labels
+	p.value, p.rest, p.plain = value, rest, false
+	return i
+}
+
 // lineEnd scans the end of a sample and keeps the sample for the next to be
 // compared with.
 func (p *parser) lineEnd(i int) int {
+	if p.openMetrics {
+		if i = p.exemplar(i); i < 0 {
+			return i
+		}
+	}
 	end := p.blanks(i)
 	if p.buf[end] == '\r' {
 		end++
 	}
+	if end > i {
+		p.loosen(i)
+	}
 	if p.buf[end] != '\n' {
 		return p.fail(end, "expected the line's end, or a timestamp of digits only, behind the value")
+	}
+	if p.openMetrics && p.loose > 0 {
+		return p.fail(p.loose-1, "OpenMetrics has one blank before a value or timestamp, no other blanks, commas between labels, and no line end in a label value")
 	}
 	if len(p.labels) >= fewLabels && p.repeatsLabel() {
 		return p.fail(p.rest, "a label name is there twice")
 	}
-	p.plain = p.plain && end == i
 	p.pos = end + 1
 	p.tail = p.buf[p.rest:p.pos]
 	p.prev, p.brace = p.start, 0
@@ -670,8 +802,17 @@ func (p *parser) gap(i int) int {
 	if c := p.buf[i]; c != ' ' && c != '\t' {
 		return i
 	}
-	p.plain = false
+	p.loosen(i)
 	return p.blanks(i)
+}
+
+// loosen notes what the text format allows at i, but neither its own encoder
+// writes nor OpenMetrics allows.
+func (p *parser) loosen(i int) {
+	p.plain = false
+	if p.loose == 0 {
+		p.loose = i + 1
+	}
 }
 
 // blanks skips blanks.
@@ -688,7 +829,8 @@ func (p *parser) blanks(i int) int {
 //go:noinline
 func (p *parser) fail(i int, fault string) int {
 	if !p.short {
-		p.err = &syntaxError{p.line + p.extra, i - p.start + 1, fault}
+		before := p.buf[p.start:i] // label values may hold newlines
+		p.err = &syntaxError{p.line + bytes.Count(before, []byte("\n")), len(before) - bytes.LastIndexByte(before, '\n'), fault}
 	}
 	return -1
 }
