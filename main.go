@@ -13,13 +13,22 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"compress/flate"
 	"compress/gzip"
 	"context"
+	"crypto/hmac"
+	"crypto/pbkdf2"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"flag"
 	"fmt"
+	"hash/maphash"
 	"html"
 	"io"
 	"log/slog"
@@ -34,10 +43,12 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -54,6 +65,7 @@ Examples:
   reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs='/usr/local/bin/certs --days 30'
   reverse_exporter --exec smart='smart.sh {disk=sda|sdb}' --timeout smart:30s --max-age smart:5m
   reverse_exporter --once --http node=http://localhost:9100/metrics
+  printf %s "$PASSWORD" | reverse_exporter --hash-password
   CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics", "--label", "site=hel1"]
       (in a Dockerfile, where nothing expands $VAR)
 
@@ -71,30 +83,42 @@ Options; with NAME: for one source, without for all:
   --interval NAME:DURATION     fetch in the background, serve the last result
   --path [NAME:]/PATH          endpoint to be served on; repeatable (/metrics)
   --params NAME:LIST           URL parameters handed on to an http source, * for all
+  --header NAME:'KEY: VALUE'   send a header to an http source; repeatable;
+                               NAME:@FILE reads header lines from a file
+  --ca-file NAME:FILE          certificates that an https source is verified against
+  --insecure NAME,...          do not verify the certificates of these
   --raw NAME,...               do not add exporter_name
   --require NAME,...           answer 503 when one of these is down
 
 Server:
-  --web.listen-address ADDR    :9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998)
+  --web.listen-address ADDR    :9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);
+                               http:// or https:// before it chooses TLS for this one
+  --web.tls-cert-file FILE     serve https with this certificate ...
+  --web.tls-key-file FILE      ... and its key
+  --web.tls-client-ca-file FILE
+                               demand client certificates that this CA verifies
+  --web.basic-auth-file FILE   demand a password; lines of user:HASH, see --hash-password
   --log.level LEVEL            debug, info, warn or error (info)
   --log.format FORMAT          logfmt or json, on standard error (logfmt)
 
 Modes:
   --once                  print the merged metrics and exit; 1 if a source is down
   --check                 validate the flags and the files they name, and exit
+  --healthcheck           ask the program at the first --web.listen-address; exit 0 if it is well
+  --hash-password         read a password from standard input and print its HASH
   --version, --help
 `
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	code := run(ctx, os.Args, os.Stdout, os.Stderr)
+	code := run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
 
 // run is the program: it returns the exit status, which is 0, 1 for what went
 // wrong, or 2 for flags that are wrong.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c, faults := parseFlags(args[1:])
 	switch {
 	case c.help:
@@ -109,7 +133,12 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		}
 		return 2
 	}
-	if os.Getpid() == 1 && c.hasCommands() {
+	switch {
+	case c.hashPassword:
+		return hashPassword(stdin, stdout, stderr)
+	case c.healthcheck:
+		return healthcheck(ctx, c.listen[0], stdout, stderr)
+	case os.Getpid() == 1 && c.hasCommands():
 		return asInit(args, stderr)
 	}
 	life, end := context.WithCancel(context.Background())
@@ -121,6 +150,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	switch {
 	case c.check:
 		return p.check(stdout)
+	case !p.loadFiles():
+		return 1
 	case c.once:
 		return p.once(ctx, stdout)
 	}
@@ -159,11 +190,14 @@ func asInit(args []string, stderr io.Writer) int {
 // config is what the flags say.
 type config struct {
 	sources   []*source // in the order of the flags
-	listen    []string
+	listen    []address
+	tls       serverTLS
+	passwords *passwords // nil if none are demanded
+	watched   []*watched // the files that flags name and that are read at once
 	logLevel  slog.Level
 	logFormat string
 
-	help, version, check, once bool
+	help, version, check, once, healthcheck, hashPassword bool
 }
 
 // hasCommands reports whether there is an exec source.
@@ -212,6 +246,8 @@ func parseFlags(args []string) (*config, []string) {
 	f.set.BoolVar(&f.version, "version", false, "")
 	f.set.BoolVar(&f.check, "check", false, "")
 	f.set.BoolVar(&f.once, "once", false, "")
+	f.set.BoolVar(&f.healthcheck, "healthcheck", false, "")
+	f.set.BoolVar(&f.hashPassword, "hash-password", false, "")
 	for _, kind := range []string{"http", "file", "exec"} {
 		f.set.Func(kind, "", func(value string) error {
 			f.addSource(kind, value)
@@ -219,8 +255,10 @@ func parseFlags(args []string) (*config, []string) {
 		})
 	}
 	for _, name := range []string{
-		"label", "timeout", "max-bytes", "max-age", "interval", "path", "params", "raw", "require",
-		"web.listen-address", "log.level", "log.format",
+		"label", "timeout", "max-bytes", "max-age", "interval", "path",
+		"params", "header", "ca-file", "insecure", "raw", "require",
+		"web.listen-address", "web.tls-cert-file", "web.tls-key-file", "web.tls-client-ca-file", "web.basic-auth-file",
+		"log.level", "log.format",
 	} {
 		f.set.Func(name, "", func(value string) error {
 			f.given[name] = append(f.given[name], value)
@@ -234,7 +272,7 @@ func parseFlags(args []string) (*config, []string) {
 	f.setOptions()
 	f.checkTogether()
 	f.setServer()
-	if len(f.sources) == 0 && len(f.faults) == 0 {
+	if len(f.sources) == 0 && len(f.faults) == 0 && !f.healthcheck && !f.hashPassword {
 		f.fault(`there is no source. For example:
   reverse_exporter --http node=http://localhost:9100/metrics
   reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs=/usr/local/bin/certs`)
@@ -330,7 +368,11 @@ func (f *flags) values(option string, named bool) []scoped {
 		case ok:
 			specific = append(specific, scoped{[]*source{f.byName[name]}, name, value})
 		case equals && option != "label" && f.byName[wrong] != nil:
-			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:%s", option, wrong, option, wrong, strings.TrimPrefix(given, wrong+"="))
+			shown := strings.TrimPrefix(given, wrong+"=")
+			if option == "header" {
+				shown = "…" // it may be secret
+			}
+			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:%s", option, wrong, option, wrong, shown)
 		case named:
 			f.fault("--%s: a NAME: is needed in front", option)
 		default:
@@ -403,6 +445,21 @@ func (f *flags) setOptions() {
 		s.exporter.params = strings.Split(value, ",")
 		return nil
 	})
+	f.each("ca-file", true, func(s *source, value string) error {
+		if !s.isHTTPS() {
+			return errors.New("only an https source is verified")
+		}
+		s.exporter.caFile = f.watch("--ca-file "+s.name, s.exporter.takeRoots, value)
+		return nil
+	})
+	f.names("insecure", func(s *source) {
+		if !s.isHTTPS() {
+			f.fault("--insecure %s: only an https source is verified", s.name)
+			return
+		}
+		s.exporter.insecure = true
+	})
+	f.setHeaders()
 	f.names("raw", func(s *source) { s.raw = true })
 	f.names("require", func(s *source) { s.require = true })
 	f.setPaths()
@@ -475,6 +532,59 @@ func (f *flags) setLabels() {
 			s.added.add(key, own[s][key])
 		}
 	}
+}
+
+// setHeaders gives the http sources the headers that they are sent. As a header may
+// be secret, no fault tells its value.
+func (f *flags) setHeaders() {
+	files := map[*source][]string{}
+	for _, v := range f.values("header", true) {
+		for _, s := range v.sources {
+			if s.exporter == nil {
+				f.fault("--header %s: only an http source is sent headers", s.name)
+			} else if name, ok := strings.CutPrefix(v.value, "@"); ok {
+				files[s] = append(files[s], name)
+			} else if key, value, err := parseHeader(v.value); err != nil {
+				f.fault("--header %s: %v", s.name, err)
+			} else {
+				s.exporter.fixed.Add(key, value)
+			}
+		}
+	}
+	for _, s := range f.sources {
+		if len(files[s]) > 0 {
+			s.exporter.headerFiles = f.watch("--header "+s.name, s.exporter.takeHeaders, files[s]...)
+		}
+	}
+}
+
+// parseHeader parses a header line for an exporter. Its error does not quote it.
+func parseHeader(line string) (key, value string, err error) {
+	key, value, ok := strings.Cut(line, ":")
+	key, value = http.CanonicalHeaderKey(key), strings.TrimSpace(value)
+	odd := func(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c) }
+	control := func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
+	switch {
+	case !ok || key == "" || strings.ContainsFunc(key, odd):
+		err = errors.New("a header is needed, as 'Authorization: Bearer x', or @FILE for a file of such lines")
+	case strings.ContainsFunc(value, control):
+		err = fmt.Errorf("the value of %s has a control character", key)
+	case slices.Contains(ownHeaders, key):
+		err = fmt.Errorf("%s is set by the program", key)
+	}
+	return key, value, err
+}
+
+// ownHeaders are those of the connection, and those that the body that comes back
+// and its timing depend on.
+var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
+
+// watch has files read at start, and again when they change.
+func (f *flags) watch(flag string, take func(texts [][]byte) error, names ...string) *watched {
+	w := &watched{flag: flag, names: names, take: take}
+	f.watched = append(f.watched, w)
+	return w
 }
 
 // parseLabel parses KEY=VALUE.
@@ -566,17 +676,29 @@ func (f *flags) alone(s *source) bool {
 
 // setServer sets what is not of a source.
 func (f *flags) setServer() {
-	f.listen = f.given["web.listen-address"]
-	if len(f.listen) == 0 {
-		f.listen = []string{":9998"}
+	cert, key := f.one("web.tls-cert-file"), f.one("web.tls-key-file")
+	ca, auth := f.one("web.tls-client-ca-file"), f.one("web.basic-auth-file")
+	f.setListen(cert != "")
+	served := slices.ContainsFunc(f.listen, func(a address) bool { return a.tls })
+	switch {
+	case f.healthcheck || f.hashPassword: // they read no files
+	case (cert == "") != (key == ""):
+		f.fault("--web.tls-cert-file and --web.tls-key-file belong together")
+	case served && cert == "":
+		f.fault("--web.listen-address https://: --web.tls-cert-file and --web.tls-key-file are needed")
+	case cert != "" && !served:
+		f.fault("--web.tls-cert-file: every --web.listen-address begins with http://, so nothing would be served with it")
+	case ca != "" && cert == "":
+		f.fault("--web.tls-client-ca-file: --web.tls-cert-file and --web.tls-key-file are needed")
+	case ca != "":
+		f.tls.clients = true
+		f.tls.files = f.watch("--web.tls-*-file", f.tls.take, cert, key, ca)
+	case cert != "":
+		f.tls.files = f.watch("--web.tls-*-file", f.tls.take, cert, key)
 	}
-	for i, addr := range f.listen {
-		if slices.Contains(f.listen[:i], addr) {
-			f.fault("--web.listen-address %s: given twice", addr)
-		}
-		if _, _, err := splitListen(addr); err != nil {
-			f.fault("--web.listen-address %s: %v", addr, err)
-		}
+	if auth != "" {
+		f.passwords = newPasswords()
+		f.passwords.file = f.watch("--web.basic-auth-file", f.passwords.take, auth)
 	}
 	f.logLevel = slog.LevelInfo
 	for _, level := range f.given["log.level"] {
@@ -591,19 +713,63 @@ func (f *flags) setServer() {
 	}
 }
 
-// splitListen returns the network and the address to listen on.
-func splitListen(addr string) (network, address string, err error) {
-	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
-		if path == "" {
-			err = errors.New("a path is needed, as unix:/run/re.sock")
+// one returns the value of an option that can have only one, "" without.
+func (f *flags) one(option string) string {
+	given := f.given[option]
+	for i, value := range given {
+		if value == "" || value != given[0] && i > 0 {
+			f.fault("--%s %s: one file is needed", option, value)
 		}
-		return "unix", path, err
 	}
-	_, port, err := net.SplitHostPort(addr)
+	if len(given) == 0 {
+		return ""
+	}
+	return given[0]
+}
+
+// address is where the program listens.
+type address struct {
+	network, addr string
+	tls           bool
+}
+
+// setListen sets the addresses to listen on, with TLS if they do not say otherwise.
+func (f *flags) setListen(withTLS bool) {
+	texts := f.given["web.listen-address"]
+	if len(texts) == 0 {
+		texts = []string{":9998"}
+	}
+	for i, text := range texts {
+		a, err := parseAddress(text, withTLS)
+		if err != nil {
+			f.fault("--web.listen-address %s: %v", text, err)
+		} else if slices.Contains(texts[:i], text) {
+			f.fault("--web.listen-address %s: given twice", text)
+		}
+		f.listen = append(f.listen, a)
+	}
+}
+
+// parseAddress parses an address to listen on, with TLS if it does not say otherwise.
+func parseAddress(text string, withTLS bool) (address, error) {
+	a := address{"tcp", text, withTLS}
+	if addr, ok := strings.CutPrefix(text, "https://"); ok {
+		a.addr, a.tls = addr, true
+	} else if addr, ok := strings.CutPrefix(text, "http://"); ok {
+		a.addr, a.tls = addr, false
+	}
+	if path, ok := strings.CutPrefix(a.addr, "unix:"); ok {
+		a.network, a.addr = "unix", path
+		if path == "" || path[0] == '@' {
+			return a, errors.New("a path is needed, as unix:/run/re.sock")
+		}
+		return a, nil
+	}
+	_, port, err := net.SplitHostPort(a.addr)
 	if err != nil || !isPort(port, false) {
-		err = errors.New("an address is needed, as :9998, 127.0.0.1:9998 or unix:/run/re.sock")
+		return a, errors.New("an address is needed, as :9998, 127.0.0.1:9998 or unix:/run/re.sock")
 	}
-	return "tcp", addr, err
+	return a, nil
 }
 
 // setCommand makes s a command.
@@ -660,21 +826,14 @@ func (s *source) fetchFiles(ctx context.Context, _ []string) *result {
 // hasMeta reports whether a pattern is more than the name of one file.
 func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
 
-// readFile adds one file to a result. It waits for no writer of a FIFO, and
-// takes nothing of a file that changes while it is read.
+// readFile adds one file to a result. It takes nothing of a file that changes
+// while it is read.
 func (s *source) readFile(ctx context.Context, r *result, name string) *failure {
-	before, err := os.Stat(name) // to open a device may do something
-	if err == nil && !before.Mode().IsRegular() {
-		return fail("file", "%s is no regular file", name)
-	}
-	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	file, before, err := openRegular(name)
 	if err != nil {
 		return &failure{reason: "file", err: err}
 	}
 	defer file.Close()
-	if before, err = file.Stat(); err != nil || !before.Mode().IsRegular() {
-		return fail("file", "%s is no regular file", name)
-	}
 	r.files = append(r.files, fileTime{name, before.ModTime()})
 	bodies := len(r.bodies)
 	if f := s.readBody(ctx, r, file, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
@@ -687,6 +846,27 @@ func (s *source) readFile(ctx context.Context, r *result, name string) *failure 
 		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
 	}
 	return nil
+}
+
+// openRegular opens a file, unless it is none that can be read to an end: to open a
+// device may do something, and a FIFO would wait for its writer.
+func openRegular(name string) (*os.File, os.FileInfo, error) {
+	info, err := os.Stat(name)
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is no regular file", name)
+	}
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", name)
+	}
+	if err != nil {
+		file.Close()
+		return nil, nil, err
+	}
+	return file, info, nil
 }
 
 // readEnd returns the last bytes of a file, enough to see its last line if that is
@@ -706,9 +886,17 @@ func endsOpenMetrics(body []byte) bool {
 
 // exporter is what an http source fetches from.
 type exporter struct {
-	url    *url.URL
-	params []string // URL parameters that are handed on, * for all
-	client http.Client
+	url      *url.URL
+	socket   string   // path of the Unix socket that it is at, "" for TCP
+	params   []string // URL parameters that are handed on, * for all
+	insecure bool     // its certificate is not verified
+	client   http.Client
+
+	fixed       http.Header // headers from the command line
+	headerFiles *watched    // nil without
+	headers     atomic.Pointer[http.Header]
+	caFile      *watched // nil without
+	roots       atomic.Pointer[x509.CertPool]
 }
 
 // accept asks for the text format. Some exporters answer 406 without it.
@@ -724,9 +912,72 @@ func (s *source) setURL(text string) error {
 	if socket != "" {
 		s.origin = "http://unix:" + socket + ":" + u.Path
 	}
-	s.exporter = &exporter{url: u, client: newClient(socket)}
+	fixed := http.Header{}
+	if u.User != nil { // as a header, so that redirects keep it and no error tells it
+		password, _ := u.User.Password()
+		fixed.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
+		u.User = nil
+	}
+	s.exporter = &exporter{url: u, socket: socket, fixed: fixed}
+	s.exporter.headers.Store(&fixed)
+	s.exporter.client = http.Client{CheckRedirect: stayThere, Transport: s.newTransport()}
 	s.places, s.fetch = 128, s.fetchHTTP
 	return nil
+}
+
+// isHTTPS reports whether s is an exporter with TLS.
+func (s *source) isHTTPS() bool { return s.exporter != nil && s.exporter.url.Scheme == "https" }
+
+// takeHeaders keeps the headers that header files hold beside those of the command
+// line.
+func (e *exporter) takeHeaders(texts [][]byte) error {
+	headers := e.fixed.Clone()
+	for i, text := range texts {
+		err := eachLine(text, func(line string) error {
+			key, value, err := parseHeader(line)
+			headers.Add(key, value)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.headerFiles.names[i], err)
+		}
+	}
+	e.headers.Store(&headers)
+	return nil
+}
+
+// eachLine calls take for each line that says something, without the blanks around
+// it, until one fails.
+func eachLine(text []byte, take func(line string) error) error {
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		if err := take(line); err != nil {
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// takeRoots keeps the certificates that the exporter's is verified against.
+func (e *exporter) takeRoots(texts [][]byte) error {
+	roots, err := newPool(texts[0])
+	if err == nil {
+		e.roots.Store(roots)
+	}
+	return err
+}
+
+// newPool returns the certificates in a PEM file.
+func newPool(text []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, errors.New("no certificate in PEM is in it")
+	}
+	return pool, nil
 }
 
 // parseURL parses a URL, or what nginx writes for one at a Unix socket.
@@ -758,26 +1009,46 @@ func isPort(text string, mayBeEmpty bool) bool {
 	return err == nil || text == "" && mayBeEmpty
 }
 
-// newClient returns a client for one exporter, which may be at a Unix socket. It
-// takes no proxy from the environment.
-func newClient(socket string) http.Client {
-	var dialer net.Dialer
-	return http.Client{
-		CheckRedirect: stayThere,
-		Transport: &http.Transport{
-			DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-				if socket != "" {
-					network, addr = "unix", socket
-				}
-				return dialer.DialContext(ctx, network, addr)
-			},
-			DisableCompression:     true, // it would hide that the body was compressed
-			MaxResponseHeaderBytes: 64 << 10,
-			MaxIdleConnsPerHost:    2,
-			IdleConnTimeout:        5 * time.Minute,
-			ReadBufferSize:         64 << 10,
-		},
+// newTransport returns what carries requests to the exporter. It takes no proxy from
+// the environment.
+func (s *source) newTransport() *http.Transport {
+	return &http.Transport{
+		DialContext:            s.dial,
+		DialTLSContext:         s.dialTLS,
+		DisableCompression:     true, // it would hide that the body was compressed
+		MaxResponseHeaderBytes: 64 << 10,
+		MaxIdleConnsPerHost:    2,
+		IdleConnTimeout:        5 * time.Minute,
+		ReadBufferSize:         64 << 10,
 	}
+}
+
+// dial connects to the exporter. The context of a dial is not that of the fetch.
+func (s *source) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if s.exporter.socket != "" {
+		network, addr = "unix", s.exporter.socket
+	}
+	dialer := net.Dialer{Timeout: s.timeout}
+	return dialer.DialContext(ctx, network, addr)
+}
+
+// dialTLS connects to an https exporter, and verifies its certificate against those
+// that are in the CA file by now.
+func (s *source) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	conn, err := s.dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	e := s.exporter
+	e.caFile.refresh()
+	secure := tls.Client(conn, &tls.Config{ServerName: e.url.Hostname(), RootCAs: e.roots.Load(), InsecureSkipVerify: e.insecure})
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secure, nil
 }
 
 // Failures of exporters that send their scraper elsewhere, or in circles.
@@ -812,15 +1083,18 @@ func (s *source) fetchHTTP(ctx context.Context, values []string) *result {
 func (s *source) scrapeHTTP(ctx context.Context, r *result, values []string) *failure {
 	u := *s.exporter.url
 	u.RawQuery = strings.Trim(u.RawQuery+"&"+strings.Join(values, ""), "&")
-	req := (&http.Request{Method: "GET", URL: &u, Header: http.Header{
+	header := http.Header{
 		"Accept":          {accept},
 		"Accept-Encoding": {"identity"},
 		"User-Agent":      {"reverse_exporter/" + version},
 		timeoutHeader:     {strconv.FormatFloat((s.timeout - margin(s.timeout)).Seconds(), 'f', -1, 64)},
-	}}).WithContext(ctx)
+	}
+	s.exporter.headerFiles.refresh()
+	maps.Copy(header, *s.exporter.headers.Load())
+	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
 	resp, err := s.exporter.client.Do(req)
 	if err != nil {
-		return httpFailure(err)
+		return s.httpFailure(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -864,13 +1138,11 @@ func checkContentType(header string) (openMetrics bool, f *failure) {
 
 // httpFailure says why there was no answer. The error of net/http names the URL,
 // and may quote the answer: both can hold secrets.
-func httpFailure(err error) *failure {
-	var withURL *url.Error
-	if errors.As(err, &withURL) {
-		err = withURL.Err
-	}
+func (s *source) httpFailure(err error) *failure {
+	err = withoutURL(err)
 	var op *net.OpError
 	var cert *tls.CertificateVerificationError
+	var unknown x509.UnknownAuthorityError
 	var record tls.RecordHeaderError
 	var alert tls.AlertError
 	switch {
@@ -878,6 +1150,8 @@ func httpFailure(err error) *failure {
 		return &failure{reason: "status", err: err}
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return fail("tls", "the exporter does not speak TLS")
+	case errors.As(err, &unknown):
+		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, s.name)
 	case errors.As(err, &cert), errors.As(err, &alert):
 		return &failure{reason: "tls", err: err}
 	case errors.As(err, &op) && op.Op == "dial":
@@ -886,6 +1160,15 @@ func httpFailure(err error) *failure {
 		return fail("read", "failed to read the answer: %w", err)
 	}
 	return fail("read", "the answer is no valid HTTP, or its headers are too long")
+}
+
+// withoutURL returns the error of a request without the URL, which may hold secrets.
+func withoutURL(err error) error {
+	var withURL *url.Error
+	if errors.As(err, &withURL) {
+		return withURL.Err
+	}
+	return err
 }
 
 // untilClose reads a body that nothing but the end of the connection ends: only
@@ -969,6 +1252,15 @@ type status struct {
 	toldTime time.Time // when it was told
 }
 
+// lastFetch is what the last fetch with default arguments came to.
+type lastFetch struct {
+	end      time.Time // zero before the first
+	duration time.Duration
+	samples  int
+	bytes    int64
+	failure  *failure
+}
+
 // reasons are those that a kind of source can fail for.
 var reasons = map[string][]string{
 	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"},
@@ -991,6 +1283,9 @@ func (p *program) count(s *source, standard bool, r *result) (tell func()) {
 		st.fail(state)
 	} else {
 		st.lastSuccess = r.end
+	}
+	if standard {
+		st.last = lastFetch{time.Now(), r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
 	}
 	changed := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
 	if changed {
@@ -1024,6 +1319,7 @@ type counts struct {
 	fetches     uint64
 	failures    map[string]uint64 // by reason
 	lastSuccess time.Time
+	last        lastFetch
 }
 
 // copy returns what was counted.
@@ -1057,6 +1353,7 @@ type program struct {
 	endpoints map[string][]*source // by path
 	started   time.Time
 	pages     pages
+	clients   clients
 
 	toldMu sync.Mutex // guards told
 	told   map[string]bool
@@ -1069,6 +1366,9 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {
 		p.log = slog.New(slog.NewJSONHandler(stderr, options))
+	}
+	for _, w := range c.watched {
+		w.log = p.log
 	}
 	for _, s := range c.sources {
 		s.life = life
@@ -1084,6 +1384,12 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 // check looks at the files that the flags name.
 func (p *program) check(stdout io.Writer) int {
 	code := 0
+	for _, w := range p.watched {
+		if err := w.load(); err != nil {
+			fmt.Fprintln(stdout, err)
+			code = 1
+		}
+	}
 	for _, s := range p.sources {
 		var err error
 		if s.command != nil {
@@ -1139,24 +1445,28 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	return code
 }
 
+// loadFiles reads the files that flags name, and logs what is wrong with them.
+func (p *program) loadFiles() bool {
+	ok := true
+	for _, w := range p.watched {
+		if err := w.load(); err != nil {
+			p.log.Error("failed to read what a flag names", "err", err)
+			ok = false
+		}
+	}
+	return ok
+}
+
 // serve listens and answers until ctx is done, then lets running scrapes end.
 func (p *program) serve(ctx context.Context) int {
-	server := &http.Server{
-		Handler:           p,
-		ReadHeaderTimeout: 10 * time.Second,
-		WriteTimeout:      10 * time.Second, // send renews it
-		IdleTimeout:       5 * time.Minute,
-		MaxHeaderBytes:    16 << 10,
-		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+	listeners, err := p.listenAll()
+	if err != nil {
+		p.log.Error("failed to listen", "err", err)
+		return 1
 	}
-	failed := make(chan error, len(p.listen))
-	for _, addr := range p.listen {
-		network, address, _ := splitListen(addr)
-		l, err := net.Listen(network, address)
-		if err != nil {
-			p.log.Error("failed to listen", "address", addr, "err", err)
-			return 1
-		}
+	server := p.newServer()
+	failed := make(chan error, len(listeners))
+	for _, l := range listeners {
 		p.log.Info("listening", "address", l.Addr().String())
 		go func() { failed <- server.Serve(l) }()
 	}
@@ -1180,6 +1490,463 @@ func (p *program) serve(ctx context.Context) int {
 	return code
 }
 
+// newServer returns the server of all listeners. It speaks HTTP/1 only: so one
+// connection is one request, for those who count them.
+func (p *program) newServer() *http.Server {
+	server := &http.Server{
+		Handler:                      p,
+		DisableGeneralOptionsHandler: true, // it would answer those who may not ask
+		ReadHeaderTimeout:            10 * time.Second,
+		WriteTimeout:                 10 * time.Second, // send renews it
+		IdleTimeout:                  5 * time.Minute,
+		MaxHeaderBytes:               16 << 10,
+		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		Protocols:                    new(http.Protocols),
+		ConnContext:                  p.clients.enter,
+		ConnState:                    p.clients.leave,
+	}
+	server.Protocols.SetHTTP1(true)
+	return server
+}
+
+// listenAll opens all listeners, or none.
+func (p *program) listenAll() ([]net.Listener, error) {
+	var listeners []net.Listener
+	for _, a := range p.listen {
+		l, err := a.listen()
+		if err != nil {
+			for _, l := range listeners {
+				l.Close()
+			}
+			return nil, err
+		}
+		if a.tls {
+			l = tls.NewListener(l, &tls.Config{GetConfigForClient: p.tls.current})
+		}
+		listeners = append(listeners, l)
+	}
+	return listeners, nil
+}
+
+// listen opens a listener. A Unix socket is for all who may enter its folder.
+func (a address) listen() (net.Listener, error) {
+	if a.network == "unix" {
+		if err := removeStale(a.addr); err != nil {
+			return nil, err
+		}
+	}
+	l, err := net.Listen(a.network, a.addr)
+	if err == nil && a.network == "unix" {
+		if err = os.Chmod(a.addr, 0o666); err != nil {
+			l.Close()
+		}
+	}
+	return l, err
+}
+
+// removeStale removes the socket of a program that has ended without doing so.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil // it is not there, or Listen will tell
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("%s exists and is no socket", path)
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		conn.Close()
+		return fmt.Errorf("another program listens at %s", path)
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return os.Remove(path)
+	}
+	return nil
+}
+
+// serverTLS is what listeners with TLS serve with.
+type serverTLS struct {
+	clients bool     // they must have a certificate
+	files   *watched // of certificate, key and, if clients need one, their CA
+	config  atomic.Pointer[tls.Config]
+}
+
+// take keeps what the files hold. A client without a certificate may connect, so that
+// it can be told what is missing.
+func (t *serverTLS) take(texts [][]byte) error {
+	cert, err := tls.X509KeyPair(texts[0], texts[1])
+	if err != nil {
+		return err
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	if t.clients {
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+		if c.ClientCAs, err = newPool(texts[2]); err != nil {
+			return fmt.Errorf("%s: %w", t.files.names[2], err)
+		}
+	}
+	t.config.Store(c)
+	return nil
+}
+
+// current returns what the next handshake is done with.
+func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
+	t.files.refresh()
+	return t.config.Load(), nil
+}
+
+// watched are files that are read again when they change on disk. What cannot be
+// taken then is logged once, and leaves the program with what it had.
+type watched struct {
+	flag  string // that names them
+	names []string
+	take  func(texts [][]byte) error // keeps what they hold
+	log   *slog.Logger
+
+	mu     sync.Mutex    // guards seen
+	seen   []os.FileInfo // as they were when they were last read, nil for one that was not there
+	broken atomic.Bool   // they could not be taken when last read
+}
+
+// load reads the files.
+func (w *watched) load() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seen = w.look()
+	return w.read()
+}
+
+// refresh reads the files again if one has changed. Nobody waits for another who is
+// at it: the disk may be slow.
+func (w *watched) refresh() {
+	if w == nil || !w.mu.TryLock() {
+		return
+	}
+	defer w.mu.Unlock()
+	now := w.look()
+	if slices.EqualFunc(now, w.seen, sameFile) {
+		return
+	}
+	w.seen = now
+	err := w.read()
+	if w.broken.Store(err != nil); err != nil {
+		w.log.Error("a changed file cannot be taken up: what it held before stays in use", "err", err)
+	} else {
+		w.log.Info("a changed file was taken up", "flag", w.flag)
+	}
+}
+
+// look returns what tells whether the files have changed.
+func (w *watched) look() []os.FileInfo {
+	infos := make([]os.FileInfo, len(w.names))
+	for i, name := range w.names {
+		infos[i], _ = os.Stat(name)
+	}
+	return infos
+}
+
+// sameFile reports whether a file is as it was.
+func sameFile(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// maxFile is the largest file that a flag may name, in bytes.
+const maxFile = 1 << 20
+
+// read reads the files whole and has them taken.
+func (w *watched) read() error {
+	var texts [][]byte
+	for _, name := range w.names {
+		file, info, err := openRegular(name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.flag, err)
+		}
+		text, err := io.ReadAll(io.LimitReader(file, maxFile))
+		file.Close()
+		if err != nil || info.Size() > maxFile {
+			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
+		}
+		texts = append(texts, text)
+	}
+	if err := w.take(texts); err != nil {
+		return fmt.Errorf("%s: %w", w.flag, err)
+	}
+	return nil
+}
+
+// passwords are those that --web.basic-auth-file demands. To stretch one takes about a
+// quarter of a second, so few are at a time, and one that was right is remembered.
+type passwords struct {
+	file  *watched
+	users atomic.Pointer[users]
+	key   []byte        // of the digests of those found right
+	line  chan struct{} // has room for those who stretch or wait to
+	turn  chan struct{} // has room for the one who stretches
+}
+
+// users are what a password file holds.
+type users struct {
+	byName map[string]*user
+	all    []*user
+	seed   maphash.Seed // chooses in whose place an unknown user is checked
+}
+
+// user is what is known of a password.
+type user struct {
+	iterations int
+	salt, key  []byte
+	right      atomic.Pointer[[]byte] // keyed digest of the password once it was found
+}
+
+// newPasswords returns passwords that take the first file still.
+func newPasswords() *passwords {
+	ps := &passwords{key: make([]byte, 32), line: make(chan struct{}, 1+16), turn: make(chan struct{}, 1)}
+	rand.Read(ps.key)
+	return ps
+}
+
+// take keeps the users of a password file.
+func (ps *passwords) take(texts [][]byte) error {
+	us := &users{byName: map[string]*user{}, seed: maphash.MakeSeed()}
+	err := eachLine(texts[0], func(line string) error {
+		name, hash, _ := strings.Cut(line, ":")
+		u, err := parseHash(hash)
+		if err == nil && (name == "" || us.byName[name] != nil) {
+			err = errors.New("the user has no name, or one that was there before")
+		}
+		us.byName[name] = u
+		us.all = append(us.all, u)
+		return err
+	})
+	if err == nil && len(us.all) == 0 {
+		err = errors.New("there is no user in it")
+	}
+	if err == nil {
+		ps.users.Store(us)
+	}
+	return err
+}
+
+// Iterations that a hash may have: fewer would be too cheap to guess, more would
+// take too long on a small device.
+const minIterations, maxIterations = 100_000, 2_000_000
+
+// parseHash parses pbkdf2-sha256$ITERATIONS$SALT$KEY.
+func parseHash(hash string) (*user, error) {
+	parts := strings.Split(hash, "$")
+	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
+		return nil, errors.New("user:HASH is needed, with a HASH that --hash-password prints; bcrypt and others are not taken")
+	}
+	u := &user{}
+	var err1, err2, err3 error
+	u.iterations, err1 = strconv.Atoi(parts[1])
+	u.salt, err2 = base64.RawStdEncoding.DecodeString(parts[2])
+	u.key, err3 = base64.RawStdEncoding.DecodeString(parts[3])
+	if err1 != nil || err2 != nil || err3 != nil || len(u.salt) < 8 || len(u.key) != sha256.Size {
+		return nil, errors.New("the HASH is damaged")
+	}
+	if u.iterations < minIterations || u.iterations > maxIterations {
+		return nil, fmt.Errorf("the HASH has %d iterations, which is not between %d and %d", u.iterations, minIterations, maxIterations)
+	}
+	return u, nil
+}
+
+// appendHash appends the hash of a password.
+func appendHash(dst []byte, password string, iterations int) []byte {
+	salt := make([]byte, 16)
+	rand.Read(salt)
+	key := stretch(password, salt, iterations)
+	return fmt.Appendf(dst, "pbkdf2-sha256$%d$%s$%s", iterations, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
+}
+
+// stretch makes a key of a password, slowly.
+func stretch(password string, salt []byte, iterations int) []byte {
+	key, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
+	if err != nil {
+		panic(err) // only for lengths that are not ours
+	}
+	return key
+}
+
+// check returns 200 for the right password, 401 for a wrong one, or 503 if too many
+// wait to be checked or ctx is done. An unknown user costs as much as a known one.
+func (ps *passwords) check(ctx context.Context, name, password string) int {
+	ps.file.refresh()
+	us := ps.users.Load()
+	u, known := us.byName[name]
+	if !known {
+		u = us.standIn(name)
+	}
+	digest := ps.digest(password)
+	if u.knows(digest) && known {
+		return http.StatusOK
+	}
+	select {
+	case ps.line <- struct{}{}:
+		defer func() { <-ps.line }()
+	default:
+		return http.StatusServiceUnavailable
+	}
+	select {
+	case ps.turn <- struct{}{}:
+		defer func() { <-ps.turn }()
+	case <-ctx.Done():
+		return http.StatusServiceUnavailable
+	}
+	if u.knows(digest) && known { // found right while this one waited
+		return http.StatusOK
+	}
+	key := stretch(password, u.salt, u.iterations)
+	if subtle.ConstantTimeCompare(key, u.key) == 1 && known {
+		u.right.Store(&digest)
+		return http.StatusOK
+	}
+	return http.StatusUnauthorized
+}
+
+// standIn returns in whose place an unknown user is checked: always the same.
+func (us *users) standIn(name string) *user {
+	return us.all[maphash.String(us.seed, name)%uint64(len(us.all))]
+}
+
+// digest returns what a password found right is known by.
+func (ps *passwords) digest(password string) []byte {
+	mac := hmac.New(sha256.New, ps.key)
+	io.WriteString(mac, password)
+	return mac.Sum(nil)
+}
+
+// knows reports whether the digest is that of the password found right before.
+func (u *user) knows(digest []byte) bool {
+	right := u.right.Load()
+	return right != nil && hmac.Equal(*right, digest)
+}
+
+// hashPassword prints the hash of the password on standard input, stretched for about
+// a quarter of a second.
+func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
+	text, err := io.ReadAll(io.LimitReader(stdin, 4<<10))
+	password := strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
+	if err != nil || password == "" || strings.ContainsAny(password, "\r\n") || len(text) == 4<<10 {
+		fmt.Fprintln(stderr, "reverse_exporter: --hash-password reads one line, the password, from standard input")
+		return 1
+	}
+	begin := time.Now()
+	stretch(password, make([]byte, 16), minIterations)
+	quarter := minIterations * float64(250*time.Millisecond) / float64(time.Since(begin))
+	iterations := int(min(max(quarter, minIterations), maxIterations)) / 1000 * 1000
+	fmt.Fprintf(stdout, "%s\n", appendHash(nil, password, iterations))
+	return 0
+}
+
+// healthcheck asks the program that listens at an address whether it is well. It does
+// not verify who answers: there is nothing to learn from the question.
+func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var dialer net.Dialer
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, a.network, a.addr)
+		},
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}}
+	u := &url.URL{Scheme: "http", Host: "localhost", Path: "/-/healthy"}
+	if a.tls {
+		u.Scheme = "https"
+	}
+	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
+	if err == nil {
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			fmt.Fprintln(stdout, "healthy")
+			return 0
+		}
+		err = fmt.Errorf("it answered %s", resp.Status)
+	}
+	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags as the program\n", a.addr, withoutURL(err))
+	return 1
+}
+
+// clients are the connections of those who ask. There is room for 1,024, or half of
+// the file descriptors; one more closes the one that has been idle for longest, or
+// that has been served for longest if none is idle.
+type clients struct {
+	mu   sync.Mutex // guards all
+	room int
+	all  map[net.Conn]client
+}
+
+// client is the state of a connection.
+type client struct {
+	served bool // a request of its is being answered
+	since  time.Time
+}
+
+// connKey finds the connection in the context of a request.
+type connKey struct{}
+
+// enter makes room for a connection.
+func (cs *clients) enter(ctx context.Context, conn net.Conn) context.Context {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.all == nil {
+		cs.all, cs.room = map[net.Conn]client{}, maxClients()
+	}
+	if len(cs.all) >= cs.room {
+		cs.drop()
+	}
+	cs.all[conn] = client{since: time.Now()}
+	return context.WithValue(ctx, connKey{}, conn)
+}
+
+// maxClients is how many connections there may be at once.
+func maxClients() int {
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
+		return 1024
+	}
+	return int(min(1024, files.Cur/2))
+}
+
+// drop closes one connection. The caller holds mu.
+func (cs *clients) drop() {
+	var first net.Conn
+	for conn, c := range cs.all {
+		worst := cs.all[first]
+		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
+			first = conn
+		}
+	}
+	delete(cs.all, first)
+	if secure, ok := first.(*tls.Conn); ok {
+		first = secure.NetConn() // which says no goodbye, for that could take long
+	}
+	first.Close()
+}
+
+// leave forgets a connection that was closed.
+func (cs *clients) leave(conn net.Conn, state http.ConnState) {
+	if state == http.StateClosed || state == http.StateHijacked {
+		cs.mu.Lock()
+		defer cs.mu.Unlock()
+		delete(cs.all, conn)
+	}
+}
+
+// mark notes whether a request of a connection is being answered.
+func (cs *clients) mark(ctx context.Context, served bool) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	conn, _ := ctx.Value(connKey{}).(net.Conn)
+	if _, here := cs.all[conn]; here {
+		cs.all[conn] = client{served, time.Now()}
+	}
+}
+
 // repeat fetches a source at its interval. Its waterfall is pinned: the result of
 // a fetch stays until there is another. A slow fetch skips beats.
 func (p *program) repeat(ctx context.Context, s *source) {
@@ -1198,22 +1965,66 @@ func (p *program) repeat(ctx context.Context, s *source) {
 
 // ServeHTTP answers one request.
 func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+	p.clients.mark(r.Context(), true)
+	defer p.clients.mark(r.Context(), false)
+	defer p.recoverFault()
+	if r.ContentLength != 0 { // a body, which is not read: its sender has 10 s to go
+		w.Header().Set("Connection", "close")
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
+	}
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	get := r.Method == http.MethodGet || r.Method == http.MethodHead
+	sources, isEndpoint := p.endpoints[r.URL.Path]
+	switch {
+	case get && (r.URL.Path == "/-/healthy" || r.URL.Path == "/-/ready"):
+		io.WriteString(w, "OK\n")
+	case !p.admits(w, r):
+	case !get:
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "only GET and HEAD are answered", http.StatusMethodNotAllowed)
-		return
-	}
-	sources, ok := p.endpoints[r.URL.Path]
-	switch {
-	case ok:
+	case isEndpoint:
 		p.scrape(w, r, sources)
 	case r.URL.Path == "/":
 		p.index(w)
-	case r.URL.Path == "/-/healthy", r.URL.Path == "/-/ready":
-		io.WriteString(w, "OK\n")
 	default:
 		http.Error(w, "there is nothing at this path; / lists the endpoints", http.StatusNotFound)
 	}
+}
+
+// recoverFault logs a fault of the program itself, and has the answer cut off.
+func (p *program) recoverFault() {
+	v := recover()
+	if v == nil {
+		return
+	}
+	if v != http.ErrAbortHandler {
+		p.log.Error("a fault in reverse_exporter", "panic", v, "stack", string(debug.Stack()))
+	}
+	panic(http.ErrAbortHandler)
+}
+
+// admits reports whether the request comes from someone who may ask, and refuses it
+// if not.
+func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
+	if p.tls.clients && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
+		http.Error(w, "a client certificate is needed", http.StatusForbidden)
+		return false
+	}
+	if p.passwords == nil {
+		return true
+	}
+	code := http.StatusUnauthorized
+	if name, password, ok := r.BasicAuth(); ok {
+		code = p.passwords.check(r.Context(), name, password)
+	}
+	switch code {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Basic realm="reverse_exporter", charset="UTF-8"`)
+		http.Error(w, "a user name and password are needed", code)
+	case http.StatusServiceUnavailable:
+		http.Error(w, "too many passwords are being checked", code)
+	}
+	return code == http.StatusOK
 }
 
 // scrape answers with the metrics of an endpoint.
@@ -1500,21 +2311,30 @@ func (o *pacer) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3).
+// acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3): whether gzip is welcome, and
+// no less so than no encoding where that is rated, too.
 func acceptsGzip(headers []string) bool {
-	weight := -1.0 // of gzip, or else of *
-	for item := range strings.SplitSeq(strings.Join(headers, ","), ",") {
+	gzip, identity := -1.0, 0.0 // -1 as long as only * may tell
+	other := 0.0
+	for item := range strings.SplitSeq(strings.ToLower(strings.Join(headers, ",")), ",") {
 		coding, params, _ := strings.Cut(item, ";")
-		coding = strings.ToLower(strings.TrimSpace(coding))
-		if coding != "gzip" && coding != "x-gzip" && (coding != "*" || weight >= 0) {
-			continue
-		}
-		weight = 1
-		if q, ok := strings.CutPrefix(strings.ToLower(strings.TrimSpace(params)), "q="); ok {
+		weight := 1.0
+		if q, ok := strings.CutPrefix(strings.TrimSpace(params), "q="); ok {
 			weight, _ = strconv.ParseFloat(q, 64)
 		}
+		switch strings.TrimSpace(coding) {
+		case "gzip", "x-gzip":
+			gzip = weight
+		case "identity":
+			identity = weight
+		case "*":
+			other = weight
+		}
 	}
-	return weight > 0
+	if gzip < 0 {
+		gzip = other
+	}
+	return gzip > 0 && gzip >= identity
 }
 
 // acceptsQuotes reads Accept: whether a text format with quoted names is welcome.
@@ -1664,6 +2484,13 @@ func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
 	one(ownName+"_duplicate_series_dropped", "gauge", "Samples left out, as an earlier source has the same series.", float64(duplicates))
 	one(ownName+"_build_info", "gauge", "The version of the program.", 1, "version", version, "goversion", runtime.Version())
 
+	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the file is in use as it was when last looked at.")
+	for _, w := range p.watched {
+		for _, name := range w.names {
+			m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "file", name, "flag", w.flag)
+		}
+	}
+
 	var mem runtime.MemStats
 	runtime.ReadMemStats(&mem)
 	one("go_info", "gauge", "Information about the Go environment.", 1, "version", runtime.Version())
@@ -1704,13 +2531,105 @@ func oneIf(so bool) float64 {
 // unixSeconds returns a time as a metric has it.
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
 
-// index answers with what the appliance holds.
+// style is the look of the page at /.
+const style = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:80em;padding:0 1em}` +
+	`table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3em .8em .3em 0;border-bottom:1px solid #8886;vertical-align:top;overflow-wrap:anywhere}` +
+	`th{font-weight:normal;opacity:.7}.n{white-space:nowrap}.up{color:#197a3d}.down{color:#c6263e;font-weight:bold}` +
+	`@media(prefers-color-scheme:dark){.up{color:#4cc38a}.down{color:#ff8589}a{color:#8ab4f8}}` +
+	`@media(max-width:50em){thead{display:none}tr{display:block;padding:.6em 0;border-bottom:1px solid #8886}td{display:block;border:0;padding:0}` +
+	`td:empty{display:none}td[title]::before{content:attr(title) ": ";opacity:.7}}`
+
+// index answers with what the appliance holds, for people.
 func (p *program) index(w http.ResponseWriter) {
-	var b strings.Builder
-	b.WriteString("<!doctype html><title>reverse_exporter</title><h1>reverse_exporter</h1><ul>")
-	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
-		fmt.Fprintf(&b, `<li><a href="%s">/%[1]s</a>`, html.EscapeString(path[1:]))
+	last := make([]lastFetch, len(p.sources))
+	var up, down, samples int
+	var size int64
+	for i, s := range p.sources {
+		last[i] = s.status.copy().last
+		samples += last[i].samples
+		size += last[i].bytes
+		if last[i].failure != nil {
+			down++
+		} else if !last[i].end.IsZero() {
+			up++
+		}
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	io.WriteString(w, b.String()+"</ul>\n")
+	b := fmt.Appendf(nil, "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">"+
+		"<title>reverse_exporter</title><style>%s</style><h1>reverse_exporter</h1>\n<p>%d sources: <span class=up>%d up</span>, ", style, len(p.sources), up)
+	b = fmt.Appendf(b, "<span%s>%d down</span>, %d not fetched yet. ", classIf(down > 0, "down"), down, len(p.sources)-up-down)
+	b = fmt.Appendf(b, "%d samples, %s. Version %s, started %s.\n<p>Endpoints:", samples, sizeText(size), html.EscapeString(version), ago(p.started))
+	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
+		b = fmt.Appendf(b, ` <a href=".%s">%[1]s</a>`, html.EscapeString(path))
+	}
+	for _, w := range p.watched {
+		if w.broken.Load() {
+			b = fmt.Appendf(b, "\n<p class=down>%s: a changed file cannot be taken up, see the log", html.EscapeString(w.flag))
+		}
+	}
+	b = append(b, "\n<table><thead><tr><th>Source<th>State<th>Kind<th>From<th>Took<th>Samples<th>Size<th>Last success<th>Error</thead>"...)
+	for i, s := range p.sources {
+		b = s.appendRow(b, last[i])
+	}
+	h := w.Header()
+	sum := sha256.Sum256([]byte(style))
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	w.Write(append(b, "\n</table>\n"...))
+}
+
+// appendRow appends a source to the table of the page at /.
+func (s *source) appendRow(dst []byte, last lastFetch) []byte {
+	state, fault, took := "", "", ""
+	switch {
+	case last.failure != nil:
+		state, fault = "down", last.failure.err.Error()
+	case !last.end.IsZero():
+		state = "up"
+	}
+	if last.duration > 0 {
+		took = last.duration.Round(100 * time.Microsecond).String()
+	}
+	link := html.EscapeString(s.name)
+	if s.command == nil || s.command.needs() == "" {
+		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, html.EscapeString(s.paths[0]), link)
+	}
+	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From>%s", link, classIf(true, state), cmp.Or(state, "not fetched yet"), s.kind, html.EscapeString(s.origin))
+	dst = fmt.Appendf(dst, "<td class=n title=Took>%s<td class=n title=Samples>%d<td class=n title=Size>%s", took, last.samples, sizeText(last.bytes))
+	return fmt.Appendf(dst, "<td class=n title=\"Last success\">%s<td title=Error>%s", ago(s.status.copy().lastSuccess), html.EscapeString(fault))
+}
+
+// classIf returns a class attribute, or nothing.
+func classIf(so bool, class string) string {
+	if so && class != "" {
+		return " class=" + class
+	}
+	return ""
+}
+
+// sizeText says how large n bytes are.
+func sizeText(n int64) string {
+	switch {
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// ago says how long ago a time was.
+func ago(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case t.IsZero():
+		return "never"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s ago", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
 }

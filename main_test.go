@@ -5,10 +5,20 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	cryptorand "crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"log/slog"
+	"math/big"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -879,7 +889,7 @@ func TestEndpoints(t *testing.T) {
 		{"/all?exporter_name=a", 200, `backup_size`, `exporter_name="b"`},
 		{"/b", 503, "down: b", ""},
 		{"/none", 404, "nothing at this path", ""},
-		{"/", 200, `href="metrics"`, ""},
+		{"/", 200, `href="./metrics"`, ""},
 		{"/-/healthy", 200, "OK", ""},
 	} {
 		w := get(t, p, c.path)
@@ -2372,6 +2382,938 @@ func TestServe(t *testing.T) {
 	s.Process.Signal(syscall.SIGTERM)
 	if err := s.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
+	}
+}
+
+// Server.
+
+// serve has a program listen in this process, and returns the address of the first
+// listener.
+func serve(t testing.TB, p *program) string {
+	t.Helper()
+	if !p.loadFiles() {
+		t.Fatal("a file that a flag names cannot be read")
+	}
+	listeners, err := p.listenAll()
+	if err != nil {
+		t.Fatal(err)
+	}
+	server := p.newServer()
+	t.Cleanup(func() { server.Close() })
+	for _, l := range listeners {
+		go server.Serve(l)
+	}
+	return listeners[0].Addr().String()
+}
+
+// authority signs certificates.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pem  string
+}
+
+// newAuthority makes one up.
+func newAuthority(t testing.TB) *authority {
+	a := &authority{}
+	var text []byte
+	a.cert, a.key, text = makeCertificate(t, nil, "authority")
+	a.pem = string(text)
+	return a
+}
+
+// makeCertificate makes a certificate that the authority signs, or that signs itself
+// and others.
+func makeCertificate(t testing.TB, by *authority, name string) (*x509.Certificate, *ecdsa.PrivateKey, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(time.Now().UnixNano()),
+		Subject:      pkix.Name{CommonName: name},
+		NotAfter:     time.Now().Add(time.Hour),
+		DNSNames:     []string{"localhost"},
+		IPAddresses:  []net.IP{net.IPv4(127, 0, 0, 1)},
+		IsCA:         by == nil, BasicConstraintsValid: true,
+	}
+	parent, signer := template, key
+	if by != nil {
+		parent, signer = by.cert, by.key
+	}
+	raw, err := x509.CreateCertificate(cryptorand.Reader, template, parent, &key.PublicKey, signer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert, _ := x509.ParseCertificate(raw)
+	return cert, key, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: raw})
+}
+
+// issue writes a certificate and its key to NAME.pem and NAME.key.
+func (a *authority) issue(t testing.TB, dir, name string) (certFile, keyFile string) {
+	t.Helper()
+	_, key, cert := makeCertificate(t, a, name)
+	raw, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	text := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: raw})
+	return replaceFile(t, dir, name+".pem", string(cert)), replaceFile(t, dir, name+".key", string(text))
+}
+
+// replaceFile writes a file that is another one than that of this name before.
+func replaceFile(t testing.TB, dir, name, text string) string {
+	t.Helper()
+	old := writeFile(t, dir, name+".new", text)
+	path := filepath.Join(dir, name)
+	if err := os.Rename(old, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// client returns a client that trusts the authority and has the certificate, if any,
+// and that makes a connection for each request.
+func (a *authority) client(t testing.TB, certFile, keyFile string) *http.Client {
+	t.Helper()
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	config.RootCAs.AddCert(a.cert)
+	if certFile != "" {
+		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		config.Certificates = []tls.Certificate{cert}
+	}
+	return &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
+}
+
+// ask returns the answer to a GET, with its body read.
+func ask(t testing.TB, client *http.Client, url string) (*http.Response, string) {
+	t.Helper()
+	resp, err := client.Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return resp, string(body)
+}
+
+const backup = "--file=backup=testdata/appliance/backup.prom"
+
+// TestTLS renews a certificate on disk, well and badly, and listens with and without
+// TLS at once.
+func TestTLS(t *testing.T) {
+	ca, dir := newAuthority(t), t.TempDir()
+	certFile, keyFile := ca.issue(t, dir, "server")
+	p, log := newTestProgram(t, backup, "--web.tls-cert-file", certFile, "--web.tls-key-file", keyFile,
+		"--web.listen-address", "127.0.0.1:0", "--web.listen-address", "http://unix:"+dir+"/plain.sock", "--web.listen-address", "https://unix:"+dir+"/tls.sock")
+	addr := serve(t, p)
+	client := ca.client(t, "", "")
+	serial := func() string {
+		resp, _ := ask(t, client, "https://"+addr+"/-/healthy")
+		return resp.TLS.PeerCertificates[0].SerialNumber.String()
+	}
+	loaded := func(want string) {
+		t.Helper()
+		_, page := ask(t, client, "https://"+addr+"/metrics")
+		wantContains(t, page, fmt.Sprintf(`reverse_exporter_last_reload_successful{exporter_name="reverse_exporter",file=%q,flag="--web.tls-*-file"} %s`, certFile, want))
+	}
+	first := serial()
+	loaded("1")
+	ca.issue(t, dir, "server")
+	second := serial()
+	if second == first {
+		t.Error("a renewed certificate is not used")
+	}
+	replaceFile(t, dir, "server.pem", "no certificate")
+	for range 3 {
+		if serial() != second {
+			t.Error("a broken certificate takes the place of a good one")
+		}
+	}
+	loaded("0")
+	if n := strings.Count(log.String(), "cannot be taken up"); n != 1 {
+		t.Errorf("a broken certificate is logged %d times:\n%s", n, log)
+	}
+	_, page := ask(t, client, "https://"+addr+"/")
+	wantContains(t, page, "--web.tls-*-file: a changed file cannot be taken up")
+	ca.issue(t, dir, "server")
+	if serial() == second {
+		t.Error("no certificate is taken after a broken one")
+	}
+	loaded("1")
+
+	old := ca.client(t, "", "")
+	old.Transport.(*http.Transport).TLSClientConfig.MaxVersion = tls.VersionTLS11
+	if _, err := old.Get("https://" + addr + "/-/healthy"); err == nil {
+		t.Error("TLS 1.1 is spoken")
+	}
+	for socket, scheme := range map[string]string{"plain": "http", "tls": "https"} {
+		client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return net.Dial("unix", dir+"/"+socket+".sock")
+		}
+		resp, page := ask(t, client, scheme+"://localhost/metrics")
+		wantContains(t, page, `backup_size_bytes{exporter_name="backup"`)
+		if (resp.TLS != nil) != (scheme == "https") {
+			t.Errorf("%s: TLS %v", socket, resp.TLS)
+		}
+	}
+}
+
+// TestClientCertificates demands certificates of clients, but for the health of the
+// program.
+func TestClientCertificates(t *testing.T) {
+	ca, other, dir := newAuthority(t), newAuthority(t), t.TempDir()
+	certFile, keyFile := ca.issue(t, dir, "server")
+	caFile := writeFile(t, dir, "ca.pem", ca.pem)
+	p, _ := newTestProgram(t, backup, "--web.tls-cert-file", certFile, "--web.tls-key-file", keyFile, "--web.tls-client-ca-file", caFile,
+		"--web.listen-address", "127.0.0.1:0", "--web.listen-address", "http://unix:"+dir+"/plain.sock")
+	url := "https://" + serve(t, p)
+	none := ca.client(t, "", "")
+	for path, want := range map[string]int{"/-/healthy": 200, "/-/ready": 200, "/": 403, "/metrics": 403, "/none": 403} {
+		if resp, body := ask(t, none, url+path); resp.StatusCode != want {
+			t.Errorf("%s without a certificate: %d %s", path, resp.StatusCode, body)
+		}
+	}
+	good := ca.client(t, certFile, keyFile)
+	if resp, page := ask(t, good, url+"/metrics"); resp.StatusCode != 200 || !strings.Contains(page, "backup_size_bytes") {
+		t.Errorf("with a certificate: %d", resp.StatusCode)
+	}
+	stranger, strangerKey := other.issue(t, dir, "stranger")
+	if resp, err := ca.client(t, stranger, strangerKey).Get(url + "/metrics"); err == nil {
+		t.Errorf("with a stranger's certificate: %s", resp.Status)
+	}
+	replaceFile(t, dir, "ca.pem", other.pem)
+	if resp, _ := ask(t, ca.client(t, stranger, strangerKey), url+"/metrics"); resp.StatusCode != 200 {
+		t.Errorf("after its CA came: %s", resp.Status)
+	}
+	plain := &http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", dir+"/plain.sock")
+	}}}
+	if resp, _ := ask(t, plain, "http://localhost/metrics"); resp.StatusCode != 403 {
+		t.Errorf("without TLS: %s", resp.Status)
+	}
+}
+
+// TestUnixListener replaces the socket of the dead, not that of the living.
+func TestUnixListener(t *testing.T) {
+	dir := t.TempDir()
+	path := dir + "/re.sock"
+	stale, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.(*net.UnixListener).SetUnlinkOnClose(false)
+	stale.Close()
+	a := address{network: "unix", addr: path}
+	l, err := a.listen()
+	if err != nil {
+		t.Fatalf("beside a stale socket: %v", err)
+	}
+	if info, _ := os.Stat(path); info.Mode().Perm() != 0o666 {
+		t.Errorf("mode %v", info.Mode())
+	}
+	if _, err := a.listen(); err == nil || !strings.Contains(err.Error(), "another program listens") {
+		t.Errorf("beside a live socket: %v", err)
+	}
+	l.Close()
+	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("after the end: %v", err)
+	}
+	writeFile(t, dir, "re.sock", "precious")
+	if _, err := a.listen(); err == nil || !strings.Contains(err.Error(), "is no socket") {
+		t.Errorf("in place of a file: %v", err)
+	}
+	p, _ := newTestProgram(t, backup, "--web.listen-address", "unix:"+dir+"/first.sock", "--web.listen-address", "unix:"+path)
+	if _, err := p.listenAll(); err == nil {
+		t.Error("one listener of two is enough")
+	}
+	if _, err := os.Lstat(dir + "/first.sock"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the first listener is left: %v", err)
+	}
+}
+
+// withAuth returns a password file of users with the cheapest hashes.
+func withAuth(t testing.TB, dir string, passwords ...string) string {
+	t.Helper()
+	text := "# who may ask\n\n"
+	for i := 0; i < len(passwords); i += 2 {
+		text += passwords[i] + ":" + string(appendHash(nil, passwords[i+1], minIterations)) + "\n"
+	}
+	return replaceFile(t, dir, "auth", text)
+}
+
+// getAs asks a path of the program with a password.
+func getAs(t testing.TB, p *program, path, user, password string) *httptest.ResponseRecorder {
+	t.Helper()
+	return get(t, p, path, "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
+}
+
+// TestBasicAuth tells nothing to those without the right password.
+func TestBasicAuth(t *testing.T) {
+	dir := t.TempDir()
+	auth := withAuth(t, dir, "prometheus", "s3cret: x", "admin", "other")
+	p, log := newTestProgram(t, backup, "--web.basic-auth-file", auth)
+	if !p.loadFiles() {
+		t.Fatal(log)
+	}
+	for _, path := range []string{"/", "/metrics", "/none", "/-/other", "/metrics?exporter_name=none"} {
+		for _, header := range []string{"", "Basic", "Basic !", "Basic eDp5", "Basic " + base64.StdEncoding.EncodeToString([]byte("nocolon")), "Bearer x"} {
+			w := get(t, p, path, "Authorization", header)
+			if w.Code != 401 || w.Header().Get("WWW-Authenticate") != `Basic realm="reverse_exporter", charset="UTF-8"` {
+				t.Errorf("%s with %q: %d, %v", path, header, w.Code, w.Header())
+			}
+		}
+	}
+	for _, c := range []struct {
+		user, password string
+		code           int
+	}{
+		{"prometheus", "s3cret: x", 200}, {"prometheus", "s3cret: x", 200}, {"prometheus", "wrong", 401}, {"prometheus", "", 401},
+		{"admin", "other", 200}, {"admin", "s3cret: x", 401}, {"nobody", "other", 401}, {"", "", 401},
+	} {
+		if w := getAs(t, p, "/metrics", c.user, c.password); w.Code != c.code {
+			t.Errorf("%s:%s: %d, want %d", c.user, c.password, w.Code, c.code)
+		}
+	}
+	for method, want := range map[string]int{"POST": 401, "OPTIONS": 401} {
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, httptest.NewRequest(method, "/metrics", nil))
+		if w.Code != want {
+			t.Errorf("%s: %d, want %d", method, w.Code, want)
+		}
+	}
+	for _, path := range []string{"/-/healthy", "/-/ready"} {
+		if w := get(t, p, path); w.Code != 200 || w.Body.String() != "OK\n" {
+			t.Errorf("%s: %d %s", path, w.Code, w.Body)
+		}
+	}
+
+	replaceFile(t, dir, "auth", "prometheus:$2y$10$bcrypt\n")
+	if w := getAs(t, p, "/metrics", "prometheus", "s3cret: x"); w.Code != 200 {
+		t.Errorf("after a broken file came: %d", w.Code)
+	}
+	wantContains(t, log.String(), "cannot be taken up", "line 1: user:HASH is needed, with a HASH that --hash-password prints")
+	withAuth(t, dir, "prometheus", "new")
+	for password, want := range map[string]int{"s3cret: x": 401, "new": 200} {
+		if w := getAs(t, p, "/metrics", "prometheus", password); w.Code != want {
+			t.Errorf("%s after a change: %d, want %d", password, w.Code, want)
+		}
+	}
+}
+
+// TestPasswordFlood lets wrong passwords wait in a short line, and a known one pass.
+func TestPasswordFlood(t *testing.T) {
+	p, _ := newTestProgram(t, backup, "--web.basic-auth-file", withAuth(t, t.TempDir(), "known", "right", "other", "right"))
+	p.loadFiles()
+	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
+		t.Fatal(w.Code)
+	}
+	p.passwords.turn <- struct{}{} // somebody's password is being stretched
+	var waiting sync.WaitGroup
+	answers := make(chan int, cap(p.passwords.line))
+	for range cap(p.passwords.line) {
+		waiting.Go(func() { answers <- getAs(t, p, "/metrics", "nobody", "wrong").Code })
+	}
+	for len(p.passwords.line) < cap(p.passwords.line) {
+		runtime.Gosched()
+	}
+	for _, c := range []struct {
+		user, password string
+		code           int
+	}{{"nobody", "wrong", 503}, {"known", "wrong", 503}, {"other", "right", 503}, {"known", "right", 200}} {
+		if w := getAs(t, p, "/metrics", c.user, c.password); w.Code != c.code {
+			t.Errorf("%s:%s in a flood: %d, want %d", c.user, c.password, w.Code, c.code)
+		}
+	}
+	<-p.passwords.turn
+	waiting.Wait()
+	for range cap(answers) {
+		if code := <-answers; code != 401 {
+			t.Errorf("after its turn came: %d", code)
+		}
+	}
+	if w := getAs(t, p, "/metrics", "other", "right"); w.Code != 200 {
+		t.Errorf("after the flood: %d", w.Code)
+	}
+}
+
+// TestUnknownUser stretches the password of an unknown user as that of a known one.
+func TestUnknownUser(t *testing.T) {
+	ps := newPasswords()
+	hash := strings.Replace(string(appendHash(nil, "x", minIterations)), "$100000$", "$100001$", 1)
+	if err := ps.take([][]byte{[]byte("known:" + hash)}); err != nil {
+		t.Fatal(err)
+	}
+	ps.turn <- struct{}{}
+	for _, name := range []string{"known", "unknown", ""} {
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		if code := ps.check(ctx, name, "wrong"); code != 503 { // it wants its turn, like all others
+			t.Errorf("%q: %d", name, code)
+		}
+	}
+	us := ps.users.Load()
+	if u := us.standIn("unknown"); u.iterations != 100001 || u != us.standIn("unknown") {
+		t.Errorf("an unknown user is stretched %d times", u.iterations)
+	}
+}
+
+func TestHashes(t *testing.T) {
+	good := string(appendHash(nil, "x", minIterations))
+	parts := strings.Split(good, "$")
+	for text, want := range map[string]string{
+		"":                          "no user",
+		"# only a comment":          "no user",
+		"user":                      "line 1: user:HASH",
+		"\n\nuser:plain":            "line 3: user:HASH",
+		":" + good:                  "line 1: the user has no name",
+		"a:" + good + "\na:" + good: "line 2: the user has no name, or one",
+		"a:" + strings.Replace(good, "$100000$", "$1000$", 1):                  "1000 iterations",
+		"a:" + strings.Replace(good, "$100000$", "$2000001$", 1):               "2000001 iterations",
+		"a:" + strings.Replace(good, "$100000$", "$x$", 1):                     "damaged",
+		"a:" + strings.Join([]string{parts[0], parts[1], "YQ", parts[3]}, "$"): "damaged",
+		"a:" + good[:len(good)-2]:                                              "damaged",
+	} {
+		err := newPasswords().take([][]byte{[]byte(text)})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q", text, err, want)
+		} else if strings.Contains(err.Error(), parts[3]) || strings.Contains(err.Error(), "plain") {
+			t.Errorf("%q: the error quotes it: %v", text, err)
+		}
+	}
+}
+
+// TestHashPassword prints what a password file takes.
+func TestHashPassword(t *testing.T) {
+	for _, input := range []string{"correct horse", "correct horse\n", "correct horse\r\n"} {
+		cmd := programCommand("--hash-password")
+		cmd.Stdin = strings.NewReader(input)
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ps := newPasswords()
+		if err := ps.take([][]byte{append([]byte("user:"), out...)}); err != nil {
+			t.Fatalf("%q: %v", out, err)
+		}
+		ps.file = &watched{}
+		if code := ps.check(t.Context(), "user", "correct horse"); code != 200 {
+			t.Errorf("%q: %d", out, code)
+		}
+	}
+	for _, input := range []string{"", "\n", "a\nb", strings.Repeat("x", 5000)} {
+		cmd := programCommand("--hash-password")
+		cmd.Stdin = strings.NewReader(input)
+		if out, err := cmd.CombinedOutput(); exitCode(err) != 1 || !strings.Contains(string(out), "reads one line") {
+			t.Errorf("%.9q: %v %s", input, err, out)
+		}
+	}
+}
+
+// TestSecrets plants secrets wherever one can be, lets everything fail, and looks for
+// them in all that the program says.
+func TestSecrets(t *testing.T) {
+	dir := t.TempDir()
+	elsewhere := rawServer(t, "HTTP/1.1 302 Found\r\nLocation: http://127.0.0.1:1/?PLANTED=PLANTED\r\nX: PLANTED\r\n\r\n", false)
+	closed, _ := net.Listen("tcp", "127.0.0.1:0")
+	closed.Close()
+	headers := writeFile(t, dir, "headers", "X-Token: PLANTED\n")
+	auth := withAuth(t, dir, "user", "PLANTED")
+	failing := writeFile(t, dir, "failing", "#!/bin/sh\necho 'a{b=\"PLANTED\"} PLANTED'\n")
+	p, log := newTestProgram(t, "--log.level", "debug", "--web.basic-auth-file", auth,
+		"--http", "redirected="+strings.Replace(elsewhere, "://", "://PLANTED:PLANTED@", 1)+"?token=PLANTED",
+		"--http", "refused=http://PLANTED:PLANTED@"+closed.Addr().String()+"/?token=PLANTED", "--params", "refused:*",
+		"--http", "tls=https://PLANTED@"+strings.TrimPrefix(elsewhere, "http://"),
+		"--header", "redirected:X-Key: PLANTED", "--header", "refused:@"+headers,
+		"--exec", "failing="+failing+" PLANTED {x=PLANTED}", "--exec", "gone=/gone PLANTED")
+	if !p.loadFiles() {
+		t.Fatal(log)
+	}
+	said := ""
+	for _, path := range []string{"/metrics", "/", "/metrics?x=PLANTED&token=PLANTED", "/metrics?PLANTED=%zz", "/metrics?x=%01PLANTED", "/PLANTED", "/"} {
+		w := getAs(t, p, path, "user", "PLANTED")
+		said += path[:1] + w.Body.String() + fmt.Sprint(w.Header())
+		said += getAs(t, p, path, "PLANTED", "PLANTED2").Body.String()
+	}
+	replaceFile(t, dir, "headers", "PLANTED\nX-PLANTED\n")
+	replaceFile(t, dir, "auth", "PLANTED:PLANTED\n")
+	said += getAs(t, p, "/metrics", "user", "PLANTED").Body.String()
+	said += logged(p, log)
+	for _, reason := range []string{"status", "connect", "tls", "parse", "start"} {
+		wantContains(t, said, "reason="+reason) // all that was to fail has failed
+	}
+	wantContains(t, said, "--header refused: "+headers+": line 1", "--web.basic-auth-file: line 1")
+	for _, args := range [][]string{
+		{"--header", "pg:PLANTED"}, {"--header", "pg=X: PLANTED"}, {"--header", "pg:Connection: PLANTED"}, {"--header", "pg:X: PLANTED\x01"},
+		{"--http", "x=http://PLANTED@:port/"}, {"--exec", "x='PLANTED"}, {"--header", "file:X: PLANTED"},
+	} {
+		_, faults := parseFlags(append(args, "--http", "pg=http://localhost", "--file", "file=x"))
+		if len(faults) != 1 {
+			t.Errorf("%q: %q", args, faults)
+		}
+		said += strings.Join(faults, "\n")
+	}
+	if i := strings.Index(said, "PLANTED"); i >= 0 {
+		t.Errorf("a secret is told: …%s…", said[max(0, i-200):min(len(said), i+50)])
+	}
+}
+
+// TestHeaders sends an exporter the headers of the command line and of a file, also
+// after a redirect, and takes no proxy from the environment.
+func TestHeaders(t *testing.T) {
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+	t.Setenv("http_proxy", "http://127.0.0.1:1")
+	var got []*http.Request
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		got = append(got, r)
+		if r.URL.Path == "/metrics" {
+			http.Redirect(w, r, "/there", http.StatusFound)
+		}
+	}))
+	defer exporter.Close()
+	dir := t.TempDir()
+	file := writeFile(t, dir, "headers", "# of the file\nX-File: 1\n\nx-both:file\n")
+	p, log := newTestProgram(t, "--http", "x="+strings.Replace(exporter.URL, "://", "://user:pass@", 1), "--header", "x:X-Both: flag",
+		"--header", "x:@"+file, "--header", "x:Host: other.example", "--header", "x:Accept: text/plain")
+	if !p.loadFiles() {
+		t.Fatal(log)
+	}
+	want := func(header string, values ...string) {
+		t.Helper()
+		wantContains(t, get(t, p, "/metrics").Body.String(), `source_up{exporter_name="x"} 1`)
+		for _, r := range got[len(got)-2:] {
+			if !slices.Equal(r.Header[header], values) {
+				t.Errorf("%s at %s: %q, want %q", header, r.URL, r.Header[header], values)
+			}
+		}
+	}
+	want("X-File", "1")
+	want("X-Both", "flag", "file")
+	want("Accept", "text/plain")
+	want("Accept-Encoding", "identity")
+	want("Authorization", "Basic dXNlcjpwYXNz")
+	if got[0].Host != "other.example" {
+		t.Errorf("Host %q", got[0].Host)
+	}
+	replaceFile(t, dir, "headers", "X-File: 2\n")
+	want("X-File", "2")
+	want("X-Both", "flag")
+	replaceFile(t, dir, "headers", "broken\n")
+	want("X-File", "2")
+	wantContains(t, log.String(), "line 1: a header is needed")
+}
+
+// TestHTTPS verifies exporters against a CA that may change, or not at all.
+func TestHTTPS(t *testing.T) {
+	ca, dir := newAuthority(t), t.TempDir()
+	cert, err := tls.LoadX509KeyPair(ca.issue(t, dir, "exporter"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exporter := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Connection", "close")
+		io.WriteString(w, "a 1\n")
+	}))
+	exporter.TLS = &tls.Config{Certificates: []tls.Certificate{cert}}
+	exporter.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	exporter.StartTLS()
+	defer exporter.Close()
+	caFile := writeFile(t, dir, "ca.pem", newAuthority(t).pem)
+	p, log := newTestProgram(t, "--http", "verified="+exporter.URL, "--ca-file", "verified:"+caFile, "--http", "system="+exporter.URL,
+		"--http", "insecure="+exporter.URL, "--insecure", "insecure", "--http", "plain="+strings.Replace(exporter.URL, "https", "http", 1))
+	if !p.loadFiles() {
+		t.Fatal(log)
+	}
+	up := func(want string) {
+		t.Helper()
+		page := get(t, p, "/metrics").Body.String()
+		wantContains(t, page, `source_up{exporter_name="verified"} `+want, `source_up{exporter_name="system"} 0`,
+			`source_up{exporter_name="insecure"} 1`, `source_up{exporter_name="plain"} 0`, `failures_total{exporter_name="system",reason="tls"}`)
+	}
+	up("0")
+	replaceFile(t, dir, "ca.pem", ca.pem)
+	up("1")
+	replaceFile(t, dir, "ca.pem", "broken")
+	up("1")
+	wantContains(t, logged(p, log), "--ca-file verified: no certificate", "source=system reason=tls", "give its CA: --ca-file system:FILE")
+}
+
+// TestGzip compresses for those who prefer it, and says how long everything is.
+func TestGzip(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "node=testdata/scrapes/node_exporter.prom")
+	addr := serve(t, p)
+	client := &http.Client{Transport: &http.Transport{DisableCompression: true}}
+	for accepts, want := range map[string]bool{
+		"": false, "gzip": true, "identity": false, "deflate, gzip;q=1.0, *;q=0.5": true, "*": true, "*;q=0": false, "gzip;q=0": false, "gzip;q=0, *": false,
+		"*;q=0, gzip;q=0.1": true, "GZIP": true, "x-gzip": true, "gzip;q=x": false, "gzip; q=0.001": true, "br": false, "gzip;q=0.5, identity;q=1": false,
+		"identity;q=0.5, gzip": true, ",,;;q=,gzip;": true, "gzipx": false, "gzip;q=NaN": false, strings.Repeat("gzip;q=0,", 1000) + "gzip": true,
+	} {
+		for _, method := range []string{"GET", "HEAD"} {
+			req, _ := http.NewRequest(method, "http://"+addr+"/metrics", nil)
+			req.Header.Set("Accept-Encoding", accepts)
+			resp, err := client.Do(req)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, _ := io.ReadAll(resp.Body)
+			resp.Body.Close()
+			if got := resp.Header.Get("Content-Encoding") == "gzip"; got != want || resp.Header.Get("Vary") != "Accept, Accept-Encoding" {
+				t.Errorf("%s, Accept-Encoding %.40q: %v", method, accepts, resp.Header)
+			}
+			if n := resp.ContentLength; n < 1000 || method == "GET" && n != int64(len(body)) || method == "HEAD" && len(body) > 0 {
+				t.Errorf("%s: %d bytes announced, %d there", method, n, len(body))
+			}
+			if want && method == "GET" {
+				body = []byte(unzipped(t, body))
+			}
+			if method == "GET" {
+				checkShape(t, string(body))
+			}
+		}
+	}
+	for path := range map[string]bool{"/": true, "/-/healthy": true, "/none": true} {
+		if w := get(t, p, path, "Accept-Encoding", "gzip"); w.Header().Get("Content-Encoding") != "" {
+			t.Errorf("%s is compressed", path)
+		}
+	}
+}
+
+// unzipped returns what is in a gzip stream.
+func unzipped(t testing.TB, body []byte) string {
+	t.Helper()
+	z, err := gzip.NewReader(bytes.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(z)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// pipes is a listener for connections within the process, which know no other time
+// than that of the test.
+type pipes struct {
+	conns  chan net.Conn
+	closed context.Context
+	close  context.CancelFunc
+}
+
+func (l *pipes) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conns:
+		return conn, nil
+	case <-l.closed.Done():
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *pipes) Close() error {
+	l.close()
+	return nil
+}
+
+func (l *pipes) Addr() net.Addr { return &net.UnixAddr{Name: "pipe", Net: "unix"} }
+
+// dial connects to the listener.
+func (l *pipes) dial() net.Conn {
+	client, server := net.Pipe()
+	l.conns <- server
+	return client
+}
+
+// servePipes serves a program in a bubble of synctest.
+func servePipes(t *testing.T, p *program) *pipes {
+	l := &pipes{conns: make(chan net.Conn)}
+	l.closed, l.close = context.WithCancel(context.Background())
+	server := p.newServer()
+	go server.Serve(l)
+	t.Cleanup(func() { server.Close() })
+	return l
+}
+
+// TestSlowClients cuts off those who send or read too slowly, and no others.
+func TestSlowClients(t *testing.T) {
+	body := bytes.Repeat([]byte("a_long_enough_name{x=\"y\"} 1\n"), 1<<17)
+	big := writeFile(t, t.TempDir(), "big.prom", string(body))
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--file", "x="+big)
+		l := servePipes(t, p)
+		begin := time.Now()
+		spent := func(what string, want time.Duration) {
+			t.Helper()
+			if d := time.Since(begin).Round(time.Second); d != want {
+				t.Errorf("%s: cut off after %v, want %v", what, d, want)
+			}
+			begin = time.Now()
+		}
+		const request = "GET /metrics HTTP/1.1\r\nHost: x\r\n"
+
+		conn := l.dial()
+		io.WriteString(conn, request+"X: ")
+		io.ReadAll(conn)
+		spent("half a header", 10*time.Second)
+
+		conn = l.dial()
+		io.ReadAll(conn)
+		spent("no request", 10*time.Second)
+
+		conn = l.dial()
+		io.WriteString(conn, request+"\r\n")
+		time.Sleep(15 * time.Second)
+		if n, _ := io.Copy(io.Discard, conn); n > 256<<10 {
+			t.Errorf("who reads nothing for 10 s gets %d bytes", n)
+		}
+		begin = time.Now()
+		synctest.Wait()
+		if n := len(p.pages.alive); n != 0 {
+			t.Errorf("%d pages alive after their readers were cut off", n)
+		}
+
+		conn = l.dial() // just fast enough: 256 KiB in 9 s
+		io.WriteString(conn, request+"Connection: close\r\n\r\n")
+		answer := bufio.NewReader(conn)
+		resp, err := http.ReadResponse(answer, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = io.CopyN(io.Discard, resp.Body, 256<<10)
+			time.Sleep(9 * time.Second)
+		}
+		if err != io.EOF {
+			t.Errorf("who reads 256 KiB in 9 s is cut off: %v", err)
+		}
+		begin = time.Now()
+
+		conn = l.dial()
+		io.WriteString(conn, "GET /-/healthy HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx")
+		resp, err = http.ReadResponse(bufio.NewReader(conn), nil)
+		if err != nil || resp.StatusCode != 200 || !resp.Close {
+			t.Errorf("with a body that never comes: %v, %v", resp, err)
+		}
+		io.ReadAll(conn)
+		spent("a body that never comes", 10*time.Second)
+	})
+}
+
+// TestClients has room for so many connections. One more closes that which has been
+// idle for longest, or if all are served that which has been so for longest.
+func TestClients(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--http", "x=http://unix:/nowhere:/")
+		release := make(chan struct{})
+		p.sources[0].fetch = func(ctx context.Context, _ []string) *result {
+			<-release
+			return &result{failure: missed.failure}
+		}
+		p.clients = clients{all: map[net.Conn]client{}, room: 3}
+		l := servePipes(t, p)
+		dial := func(path string) net.Conn {
+			conn := l.dial()
+			if path != "" {
+				io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n")
+			}
+			synctest.Wait()
+			time.Sleep(time.Second)
+			return conn
+		}
+		closed := func(conn net.Conn) bool {
+			conn.SetReadDeadline(time.Now())
+			_, err := conn.Read(make([]byte, 1))
+			return err == io.EOF
+		}
+		served1, idle1, served2 := dial("/metrics"), dial(""), dial("/metrics")
+		idle2 := dial("")
+		if closed(served1) || !closed(idle1) || closed(served2) || closed(idle2) {
+			t.Error("the connection that was idle is not the one that was closed")
+		}
+		served3 := dial("/metrics")
+		if closed(served1) || closed(served2) || !closed(idle2) || closed(served3) {
+			t.Error("the idle connection is not the one that was closed")
+		}
+		served4 := dial("/metrics")
+		if !closed(served1) || closed(served2) || closed(served3) || closed(served4) {
+			t.Error("the connection served for longest is not the one that was closed")
+		}
+		close(release)
+		for _, conn := range []net.Conn{served2, served3, served4} {
+			conn.SetReadDeadline(time.Time{})
+			if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != 200 {
+				t.Errorf("%v %v", resp, err)
+			}
+			conn.Close()
+		}
+		synctest.Wait()
+		if len(p.clients.all) != 0 {
+			t.Errorf("%d connections after all were closed", len(p.clients.all))
+		}
+	})
+}
+
+// TestCrowd opens 10,000 connections, half of them with a byte sent, and scrapes.
+func TestCrowd(t *testing.T) {
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); files.Cur < 11_000 {
+		t.Skipf("a process may open %d files only", files.Cur)
+	}
+	s := startProgram(t, backup)
+	addr := strings.TrimPrefix(s.url, "http://")
+	for i := range 10_000 {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if i%2 == 0 {
+			io.WriteString(conn, "G")
+		}
+	}
+	wantContains(t, httpGet(t, s.url+"/metrics"), `backup_size_bytes{exporter_name="backup"`)
+	if limit, err := os.ReadFile(fmt.Sprintf("/proc/%d/fd", s.Process.Pid)); err == nil && len(limit) > 1100 {
+		t.Error("too many files are open")
+	}
+}
+
+// TestHostile sends what no scraper sends.
+func TestHostile(t *testing.T) {
+	p, log := newTestProgram(t, backup, "--exec", "sh=sh -c 'echo {x=1}; printf \"a\\\\nlevel=ERROR msg=forged\" >&2; exit 1'", "--log.level", "debug")
+	addr := serve(t, p)
+	for _, c := range []struct{ name, request, want string }{
+		{"huge header", "GET /metrics HTTP/1.1\r\nHost: x\r\nX: " + strings.Repeat("x", 64<<10) + "\r\n\r\n", "431 "},
+		{"pipelined", "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\nGET /none HTTP/1.1\r\nHost: x\r\n\r\n", "404 Not Found"},
+		{"body on GET", "GET /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", "backup_size_bytes"},
+		{"chunked body on GET", "GET /metrics HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "backup_size_bytes"},
+		{"no HTTP", "\x16\x03\x01\x02\x00\x01\r\n\r\n", "400 "},
+		{"all servers' options", "OPTIONS * HTTP/1.1\r\nHost: x\r\n\r\n", "405 "},
+		{"CONNECT", "CONNECT /metrics HTTP/1.1\r\nHost: x\r\n\r\n", "405 "},
+		{"path with dots", "GET /../metrics HTTP/1.1\r\nHost: x\r\n\r\n", "404 "},
+		{"timeout NaN", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": NaN\r\n\r\n", "backup_size_bytes"},
+		{"timeout -1", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": -1\r\n\r\n", "backup_size_bytes"},
+		{"timeout 1e400", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": 1e400\r\n\r\n", "backup_size_bytes"},
+		{"timeout 0.001", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": 0.001\r\n\r\n", "reverse_exporter_source_up"},
+		{"forged log line", "GET /metrics?x=%0Alevel%3DERROR+msg%3Dforged HTTP/1.1\r\nHost: x\r\nUser-Agent: a\rlevel=ERROR msg=forged\r\n\r\n", ""},
+	} {
+		conn, err := net.Dial("tcp", addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, c.request)
+		text, buf := "", make([]byte, 64<<10)
+		for n := 0; err == nil && (c.want == "" || !strings.Contains(text, c.want)); text += string(buf[:n]) {
+			n, err = conn.Read(buf)
+			if c.want == "" {
+				break
+			}
+		}
+		if !strings.Contains(text, c.want) {
+			t.Errorf("%s: %q is not in:\n%.300s", c.name, c.want, text)
+		}
+		conn.Close()
+	}
+	for line := range strings.Lines(logged(p, log)) {
+		if !strings.HasPrefix(line, "time=") {
+			t.Errorf("a line of the log was forged: %q", line)
+		}
+	}
+	wantContains(t, log.String(), `stderr="a\nlevel=ERROR msg=forged"`)
+}
+
+// TestShutdown stops the program in the midst of a scrape, twice.
+func TestShutdown(t *testing.T) {
+	socket := filepath.Join(t.TempDir(), "re.sock")
+	marker := fmt.Sprintf("%d.97", 100000+os.Getpid())
+	s := startProgram(t, backup, "--exec", "x=sleep "+marker, "--timeout", "1h", "--path", "x:/slow", "--web.listen-address", "unix:"+socket)
+	if _, err := os.Stat(socket); err != nil {
+		t.Fatal(err)
+	}
+	go http.Get(s.url + "/slow")
+	for alive(t, marker) == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	s.Process.Signal(syscall.SIGTERM)
+	s.Process.Signal(syscall.SIGINT)
+	if err := s.Wait(); err != nil {
+		t.Errorf("after two signals: %v", err)
+	}
+	wantNoneAlive(t, marker)
+	if _, err := os.Lstat(socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket is left: %v", err)
+	}
+}
+
+// TestHealthcheck asks a program of each kind how it is.
+func TestHealthcheck(t *testing.T) {
+	ca, dir := newAuthority(t), t.TempDir()
+	certFile, keyFile := ca.issue(t, dir, "server")
+	caFile, auth := writeFile(t, dir, "ca.pem", ca.pem), withAuth(t, dir, "user", "x")
+	withTLS := []string{"--web.tls-cert-file", certFile, "--web.tls-key-file", keyFile}
+	for name, args := range map[string][]string{
+		"plain":     nil,
+		"auth":      {"--web.basic-auth-file", auth},
+		"TLS":       withTLS,
+		"client CA": append(withTLS, "--web.tls-client-ca-file", caFile),
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := startProgram(t, append(args, backup)...)
+			check := append(args, "--healthcheck", "--web.listen-address", strings.TrimPrefix(s.url, "http://"))
+			if out, err := programCommand(check...).CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
+	}
+	startProgram(t, backup, "--web.listen-address", "unix:"+dir+"/re.sock")
+	if out, err := programCommand("--healthcheck", "--web.listen-address", "unix:"+dir+"/re.sock").CombinedOutput(); err != nil {
+		t.Errorf("%v: %s", err, out)
+	}
+	closed, _ := net.Listen("tcp", "127.0.0.1:0")
+	closed.Close()
+	for _, addr := range []string{closed.Addr().String(), "unix:" + dir + "/none.sock"} {
+		out, err := programCommand("--healthcheck", "--web.listen-address", addr).CombinedOutput()
+		if exitCode(err) != 1 {
+			t.Errorf("%s: %v, want exit status 1", addr, err)
+		}
+		wantContains(t, string(out), "the same --web.* flags")
+	}
+}
+
+// TestIndex shows what the appliance holds, and nothing that could run in a browser.
+func TestIndex(t *testing.T) {
+	odd := writeFile(t, t.TempDir(), `<script>"&.prom`, "a 1\n}\n")
+	args := []string{"--file", "odd=" + odd, "--exec", "disk=smart {disk}", "--path", "disk:/smart", backup, "--path", "/metrics"}
+	p, _ := newTestProgram(t, args...)
+	before := get(t, p, "/").Body.String()
+	wantContains(t, before, "0 up", "not fetched yet")
+	get(t, p, "/metrics")
+	w := get(t, p, "/")
+	page := w.Body.String()
+	wantContains(t, page, `<meta charset=utf-8>`, `<meta name=viewport content="width=device-width">`, "3 sources:", "1 up", "1 down", "1 not fetched yet", "2 samples", "Version dev",
+		`<a href="./metrics">/metrics</a>`, `<a href="./smart">/smart</a>`, `<a href="./metrics?exporter_name=backup">backup</a><td class=up>up<td title=Kind>file`,
+		`&lt;script&gt;&#34;&amp;.prom`, "line 2, column 1: expected a metric name", "<td>disk<td>not fetched yet<td title=Kind>exec<td title=From>smart<td")
+	if strings.Contains(page, "<script") {
+		t.Error("a value is not escaped")
+	}
+	csp := w.Header().Get("Content-Security-Policy")
+	wantContains(t, csp, "default-src 'none'", "style-src 'sha256-", "frame-ancestors 'none'")
+	if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" || w.Header().Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Error(w.Header())
+	}
+	args = nil
+	for i := range 20 {
+		args = append(args, "--http", fmt.Sprintf("source-%d=http://source-%d.monitoring.example:9100/metrics", i, i), "--timeout", fmt.Sprintf("source-%d:1ms", i))
+	}
+	p, _ = newTestProgram(t, args...)
+	get(t, p, "/metrics")
+	if page := get(t, p, "/").Body.String(); len(page) > 30_000 {
+		t.Errorf("%d bytes for 20 sources", len(page))
 	}
 }
 
