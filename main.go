@@ -2533,11 +2533,10 @@ func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
 
 // style is the look of the page at /.
 const style = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:80em;padding:0 1em}` +
-	`table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.3em .8em .3em 0;border-bottom:1px solid #8886;vertical-align:top;overflow-wrap:anywhere}` +
-	`th{font-weight:normal;opacity:.7}.n{white-space:nowrap}.up{color:#197a3d}.down{color:#c6263e;font-weight:bold}` +
+	`table{border-collapse:collapse;width:100%}tr{border-bottom:1px solid #8886}th,td{text-align:left;padding:.3em .8em .3em 0;vertical-align:top;white-space:nowrap}` +
+	`th{font-weight:normal;opacity:.7}.w{white-space:normal;overflow-wrap:anywhere}.up{color:#197a3d}.down{color:#c6263e;font-weight:bold}` +
 	`@media(prefers-color-scheme:dark){.up{color:#4cc38a}.down{color:#ff8589}a{color:#8ab4f8}}` +
-	`@media(max-width:50em){thead{display:none}tr{display:block;padding:.6em 0;border-bottom:1px solid #8886}td{display:block;border:0;padding:0}` +
-	`td:empty{display:none}td[title]::before{content:attr(title) ": ";opacity:.7}}`
+	`@media(max-width:60em){thead{display:none}tr,td{display:block}tr{padding:.6em 0}td{padding:0}td[title]::before{content:attr(title) ": ";opacity:.7}}`
 
 // index answers with what the appliance holds, for people.
 func (p *program) index(w http.ResponseWriter) {
@@ -2580,10 +2579,10 @@ func (p *program) index(w http.ResponseWriter) {
 
 // appendRow appends a source to the table of the page at /.
 func (s *source) appendRow(dst []byte, last lastFetch) []byte {
-	state, fault, took := "", "", ""
+	state, took := "", ""
 	switch {
 	case last.failure != nil:
-		state, fault = "down", last.failure.err.Error()
+		state = "down"
 	case !last.end.IsZero():
 		state = "up"
 	}
@@ -2594,14 +2593,19 @@ func (s *source) appendRow(dst []byte, last lastFetch) []byte {
 	if s.command == nil || s.command.needs() == "" {
 		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, html.EscapeString(s.paths[0]), link)
 	}
-	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From>%s", link, classIf(true, state), cmp.Or(state, "not fetched yet"), s.kind, html.EscapeString(s.origin))
-	dst = fmt.Appendf(dst, "<td class=n title=Took>%s<td class=n title=Samples>%d<td class=n title=Size>%s", took, last.samples, sizeText(last.bytes))
-	return fmt.Appendf(dst, "<td class=n title=\"Last success\">%s<td title=Error>%s", ago(s.status.copy().lastSuccess), html.EscapeString(fault))
+	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From class=w>%s",
+		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, html.EscapeString(s.origin))
+	dst = fmt.Appendf(dst, "<td title=Took>%s<td title=Samples>%d<td title=Size>%s<td title=\"Last success\">%s",
+		took, last.samples, sizeText(last.bytes), ago(s.status.copy().lastSuccess))
+	if last.failure != nil {
+		dst = append(append(dst, "<td title=Error class=w>"...), html.EscapeString(last.failure.err.Error())...)
+	}
+	return dst
 }
 
 // classIf returns a class attribute, or nothing.
 func classIf(so bool, class string) string {
-	if so && class != "" {
+	if so {
 		return " class=" + class
 	}
 	return ""

@@ -3297,7 +3297,7 @@ func TestIndex(t *testing.T) {
 	page := w.Body.String()
 	wantContains(t, page, `<meta charset=utf-8>`, `<meta name=viewport content="width=device-width">`, "3 sources:", "1 up", "1 down", "1 not fetched yet", "2 samples", "Version dev",
 		`<a href="./metrics">/metrics</a>`, `<a href="./smart">/smart</a>`, `<a href="./metrics?exporter_name=backup">backup</a><td class=up>up<td title=Kind>file`,
-		`&lt;script&gt;&#34;&amp;.prom`, "line 2, column 1: expected a metric name", "<td>disk<td>not fetched yet<td title=Kind>exec<td title=From>smart<td")
+		`&lt;script&gt;&#34;&amp;.prom`, "line 2, column 1: expected a metric name", "<td>disk<td>not fetched yet<td title=Kind>exec<td title=From class=w>smart<td")
 	if strings.Contains(page, "<script") {
 		t.Error("a value is not escaped")
 	}
