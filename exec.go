@@ -21,13 +21,14 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode"
 	"unicode/utf8"
 )
 
-// result is what one fetch yields. It is immutable.
+// result is what one fetch yields. It is immutable while anybody has it.
 type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
 	failure *failure      // nil if the source is up
@@ -35,6 +36,71 @@ type result struct {
 	files   []fileTime
 	start   time.Time
 	end     time.Time
+
+	users  atomic.Int32 // who have it: its waterfall, scrapes and pages
+	spares *spares      // where its buffers go when nobody has it any more
+}
+
+// use notes one more who has the result. The caller knows one who has it still.
+func (r *result) use() { r.users.Add(1) }
+
+// release gives the result back. With the last who had it, its buffers are used
+// again. Who forgets to leaves them to the garbage collector.
+func (r *result) release() {
+	if r.users.Add(-1) == 0 {
+		for _, e := range r.bodies {
+			r.spares.put(e.buf)
+		}
+	}
+}
+
+// spares keeps the buffers of a source that are not in use, so that the next body
+// needs no new memory, which takes longer to come by than to fill. Nil keeps none.
+type spares struct {
+	bufs chan []byte
+	size atomic.Int64 // that the next body is likely to need, in bytes
+}
+
+// newSpares returns spares for n buffers.
+func newSpares(n int) *spares { return &spares{bufs: make(chan []byte, n)} }
+
+// get returns a buffer, a new one if none is there.
+func (s *spares) get() []byte {
+	if s == nil {
+		return nil
+	}
+	select {
+	case buf := <-s.bufs:
+		return buf[:0]
+	default:
+		return make([]byte, 0, s.size.Load())
+	}
+}
+
+// put keeps a buffer, unless most of it was not used or enough are there.
+func (s *spares) put(buf []byte) {
+	if s == nil {
+		return
+	}
+	s.size.Store(int64(len(buf) + len(buf)/16))
+	if len(buf) < cap(buf)/4 {
+		return
+	}
+	select {
+	case s.bufs <- buf:
+	default:
+	}
+}
+
+// drop gives all buffers to the garbage collector.
+func (s *spares) drop() {
+	for s != nil {
+		select {
+		case <-s.bufs:
+		default:
+			return
+		}
+	}
 }
 
 // samples counts the samples of all bodies.
@@ -186,17 +252,19 @@ func (w *waterfall) wait(ctx context.Context, t *ticket) {
 }
 
 // take returns the newest result of a ticket's key that ended after the ticket
-// was handed out, or was good enough then.
+// was handed out, or was good enough then. The caller has to release it.
 func (w *waterfall) take(t *ticket) *result {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	r := missed
 	switch {
 	case t.fetch == nil || t.fetch.ended:
-		return t.key.newest
+		r = t.key.newest
 	case t.fetch.started.IsZero():
-		return crowded
+		r = crowded
 	}
-	return missed
+	r.use()
+	return r
 }
 
 // leave hands a ticket back. A fetch that nobody wants any more is taken out of
@@ -285,10 +353,21 @@ func (w *waterfall) keep(k *key, r *result) {
 	if k.expiry != nil {
 		k.expiry.Stop()
 	}
-	k.newest = r
+	k.hold(r)
 	if w.maxAge > 0 && r.failure == nil {
 		k.expiry = time.AfterFunc(w.maxAge, func() { w.expire(k) })
 	}
+}
+
+// hold makes a result the newest of the key, nil to have none.
+func (k *key) hold(r *result) {
+	if r != nil {
+		r.use()
+	}
+	if k.newest != nil {
+		k.newest.release()
+	}
+	k.newest = r
 }
 
 // guard turns a panic of a fetch into a failure of its source.
@@ -312,7 +391,7 @@ func (w *waterfall) expire(k *key) {
 // tidy drops what nobody needs any more of a key.
 func (w *waterfall) tidy(k *key) {
 	if k.tickets == 0 && !w.keeps(k.newest) {
-		k.newest = nil
+		k.hold(nil)
 	}
 	if k.newest == nil && k.idle() && w.keys[k.id] == k {
 		delete(w.keys, k.id)
@@ -352,6 +431,7 @@ func (w *waterfall) makeRoom() bool {
 	}
 	if taken >= places && oldest != nil {
 		oldest.expiry.Stop()
+		oldest.hold(nil)
 		delete(w.keys, oldest.id)
 		taken--
 	}

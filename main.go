@@ -222,6 +222,7 @@ type source struct {
 	waterfall
 
 	status status
+	spares *spares // nil if a fetch may bring many bodies
 }
 
 // flags gathers what stands on the command line, and every fault in it.
@@ -331,6 +332,9 @@ func (f *flags) addSource(kind, value string) {
 	}
 	if err != nil {
 		f.fault("--%s %s: %v", kind, name, err)
+	}
+	if !hasMeta(s.pattern) {
+		s.spares = newSpares(2)
 	}
 }
 
@@ -1019,7 +1023,6 @@ func (s *source) newTransport() *http.Transport {
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        5 * time.Minute,
-		ReadBufferSize:         64 << 10,
 	}
 }
 
@@ -1215,7 +1218,8 @@ func (s *source) readBody(ctx context.Context, r *result, src io.Reader, openMet
 	for _, e := range r.bodies {
 		budget -= int64(e.held())
 	}
-	e, err := read(in, openMetrics, &s.added, nil, int(budget))
+	r.spares = s.spares
+	e, err := read(in, openMetrics, &s.added, s.spares.get(), int(budget))
 	r.bytes += in.n
 	switch {
 	case err == nil:
@@ -1354,6 +1358,7 @@ type program struct {
 	started   time.Time
 	pages     pages
 	clients   clients
+	quiet     *time.Timer // runs rest
 
 	toldMu sync.Mutex // guards told
 	told   map[string]bool
@@ -1363,6 +1368,8 @@ type program struct {
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	options := &slog.HandlerOptions{Level: c.logLevel}
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
+	p.pages.zipped = newSpares(1)
+	p.quiet = time.AfterFunc(quiet, p.rest)
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {
 		p.log = slog.New(slog.NewJSONHandler(stderr, options))
@@ -1379,6 +1386,19 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 		}
 	}
 	return p
+}
+
+// quiet is how long after a large page the memory it took is given back.
+const quiet = 30 * time.Second
+
+// rest gives memory back to the system.
+func (p *program) rest() {
+	for _, s := range p.sources {
+		s.spares.drop()
+	}
+	p.pages.zipped.drop()
+	runtime.GC() // what pools hold outlives one collection
+	debug.FreeOSMemory()
 }
 
 // check looks at the files that the flags name.
@@ -2059,6 +2079,9 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	quoted := acceptsQuotes(r.Header.Values("Accept")) && slices.ContainsFunc(results, (*result).quoted)
 	shared := p.pages.open(sources, results, quoted, func() *page { return p.render(sources, results, quoted) })
 	defer p.pages.close(shared)
+	if shared.page.size > 1<<20 {
+		p.quiet.Reset(quiet)
+	}
 	p.send(w, r, shared)
 }
 
@@ -2187,6 +2210,10 @@ func (s *source) arguments(query url.Values) (a arguments, err error) {
 type pages struct {
 	mu    sync.Mutex // guards all below, and the readers of each page
 	alive []*sharedPage
+
+	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
+	zipped  *spares   // for compressed pages
+	writers sync.Pool // of *bufio.Writer
 }
 
 // maxPages is how many pages may be alive at once.
@@ -2201,19 +2228,22 @@ type sharedPage struct {
 	ctx     context.Context // done when its readers are to be cut off
 	cut     context.CancelFunc
 
-	once   sync.Once
+	once   sync.Once // makes page
 	page   *page
-	zipped func() []byte
+	zip    sync.Once // makes zipped
+	zipped []byte
 }
 
-// open returns the page of results, which render makes if nobody has it yet.
-// When too many are alive, the readers of the oldest are cut off.
+// open returns the page of results, which render makes if nobody has it yet. The
+// page takes the results over. When too many are alive, the readers of the oldest
+// are cut off.
 func (ps *pages) open(sources []*source, results []*result, quoted bool, render func() *page) *sharedPage {
 	ps.mu.Lock()
 	i := slices.IndexFunc(ps.alive, func(sp *sharedPage) bool {
 		return sp.quoted == quoted && slices.Equal(sp.sources, sources) && slices.Equal(sp.results, results)
 	})
-	if i < 0 {
+	added := i < 0
+	if added {
 		if len(ps.alive) == maxPages {
 			ps.alive[0].cut()
 			ps.alive = slices.Delete(ps.alive, 0, 1)
@@ -2221,12 +2251,16 @@ func (ps *pages) open(sources []*source, results []*result, quoted bool, render 
 		i = len(ps.alive)
 		sp := &sharedPage{sources: sources, results: results, quoted: quoted}
 		sp.ctx, sp.cut = context.WithCancel(context.Background())
-		sp.zipped = sync.OnceValue(func() []byte { return zip(sp.page) })
 		ps.alive = append(ps.alive, sp)
 	}
 	sp := ps.alive[i]
 	sp.readers++
 	ps.mu.Unlock()
+	if !added { // it has them already
+		for _, r := range results {
+			r.release()
+		}
+	}
 
 	sp.once.Do(func() { sp.page = render() })
 	return sp
@@ -2236,21 +2270,36 @@ func (ps *pages) open(sources []*source, results []*result, quoted bool, render 
 func (ps *pages) close(sp *sharedPage) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if sp.readers--; sp.readers == 0 {
-		sp.cut()
-		ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
+	if sp.readers--; sp.readers > 0 {
+		return
+	}
+	sp.cut()
+	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
+	for _, r := range sp.results {
+		r.release()
+	}
+	if sp.zipped != nil {
+		ps.zipped.put(sp.zipped)
 	}
 }
 
-// zip compresses a page.
-func zip(pg *page) []byte {
-	var out bytes.Buffer
-	z, _ := gzip.NewWriterLevel(&out, gzip.BestSpeed)
-	for _, chunk := range pg.chunks {
-		z.Write(chunk)
-	}
-	z.Close()
-	return out.Bytes()
+// compressed returns a page compressed.
+func (ps *pages) compressed(sp *sharedPage) []byte {
+	sp.zip.Do(func() {
+		out := bytes.NewBuffer(ps.zipped.get())
+		z, ok := ps.zippers.Get().(*gzip.Writer)
+		if !ok {
+			z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
+		}
+		defer ps.zippers.Put(z)
+		z.Reset(out)
+		for _, chunk := range sp.page.chunks {
+			z.Write(chunk)
+		}
+		z.Close()
+		sp.zipped = out.Bytes()
+	})
+	return sp.zipped
 }
 
 // send writes a page to a scraper, which has to take 256 KiB every 10 s.
@@ -2263,7 +2312,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h.Set("Vary", "Accept, Accept-Encoding")
 	chunks, size := sp.page.chunks, sp.page.size
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
-		zipped := sp.zipped()
+		zipped := p.pages.compressed(sp)
 		chunks, size = [][]byte{zipped}, len(zipped)
 		h.Set("Content-Encoding", "gzip")
 	}
@@ -2274,11 +2323,17 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
 	stop := context.AfterFunc(sp.ctx, func() { out.control.SetWriteDeadline(time.Now()) })
 	defer stop()
-	buffered := bufio.NewWriterSize(out, 32<<10)
+	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
+	if !ok {
+		buffered = bufio.NewWriterSize(nil, 32<<10)
+	}
+	buffered.Reset(out)
 	for _, chunk := range chunks {
 		buffered.Write(chunk)
 	}
-	if err := buffered.Flush(); err != nil {
+	err := buffered.Flush()
+	p.pages.writers.Put(buffered)
+	if err != nil {
 		p.log.Debug("a scraper was cut off", "err", err)
 		panic(http.ErrAbortHandler)
 	}

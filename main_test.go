@@ -32,6 +32,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/iotest"
@@ -1969,6 +1970,42 @@ func TestFloodOverHTTP(t *testing.T) {
 	}
 	if runs, _ := os.ReadFile(dir + "/runs"); len(runs) != 1 {
 		t.Errorf("%d runs, want 1", len(runs))
+	}
+}
+
+// TestBuffersAreUsedAgain scrapes bodies that are all of one number, by many at once
+// and by slow readers: none may see what came into its buffers later.
+func TestBuffersAreUsedAgain(t *testing.T) {
+	var n atomic.Int64
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		i := n.Add(1)
+		fmt.Fprintf(w, "a{n=\"%d\"} 1\n", i)
+		io.WriteString(w, strings.Repeat(fmt.Sprintf("b{n=\"%d\",padding=\"xxxxxxxxxxxxxxxxxxxxxxxx\"} 1\n", i), 10_000))
+	}))
+	defer exporter.Close()
+	p, _ := newTestProgram(t, "--http", "x="+exporter.URL)
+	url := "http://" + serve(t, p) + "/metrics"
+	var clients sync.WaitGroup
+	for range 8 {
+		clients.Go(func() {
+			for range 25 {
+				page := httpGet(t, url)
+				_, rest, _ := strings.Cut(page, `n="`)
+				number, _, _ := strings.Cut(rest, `"`)
+				if got := strings.Count(page, `n="`+number+`"`); got != 10_001 {
+					t.Errorf("of 10,001 samples %d are of fetch %s", got, number)
+				}
+			}
+		})
+	}
+	clients.Wait()
+	s := p.sources[0]
+	if s.spares.size.Load() == 0 || len(s.spares.bufs) == 0 {
+		t.Error("no buffer came back")
+	}
+	p.rest()
+	if len(s.spares.bufs) != 0 {
+		t.Error("a buffer is kept though all is quiet")
 	}
 }
 
