@@ -342,10 +342,22 @@ func (p *parser) sample(i int) int {
 	if i = p.number(i); i < 0 {
 		return i
 	}
-	if i = p.timestamp(i); i < 0 {
-		return i
+	p.stamp = nil
+	if p.buf[i] != '\n' || p.openMetrics {
+		if i = p.lineEnd(i); i < 0 {
+			return i
+		}
 	}
-	return p.lineEnd(i)
+	if len(p.labels) >= fewLabels && p.repeatsLabel() {
+		return p.fail(p.rest, "a label name is there twice")
+	}
+	p.pos = i + 1
+	p.tail = p.buf[p.rest:p.pos]
+	p.prev, p.brace = p.start, 0
+	if p.plain && len(p.labels) > 0 {
+		p.brace = p.rest - p.start
+	}
+	return p.pos
 }
 
 // shared counts the bytes that the line has in common with the last plain
@@ -647,7 +659,6 @@ func (p *parser) oddNumber(i int) int {
 // timestamp scans a timestamp and the blanks before it, if there is one.
 func (p *parser) timestamp(i int) int {
 	b := p.buf
-	p.stamp = nil
 	if p.openMetrics {
 		return p.seconds(i)
 	}
@@ -719,9 +730,12 @@ func (p *parser) exemplar(i int) int {
 	return i
 }
 
-// lineEnd scans the end of a sample and keeps the sample for the next to be
-// compared with.
+// lineEnd scans what may stand between the value of a sample and the newline, and
+// returns where that is.
 func (p *parser) lineEnd(i int) int {
+	if i = p.timestamp(i); i < 0 {
+		return i
+	}
 	if p.openMetrics {
 		if i = p.exemplar(i); i < 0 {
 			return i
@@ -740,22 +754,13 @@ func (p *parser) lineEnd(i int) int {
 	if p.openMetrics && p.loose > 0 {
 		return p.fail(p.loose-1, "OpenMetrics has one blank before a value or timestamp, no other blanks, commas between labels, and no line end in a label value")
 	}
-	if len(p.labels) >= fewLabels && p.repeatsLabel() {
-		return p.fail(p.rest, "a label name is there twice")
-	}
-	p.pos = end + 1
-	p.tail = p.buf[p.rest:p.pos]
-	p.prev, p.brace = p.start, 0
-	if p.plain && len(p.labels) > 0 {
-		p.brace = p.rest - p.start
-	}
-	return p.pos
+	return end
 }
 
 // bareName scans a metric name of the classic character set into name.
 func (p *parser) bareName(i int) int {
 	name := i
-	for class[p.buf[i]]&nameByte != 0 {
+	for i = labelBytes(p.buf, i); class[p.buf[i]]&nameByte != 0; {
 		i++
 	}
 	if i == name || class[p.buf[name]]&digit != 0 {
