@@ -317,6 +317,7 @@ func TestParserWindow(t *testing.T) {
 		"long value":     `a{b="` + long + `"} 1` + "\n" + `a{b="` + long + `"} 2` + "\nb 3",
 		"long comment":   "# " + strings.Repeat("c", 3*windowSize) + "\na 1\n",
 		"line at border": strings.Repeat("a 1\n", windowSize/4-1) + "abc 2\nd 3\n",
+		"two windows":    string(generate(15, 100)),
 	}
 	for _, name := range []string{"node_exporter", "prometheus", "netdata_all_hosts"} {
 		text, err := os.ReadFile("testdata/scrapes/" + name + ".prom")
@@ -356,28 +357,40 @@ func TestParserReadError(t *testing.T) {
 	}
 }
 
-// TestParserResumes scans lines that share beginnings of every length, and
-// wants of each what it is alone.
-func TestParserResumes(t *testing.T) {
+// TestParserFollows scans lines that have names, labels and beginnings of values in
+// common, three in a row, and wants of each what it is alone.
+func TestParserFollows(t *testing.T) {
 	lines := []string{
 		`m{a="1",b="2"} 1`, `m{a="1",b="2"} 2`, `m{a="1",b="22"} 1`, `m{a="1",bb="2"} 1`, `m{a="1"} 1`,
 		`m{a="1",b="2",c="3"} 1`, `m{a="1",b="2",c="\""} 1`, `m{a="1",b="2",c="\"",d=""} 1`, `m 1`, `m 12`,
 		`m{a="11"} 1`, `mm{a="1"} 1`, `m{a="1" ,b="2"} 1`, `m{a="1",b="2"} 1 5`, `m{a="1",b="2",} 1`, `m {a="1"} 1`,
 		`m{b="2",a="1"} 1`, `m{a="longer value 1",b="2"} 1`, `m{a="longer value 2",b="2"} 1`,
+		`m{a="longer value 1",i="longer"} 1`, `m{i="1",b="2"} 1`, `m{a="1",b="é"} 1`, `m{a="1",b="è2"} 1`,
+		`m{a="1",b="\\"} 1`, `m{a="1",b="\n\""} 1`, `m{a="1",b="\t"} 1`,
+	}
+	alone := map[string]string{}
+	for _, line := range lines {
+		text, err := parseAll(strings.NewReader(line))
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+		}
+		alone[line] = text
 	}
 	for _, first := range lines {
 		for _, second := range lines {
-			one, err1 := parseAll(strings.NewReader(first))
-			two, err2 := parseAll(strings.NewReader(second))
-			both, err := parseAll(strings.NewReader(first + "\n" + second))
-			if err1 != nil || err2 != nil || err != nil || both != one+two {
-				t.Errorf("%s\n%s\ngot:\n%s(%v, %v, %v)", first, second, both, err1, err2, err)
+			for _, third := range lines {
+				text := first + "\n" + second + "\n" + third + "\n# no short cut ends before this"
+				got, err := parseAll(strings.NewReader(text))
+				if want := alone[first] + alone[second] + alone[third]; err != nil || got != want {
+					t.Errorf("%s\ngot:\n%s(%v)", text, got, err)
+				}
 			}
 		}
 	}
-	for _, second := range []string{`m{a="1",a="1"} 1`, `m{a="1",b="2",a="3"} 1`, `m{a="1",b="2",b="2"} 1`} {
-		if _, err := parseAll(strings.NewReader(lines[0] + "\n" + second)); err == nil {
-			t.Errorf("%s behind %s: the repeated label is taken", second, lines[0])
+	for _, second := range []string{`m{a="1",a="1"} 1`, `m{a="1",b="2",a="3"} 1`, `m{a="1",b="2",b="2"} 1`, "m{a=\"1\",b=\"\xc3\"} 1"} {
+		first := `m{a="1",b="é"} 1`
+		if _, err := parseAll(strings.NewReader(first + "\n" + second)); err == nil {
+			t.Errorf("%s behind %s: a repeated label or half a character is taken", second, first)
 		}
 	}
 }

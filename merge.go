@@ -75,7 +75,7 @@ type reader struct {
 	p      parser
 	e      *exposition
 	added  *addedLabels
-	prefix []byte   // name and added labels of the samples under way
+	prefix []byte   // what begins the samples under way, up to their own labels
 	taken  []string // names given to labels of the sample under way
 	bare   bool     // write underscores for what needs quotes
 }
@@ -139,9 +139,9 @@ func (r *reader) enter() {
 	if f := r.last(); f == nil || !f.takes(r.e.text(f.name), r.p.name) && !r.renames(f) {
 		r.begin()
 	}
-	r.prefix = append(r.prefix[:0], r.p.name...)
+	r.prefix = append(append(r.prefix[:0], r.p.name...), '{')
 	if len(r.added.text) > 0 {
-		r.prefix = append(append(r.prefix, '{'), r.added.text...)
+		r.prefix = append(append(r.prefix, r.added.text...), ',')
 	}
 }
 
@@ -179,16 +179,12 @@ func (t metricType) claims(suffix string) bool {
 
 // relay appends a plain sample as it came, behind its name and the added labels.
 func (r *reader) relay() {
-	own, added := len(r.p.labels) > 0, len(r.added.text) > 0
-	between := byte('{')
-	if added && own {
-		between = ','
-	} else if added {
-		between = '}'
-	}
 	out := append(r.e.buf, r.prefix...)
-	if own || added {
-		out = append(out, between)
+	if len(r.p.labels) == 0 {
+		out = out[:len(out)-1]
+		if len(r.added.text) > 0 {
+			out = append(out, '}')
+		}
 	}
 	r.e.buf = append(out, r.p.tail...)
 }
