@@ -9,6 +9,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -146,14 +147,14 @@ var (
 // waterfall lets many scrapes share few fetches. Set the first fields, then use
 // join, wait, take and leave.
 type waterfall struct {
-	fetch   func(ctx context.Context, values []string) *result
-	count   func(standard bool, r *result) (tell func()) // counts a fetch, and returns what logs it
-	life    context.Context                              // ends all fetches
-	timeout time.Duration                                // of a fetch, from its start
-	maxAge  time.Duration                                // for which a success is served again
-	pinned  bool                                         // the last result is served until there is another
-	serial  bool                                         // one run at a time, not one for each key
-	places  int                                          // keys that may be here beside the standard and a running one
+	fetch   func(ctx context.Context, r *result, values []string) *failure // adds to the result what it finds
+	count   func(standard bool, r *result) (tell func())                   // counts a fetch, and returns what logs it
+	life    context.Context                                                // ends all fetches
+	timeout time.Duration                                                  // of a fetch, from its start
+	maxAge  time.Duration                                                  // for which a success is served again
+	pinned  bool                                                           // the last result is served until there is another
+	serial  bool                                                           // one run at a time, not one for each key
+	places  int                                                            // keys that may be here beside the standard and a running one
 
 	mu   sync.Mutex // guards all below, with the keys, fetches and tickets
 	keys map[string]*key
@@ -370,15 +371,23 @@ func (k *key) hold(r *result) {
 	k.newest = r
 }
 
-// guard turns a panic of a fetch into a failure of its source.
+// guard fetches, with what all fetches have in common: times, the deadline, and that
+// a panic is a failure of the source.
 func (w *waterfall) guard(ctx context.Context, values []string) (r *result) {
+	r = &result{start: time.Now()}
 	defer func() {
 		if v := recover(); v != nil {
-			r = &result{failure: fail("internal", "a fault in reverse_exporter: %v", v)}
+			r.bodies = nil
+			r.failure = fail("internal", "a fault in reverse_exporter: %v", v)
 			r.failure.detail = string(debug.Stack())
 		}
+		r.end = time.Now()
 	}()
-	return w.fetch(ctx, values)
+	r.failure = w.fetch(ctx, r, values)
+	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
+		r.failure.reason, r.failure.err = "timeout", fmt.Errorf("not done within %v, see --timeout", w.timeout)
+	}
+	return r
 }
 
 // expire drops the result of a key once it is too old to be served again.
@@ -449,6 +458,25 @@ func (w *waterfall) addKey(a arguments) *key {
 	}
 	w.keys[a.id] = k
 	return k
+}
+
+// setCommand makes s a command.
+func (s *source) setCommand(line string) (err error) {
+	s.command, err = parseCommand(line)
+	if err == nil {
+		s.origin = s.command.words[0][0].text
+	}
+	s.serial, s.places, s.fetch = true, 16, s.fetchCommand
+	return err
+}
+
+// fetchCommand runs the command and takes its output.
+func (s *source) fetchCommand(ctx context.Context, r *result, values []string) *failure {
+	out, failure := s.command.run(ctx, values, s.timeout, s.maxBytes)
+	if failure != nil {
+		return failure
+	}
+	return s.readBody(ctx, r, bytes.NewReader(out), endsOpenMetrics(out))
 }
 
 // command is a command line: words, each made of pieces, and the URL parameters
@@ -719,9 +747,11 @@ func (c *command) run(ctx context.Context, values []string, timeout time.Duratio
 	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	readers.Wait()
 
-	f := c.judge(ctx, err, int64(len(body)) > limit, timeout)
-	if f != nil {
-		f.detail = string(tail)
+	var f *failure
+	if int64(len(body)) > limit {
+		f = &failure{reason: "too_large", err: errTooLarge, detail: string(tail)}
+	} else if err != nil {
+		f = &failure{reason: "exit", err: fmt.Errorf("ended with %w", err), detail: string(tail)}
 	}
 	return body, f
 }
@@ -756,19 +786,6 @@ func (r *patient) Read(p []byte) (n int, err error) {
 
 // pipeSize is how many bytes a pipe holds that nobody has read.
 const pipeSize = 64 << 10
-
-// judge says how a run failed, nil if it did not.
-func (c *command) judge(ctx context.Context, err error, tooLarge bool, timeout time.Duration) *failure {
-	switch {
-	case tooLarge:
-		return &failure{reason: "too_large", err: errTooLarge}
-	case ctx.Err() != nil:
-		return fail("timeout", "killed after %v, see --timeout", timeout)
-	case err != nil:
-		return fail("exit", "ended with %w", err)
-	}
-	return nil
-}
 
 // start starts a command with an empty standard input, for which no /dev/null is
 // needed, and returns what it writes.

@@ -21,15 +21,11 @@ import (
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/subtle"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
 	"errors"
-	"flag"
 	"fmt"
-	"hash/maphash"
-	"html"
 	"io"
 	"log/slog"
 	"maps"
@@ -41,6 +37,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"path"
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
@@ -135,7 +132,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}
 	switch {
 	case c.hashPassword:
-		return hashPassword(stdin, stdout, stderr)
+		return unlessDone(ctx, func() int { return hashPassword(stdin, stdout, stderr) })
 	case c.healthcheck:
 		return healthcheck(ctx, c.listen[0], stdout, stderr)
 	case os.Getpid() == 1 && c.hasCommands():
@@ -149,7 +146,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	}()
 	switch {
 	case c.check:
-		return p.check(stdout)
+		return unlessDone(ctx, func() int { return p.check(stdout) })
 	case !p.loadFiles():
 		return 1
 	case c.once:
@@ -158,12 +155,27 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return p.serve(ctx)
 }
 
+// unlessDone returns what do returns, or 1 once ctx is done: what waits for standard
+// input or for a disk cannot be told to stop.
+func unlessDone(ctx context.Context, do func() int) int {
+	code := make(chan int, 1)
+	go func() { code <- do() }()
+	select {
+	case <-ctx.Done():
+		return 1
+	case code := <-code:
+		return code
+	}
+}
+
 // waitForRuns waits until all fetches have ended and their commands are killed,
 // or d has passed: what hangs in the kernel is left to it.
 func (p *program) waitForRuns(d time.Duration) {
 	ended := make(chan struct{})
 	go func() {
 		for _, s := range p.sources {
+			s.mu.Lock() // who started a run before the end has done so by now
+			s.mu.Unlock()
 			s.runs.Wait()
 		}
 		close(ended)
@@ -193,7 +205,7 @@ type config struct {
 	listen    []address
 	tls       serverTLS
 	passwords *passwords // nil if none are demanded
-	watched   []*watched // the files that flags name and that are read at once
+	watched   []*watched // the files that flags name, which are taken up when they change
 	logLevel  slog.Level
 	logFormat string
 
@@ -213,6 +225,7 @@ type source struct {
 	maxBytes int64
 	interval time.Duration
 	paths    []string
+	labels   map[string]string
 	raw      bool
 	require  bool
 	added    addedLabels
@@ -228,7 +241,6 @@ type source struct {
 // flags gathers what stands on the command line, and every fault in it.
 type flags struct {
 	config
-	set    *flag.FlagSet
 	given  map[string][]string // values by flag
 	byName map[string]*source
 	number int // of sources given, good or bad
@@ -239,33 +251,6 @@ type flags struct {
 // it. A fault names the flag and the source but no value that may be secret.
 func parseFlags(args []string) (*config, []string) {
 	f := &flags{given: map[string][]string{}, byName: map[string]*source{}}
-	f.set = flag.NewFlagSet("", flag.ContinueOnError)
-	f.set.SetOutput(io.Discard)
-	f.set.Usage = func() {}
-	f.set.BoolVar(&f.help, "help", false, "")
-	f.set.BoolVar(&f.help, "h", false, "")
-	f.set.BoolVar(&f.version, "version", false, "")
-	f.set.BoolVar(&f.check, "check", false, "")
-	f.set.BoolVar(&f.once, "once", false, "")
-	f.set.BoolVar(&f.healthcheck, "healthcheck", false, "")
-	f.set.BoolVar(&f.hashPassword, "hash-password", false, "")
-	for _, kind := range []string{"http", "file", "exec"} {
-		f.set.Func(kind, "", func(value string) error {
-			f.addSource(kind, value)
-			return nil
-		})
-	}
-	for _, name := range []string{
-		"label", "timeout", "max-bytes", "max-age", "interval", "path",
-		"params", "header", "ca-file", "insecure", "raw", "require",
-		"web.listen-address", "web.tls-cert-file", "web.tls-key-file", "web.tls-client-ca-file", "web.basic-auth-file",
-		"log.level", "log.format",
-	} {
-		f.set.Func(name, "", func(value string) error {
-			f.given[name] = append(f.given[name], value)
-			return nil
-		})
-	}
 	f.readArgs(args)
 	if f.help || f.version {
 		return &f.config, nil
@@ -281,25 +266,47 @@ func parseFlags(args []string) (*config, []string) {
 	return &f.config, f.faults
 }
 
+// readArgs reads the command line, and goes on behind each fault. The flags are
+// those that usage has; all but the modes take a value.
+func (f *flags) readArgs(args []string) {
+	modes := map[string]*bool{"help": &f.help, "h": &f.help, "version": &f.version, "check": &f.check, "once": &f.once,
+		"healthcheck": &f.healthcheck, "hash-password": &f.hashPassword}
+	for i := 0; i < len(args); i++ {
+		name, isFlag := strings.CutPrefix(args[i], "-")
+		name, value, hasValue := strings.Cut(strings.TrimPrefix(name, "-"), "=")
+		mode := modes[name]
+		switch {
+		case !isFlag:
+			f.fault("argument %d is no flag; a value with blanks needs quotes", i+1)
+		case mode != nil && !hasValue:
+			*mode = true
+		case mode != nil:
+			f.fault("--%s takes no value", name)
+		case !strings.Contains(usage, "\n  --"+name+" "):
+			f.fault("there is no flag --%s; see --help", name)
+		case hasValue:
+			f.give(name, value)
+		case i+1 == len(args):
+			f.fault("--%s needs a value; see --help", name)
+		default:
+			i++
+			f.give(name, args[i])
+		}
+	}
+}
+
+// give keeps what a flag was given.
+func (f *flags) give(name, value string) {
+	if name == "http" || name == "file" || name == "exec" {
+		f.addSource(name, value)
+	} else {
+		f.given[name] = append(f.given[name], value)
+	}
+}
+
 // fault keeps what is wrong.
 func (f *flags) fault(format string, args ...any) {
 	f.faults = append(f.faults, fmt.Sprintf(format, args...))
-}
-
-// readArgs reads the command line, and goes on behind each fault.
-func (f *flags) readArgs(args []string) {
-	all := len(args)
-	for len(args) > 0 {
-		err := f.set.Parse(args)
-		args = f.set.Args()
-		switch {
-		case err != nil && !strings.HasPrefix(err.Error(), "bad flag syntax"):
-			f.fault("%v; see --help", strings.Replace(err.Error(), ": -", ": --", 1))
-		case len(args) > 0:
-			f.fault("argument %d is no flag; a value with blanks needs quotes", all-len(args)+1)
-			args = args[1:]
-		}
-	}
 }
 
 // addSource adds the source of an --http, --file or --exec flag.
@@ -318,7 +325,7 @@ func (f *flags) addSource(kind, value string) {
 		f.fault("--%s %s: another source has this name", kind, name)
 		return
 	}
-	s := &source{name: name, kind: kind, paths: []string{"/metrics"}}
+	s := &source{name: name, kind: kind}
 	f.byName[name] = s
 	f.sources = append(f.sources, s)
 	var err error
@@ -349,76 +356,6 @@ func isSourceName(name string) bool {
 		}
 	}
 	return name != ""
-}
-
-// scoped is a value of an option, and the sources that it is for.
-type scoped struct {
-	sources []*source
-	name    string // empty if it is for all
-	value   string
-}
-
-// values returns what an option was given, values for all sources first, so that
-// those for one can overrule them. With named, none may be for all.
-func (f *flags) values(option string, named bool) []scoped {
-	var general, specific []scoped
-	for _, given := range f.given[option] {
-		name, value, ok := strings.Cut(given, ":")
-		ok = ok && isSourceName(name)
-		wrong, _, equals := strings.Cut(given, "=")
-		switch {
-		case ok && f.byName[name] == nil:
-			f.fault("--%s %s: no source has this name", option, name)
-		case ok:
-			specific = append(specific, scoped{[]*source{f.byName[name]}, name, value})
-		case equals && option != "label" && f.byName[wrong] != nil:
-			shown := strings.TrimPrefix(given, wrong+"=")
-			if option == "header" {
-				shown = "…" // it may be secret
-			}
-			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:%s", option, wrong, option, wrong, shown)
-		case named:
-			f.fault("--%s: a NAME: is needed in front", option)
-		default:
-			general = append(general, scoped{f.sources, "", given})
-		}
-	}
-	return append(general, specific...)
-}
-
-// each sets an option at the sources that its values are for. A source can have
-// one value, and the order of flags does not matter: two that differ are a fault.
-func (f *flags) each(option string, named bool, set func(s *source, value string) error) {
-	first := map[string]string{}
-	for _, v := range f.values(option, named) {
-		shown := strings.TrimPrefix(v.name+":"+v.value, ":")
-		if other, ok := first[v.name]; ok && other != v.value {
-			f.fault("--%s %s: given twice, with different values", option, shown)
-		}
-		first[v.name] = v.value
-		if len(f.sources) == 0 {
-			v.sources = []*source{{}} // to find what is wrong with the value all the same
-		}
-		for _, s := range v.sources {
-			if err := set(s, v.value); err != nil {
-				f.fault("--%s %s: %v", option, shown, err)
-				break
-			}
-		}
-	}
-}
-
-// names calls set for each source in the lists that an option was given.
-func (f *flags) names(option string, set func(s *source)) {
-	for _, list := range f.given[option] {
-		for name := range strings.SplitSeq(list, ",") {
-			if s := f.byName[name]; s != nil {
-				set(s)
-			} else {
-				f.fault("--%s %s: no source has this name", option, name)
-			}
-		}
-	}
 }
 
 // setOptions gives the sources their options.
@@ -470,72 +407,188 @@ func (f *flags) setOptions() {
 	f.setLabels()
 }
 
-// setPaths gives the sources their endpoints: their own, or else the general ones.
-func (f *flags) setPaths() {
-	named := map[*source]bool{}
-	general := false
-	for _, v := range f.values("path", false) {
-		if err := checkPath(v.value); err != nil {
-			f.fault("--path %s: %v", v.value, err)
-			continue
+// scoped is a value of an option, and the sources that it is for.
+type scoped struct {
+	sources []*source
+	name    string // empty if it is for all
+	value   string
+}
+
+// values returns what an option was given, values for all sources first, so that
+// those for one can overrule them. With named, none may be for all.
+func (f *flags) values(option string, named bool) []scoped {
+	var general, specific []scoped
+	for _, given := range f.given[option] {
+		name, value, ok := strings.Cut(given, ":")
+		ok = ok && isSourceName(name)
+		wrong, _, equals := strings.Cut(given, "=")
+		switch {
+		case ok && f.byName[name] == nil:
+			f.fault("--%s %s: no source has this name", option, name)
+		case ok:
+			specific = append(specific, scoped{[]*source{f.byName[name]}, name, value})
+		case equals && option != "label" && f.byName[wrong] != nil:
+			shown := strings.TrimPrefix(given, wrong+"=")
+			if option == "header" {
+				shown = "…" // it may be secret
+			}
+			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:%s", option, wrong, option, wrong, shown)
+		case named:
+			f.fault("--%s: a NAME: is needed in front", option)
+		default:
+			general = append(general, scoped{f.sources, "", given})
+		}
+	}
+	return append(general, specific...)
+}
+
+// each sets an option at the sources that its values are for. A source can have
+// one value, or one for each label, and the order of flags does not matter: two that
+// differ are a fault.
+func (f *flags) each(option string, named bool, set func(s *source, value string) error) {
+	first := map[string]string{}
+	for _, v := range f.values(option, named) {
+		shown := strings.TrimPrefix(v.name+":"+v.value, ":")
+		what := v.name
+		if key, _, ok := strings.Cut(v.value, "="); ok && option == "label" {
+			what += ":" + key
+		}
+		if other, ok := first[what]; ok && other != v.value {
+			f.fault("--%s %s: given twice, with different values", option, shown)
+		}
+		first[what] = v.value
+		if len(f.sources) == 0 {
+			v.sources = []*source{{}} // to find what is wrong with the value all the same
 		}
 		for _, s := range v.sources {
-			if v.name != "" && !named[s] || v.name == "" && !general {
-				s.paths = nil
-			}
-			named[s] = v.name != ""
-			if !slices.Contains(s.paths, v.value) {
-				s.paths = append(s.paths, v.value)
+			if err := set(s, v.value); err != nil {
+				f.fault("--%s %s: %v", option, shown, err)
+				break
 			}
 		}
-		general = true
 	}
 }
 
-// checkPath says why a path cannot be an endpoint.
-func checkPath(path string) error {
+// names calls set for each source in the lists that an option was given.
+func (f *flags) names(option string, set func(s *source)) {
+	for _, list := range f.given[option] {
+		for name := range strings.SplitSeq(list, ",") {
+			if s := f.byName[name]; s != nil {
+				set(s)
+			} else {
+				f.fault("--%s %s: no source has this name", option, name)
+			}
+		}
+	}
+}
+
+// parseDuration parses a duration as Go does, with d for a day.
+func parseDuration(text string, positive bool) (time.Duration, error) {
+	days, rest, hasDays := strings.Cut(text, "d")
+	if !hasDays {
+		days, rest = "0", text
+	} else if rest == "" {
+		rest = "0s"
+	}
+	n, err := strconv.ParseFloat(days, 64)
+	d, err2 := time.ParseDuration(rest)
+	total := n*float64(24*time.Hour) + float64(d)
 	switch {
-	case !strings.HasPrefix(path, "/"):
+	case err != nil || err2 != nil || n < 0 || d < 0 || !(total < math.MaxInt64):
+		return 0, errors.New("a duration is needed, as 500ms, 10s, 5m, 1h30m or 2d")
+	case positive && total == 0:
+		return 0, errors.New("the duration must be longer than 0")
+	}
+	return time.Duration(total), nil
+}
+
+// parseSize parses a whole number with its unit.
+func parseSize(text string) (int64, error) {
+	units := []struct {
+		name  string
+		bytes int64
+	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"B", 1}}
+	for _, u := range units {
+		if number, ok := strings.CutSuffix(text, u.name); ok {
+			n, err := strconv.ParseUint(number, 10, 31)
+			if err != nil || n == 0 {
+				break
+			}
+			if int64(n) > 1<<30/u.bytes {
+				return 0, errors.New("1GiB is the most")
+			}
+			return int64(n) * u.bytes, nil
+		}
+	}
+	return 0, errors.New("a whole number with B, KiB, MiB or GiB is needed, as 32MiB")
+}
+
+// setPaths gives the sources their endpoints: their own, or else the general ones.
+func (f *flags) setPaths() {
+	paths := map[string][]string{} // by NAME, "" for all
+	for _, v := range f.values("path", false) {
+		if err := checkPath(v.value); err != nil {
+			f.fault("--path %s: %v", v.value, err)
+		} else if !slices.Contains(paths[v.name], v.value) {
+			paths[v.name] = append(paths[v.name], v.value)
+		}
+	}
+	for _, s := range f.sources {
+		s.paths = []string{"/metrics"}
+		for _, name := range []string{"", s.name} {
+			if len(paths[name]) > 0 {
+				s.paths = paths[name]
+			}
+		}
+	}
+}
+
+// checkPath says why an endpoint cannot have the path.
+func checkPath(name string) error {
+	switch {
+	case !strings.HasPrefix(name, "/"):
 		return errors.New("a path begins with /")
-	case path == "/", path == "/-", strings.HasPrefix(path, "/-/"):
+	case name == "/", name == "/-", strings.HasPrefix(name, "/-/"):
 		return errors.New("this path is the program's own")
-	case strings.HasSuffix(path, "/"), strings.Contains(path, "//"), strings.ContainsAny(path, "?#%\\"),
-		strings.ContainsFunc(path, func(c rune) bool { return c <= ' ' || c > '~' }):
-		return errors.New("a path has plain characters, no ? # % or \\, and no / at its end")
+	case path.Clean(name) != name, (&url.URL{Path: name}).EscapedPath() != name:
+		return errors.New("a path has plain characters, no ? # % or \\, no . or .. between slashes, and no / at its end")
 	}
 	return nil
 }
 
 // setLabels gives the sources the labels that they add.
 func (f *flags) setLabels() {
-	own := map[*source]map[string]string{}
-	for _, s := range f.sources {
-		own[s] = map[string]string{}
-	}
-	first := map[string]string{}
-	for _, v := range f.values("label", false) {
-		key, value, err := parseLabel(v.value)
-		if err != nil {
-			f.fault("--label %s: %v", v.value, err)
-			continue
+	f.each("label", false, func(s *source, label string) error {
+		key, value, err := parseLabel(label)
+		if s.labels == nil {
+			s.labels = map[string]string{}
 		}
-		if other, ok := first[v.name+":"+key]; ok && other != value {
-			f.fault("--label %s: given twice, with different values", v.value)
-		}
-		first[v.name+":"+key] = value
-		for _, s := range v.sources {
-			own[s][key] = value
-		}
-	}
+		s.labels[key] = value
+		return err
+	})
 	for _, s := range f.sources {
 		if !s.raw {
 			s.added.add("exporter_name", s.name)
 			s.added.telling = true
 		}
-		for _, key := range slices.Sorted(maps.Keys(own[s])) {
-			s.added.add(key, own[s][key])
+		for _, key := range slices.Sorted(maps.Keys(s.labels)) {
+			s.added.add(key, s.labels[key])
 		}
 	}
+}
+
+// parseLabel parses KEY=VALUE.
+func parseLabel(label string) (key, value string, err error) {
+	key, value, ok := strings.Cut(label, "=")
+	switch {
+	case !ok || !isBareLabel([]byte(key)):
+		err = errors.New("KEY=VALUE is needed, with a KEY of letters, digits and _ that begins with no digit")
+	case key == "exporter_name" || key == "le" || key == "quantile" || strings.HasPrefix(key, "__"):
+		err = fmt.Errorf("the label name %s is reserved", key)
+	case value == "" || !utf8.ValidString(value):
+		err = errors.New("a VALUE is needed, in UTF-8")
+	}
+	return key, value, err
 }
 
 // setHeaders gives the http sources the headers that they are sent. As a header may
@@ -586,64 +639,14 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 
 // watch has files read at start, and again when they change.
 func (f *flags) watch(flag string, take func(texts [][]byte) error, names ...string) *watched {
+	for _, w := range f.watched {
+		if w.flag == flag { // given twice
+			return w
+		}
+	}
 	w := &watched{flag: flag, names: names, take: take}
 	f.watched = append(f.watched, w)
 	return w
-}
-
-// parseLabel parses KEY=VALUE.
-func parseLabel(label string) (key, value string, err error) {
-	key, value, ok := strings.Cut(label, "=")
-	switch {
-	case !ok || !isBareLabel([]byte(key)):
-		err = errors.New("KEY=VALUE is needed, with a KEY of letters, digits and _ that begins with no digit")
-	case key == "exporter_name" || key == "le" || key == "quantile" || strings.HasPrefix(key, "__"):
-		err = fmt.Errorf("the label name %s is reserved", key)
-	case value == "" || !utf8.ValidString(value):
-		err = errors.New("a VALUE is needed, in UTF-8")
-	}
-	return key, value, err
-}
-
-// parseDuration parses a duration as Go does, with d for a day.
-func parseDuration(text string, positive bool) (time.Duration, error) {
-	days, rest, hasDays := strings.Cut(text, "d")
-	if !hasDays {
-		days, rest = "0", text
-	} else if rest == "" {
-		rest = "0s"
-	}
-	n, err := strconv.ParseFloat(days, 64)
-	d, err2 := time.ParseDuration(rest)
-	total := n*float64(24*time.Hour) + float64(d)
-	switch {
-	case err != nil || err2 != nil || n < 0 || d < 0 || !(total < math.MaxInt64):
-		return 0, errors.New("a duration is needed, as 500ms, 10s, 5m, 1h30m or 2d")
-	case positive && total == 0:
-		return 0, errors.New("the duration must be longer than 0")
-	}
-	return time.Duration(total), nil
-}
-
-// parseSize parses a whole number with its unit.
-func parseSize(text string) (int64, error) {
-	units := []struct {
-		name  string
-		bytes int64
-	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"B", 1}}
-	for _, u := range units {
-		if number, ok := strings.CutSuffix(text, u.name); ok {
-			n, err := strconv.ParseUint(number, 10, 31)
-			if err != nil || n == 0 {
-				break
-			}
-			if int64(n) > 1<<30/u.bytes {
-				return 0, errors.New("1GiB is the most")
-			}
-			return int64(n) * u.bytes, nil
-		}
-	}
-	return 0, errors.New("a whole number with B, KiB, MiB or GiB is needed, as 32MiB")
 }
 
 // checkTogether finds options that exclude each other.
@@ -680,29 +683,10 @@ func (f *flags) alone(s *source) bool {
 
 // setServer sets what is not of a source.
 func (f *flags) setServer() {
-	cert, key := f.one("web.tls-cert-file"), f.one("web.tls-key-file")
-	ca, auth := f.one("web.tls-client-ca-file"), f.one("web.basic-auth-file")
-	f.setListen(cert != "")
-	served := slices.ContainsFunc(f.listen, func(a address) bool { return a.tls })
-	switch {
-	case f.healthcheck || f.hashPassword: // they read no files
-	case (cert == "") != (key == ""):
-		f.fault("--web.tls-cert-file and --web.tls-key-file belong together")
-	case served && cert == "":
-		f.fault("--web.listen-address https://: --web.tls-cert-file and --web.tls-key-file are needed")
-	case cert != "" && !served:
-		f.fault("--web.tls-cert-file: every --web.listen-address begins with http://, so nothing would be served with it")
-	case ca != "" && cert == "":
-		f.fault("--web.tls-client-ca-file: --web.tls-cert-file and --web.tls-key-file are needed")
-	case ca != "":
-		f.tls.clients = true
-		f.tls.files = f.watch("--web.tls-*-file", f.tls.take, cert, key, ca)
-	case cert != "":
-		f.tls.files = f.watch("--web.tls-*-file", f.tls.take, cert, key)
-	}
-	if auth != "" {
+	f.setTLS()
+	if file := f.one("web.basic-auth-file"); file != "" {
 		f.passwords = newPasswords()
-		f.passwords.file = f.watch("--web.basic-auth-file", f.passwords.take, auth)
+		f.passwords.file = f.watch("--web.basic-auth-file", f.passwords.take, file)
 	}
 	f.logLevel = slog.LevelInfo
 	for _, level := range f.given["log.level"] {
@@ -717,11 +701,37 @@ func (f *flags) setServer() {
 	}
 }
 
+// setTLS sets where to listen, and with what certificates.
+func (f *flags) setTLS() {
+	cert, key, ca := f.one("web.tls-cert-file"), f.one("web.tls-key-file"), f.one("web.tls-client-ca-file")
+	f.setListen(cert != "")
+	served := slices.ContainsFunc(f.listen, func(a address) bool { return a.tls })
+	names := []string{cert, key}
+	switch {
+	case f.healthcheck || f.hashPassword: // they read no files
+		return
+	case (cert == "") != (key == ""):
+		f.fault("--web.tls-cert-file and --web.tls-key-file belong together")
+	case served && cert == "":
+		f.fault("--web.listen-address: one begins with https://, so --web.tls-cert-file and --web.tls-key-file are needed")
+	case cert != "" && !served:
+		f.fault("--web.tls-cert-file: every --web.listen-address begins with http://, so nothing would be served with it")
+	case ca != "" && cert == "":
+		f.fault("--web.tls-client-ca-file: --web.tls-cert-file and --web.tls-key-file are needed")
+	case ca != "":
+		f.tls.clients = true
+		names = append(names, ca)
+	}
+	if cert != "" {
+		f.tls.files = f.watch("--web.tls-cert-file", f.tls.take, names...)
+	}
+}
+
 // one returns the value of an option that can have only one, "" without.
 func (f *flags) one(option string) string {
 	given := f.given[option]
-	for i, value := range given {
-		if value == "" || value != given[0] && i > 0 {
+	for _, value := range given {
+		if value == "" || value != given[0] {
 			f.fault("--%s %s: one file is needed", option, value)
 		}
 	}
@@ -776,27 +786,6 @@ func parseAddress(text string, withTLS bool) (address, error) {
 	return a, nil
 }
 
-// setCommand makes s a command.
-func (s *source) setCommand(line string) (err error) {
-	s.command, err = parseCommand(line)
-	if err == nil {
-		s.origin = s.command.words[0][0].text
-	}
-	s.serial, s.places, s.fetch = true, 16, s.fetchCommand
-	return err
-}
-
-// fetchCommand runs the command and takes its output.
-func (s *source) fetchCommand(ctx context.Context, values []string) *result {
-	r := &result{start: time.Now()}
-	out, failure := s.command.run(ctx, values, s.timeout, s.maxBytes)
-	if r.failure = failure; failure == nil {
-		r.failure = s.readBody(ctx, r, bytes.NewReader(out), endsOpenMetrics(out))
-	}
-	r.end = time.Now()
-	return r
-}
-
 // setPattern makes s a pattern of files.
 func (s *source) setPattern(pattern string) error {
 	s.pattern, s.origin = pattern, pattern
@@ -809,22 +798,19 @@ func (s *source) setPattern(pattern string) error {
 
 // fetchFiles reads the files of the pattern. Those that are whole are served even
 // if others fail.
-func (s *source) fetchFiles(ctx context.Context, _ []string) *result {
-	r := &result{start: time.Now()}
+func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure {
 	names, _ := filepath.Glob(s.pattern)
 	if len(names) == 0 && !hasMeta(s.pattern) {
 		names = []string{s.pattern}
 	}
+	var failed *failure
 	for _, name := range names {
-		if f := s.readFile(ctx, r, name); f != nil && r.failure == nil {
-			r.failure = f
-		}
+		failed = cmp.Or(failed, s.readFile(ctx, r, name))
 	}
 	for _, e := range r.bodies {
 		e.telling = e.telling && len(r.bodies) == 1
 	}
-	r.end = time.Now()
-	return r
+	return failed
 }
 
 // hasMeta reports whether a pattern is more than the name of one file.
@@ -929,61 +915,6 @@ func (s *source) setURL(text string) error {
 	return nil
 }
 
-// isHTTPS reports whether s is an exporter with TLS.
-func (s *source) isHTTPS() bool { return s.exporter != nil && s.exporter.url.Scheme == "https" }
-
-// takeHeaders keeps the headers that header files hold beside those of the command
-// line.
-func (e *exporter) takeHeaders(texts [][]byte) error {
-	headers := e.fixed.Clone()
-	for i, text := range texts {
-		err := eachLine(text, func(line string) error {
-			key, value, err := parseHeader(line)
-			headers.Add(key, value)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("%s: %w", e.headerFiles.names[i], err)
-		}
-	}
-	e.headers.Store(&headers)
-	return nil
-}
-
-// eachLine calls take for each line that says something, without the blanks around
-// it, until one fails.
-func eachLine(text []byte, take func(line string) error) error {
-	n := 0
-	for line := range strings.Lines(string(text)) {
-		n++
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
-			continue
-		}
-		if err := take(line); err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
-		}
-	}
-	return nil
-}
-
-// takeRoots keeps the certificates that the exporter's is verified against.
-func (e *exporter) takeRoots(texts [][]byte) error {
-	roots, err := newPool(texts[0])
-	if err == nil {
-		e.roots.Store(roots)
-	}
-	return err
-}
-
-// newPool returns the certificates in a PEM file.
-func newPool(text []byte) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, errors.New("no certificate in PEM is in it")
-	}
-	return pool, nil
-}
-
 // parseURL parses a URL, or what nginx writes for one at a Unix socket.
 func parseURL(text string) (u *url.URL, socket string, err error) {
 	socket, isSocket := strings.CutPrefix(text, "http://unix:")
@@ -998,7 +929,7 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	switch {
 	case err != nil:
 		return nil, "", errors.New("this is no URL")
-	case u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" || !isPort(u.Port(), true) || isSocket && socket == "":
+	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true), strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
 		return nil, "", errors.New("a URL is needed, as http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
 	case u.Path == "":
 		u.Path = "/metrics"
@@ -1012,6 +943,9 @@ func isPort(text string, mayBeEmpty bool) bool {
 	_, err := strconv.ParseUint(text, 10, 16)
 	return err == nil || text == "" && mayBeEmpty
 }
+
+// isHTTPS reports whether s is an exporter with TLS.
+func (s *source) isHTTPS() bool { return s.exporter != nil && s.exporter.url.Scheme == "https" }
 
 // newTransport returns what carries requests to the exporter. It takes no proxy from
 // the environment.
@@ -1032,7 +966,12 @@ func (s *source) dial(ctx context.Context, network, addr string) (net.Conn, erro
 		network, addr = "unix", s.exporter.socket
 	}
 	dialer := net.Dialer{Timeout: s.timeout}
-	return dialer.DialContext(ctx, network, addr)
+	conn, err := dialer.DialContext(ctx, network, addr)
+	var unresolved *net.DNSError
+	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // there is no /etc/hosts
+		return dialer.DialContext(ctx, network, strings.Replace(addr, "localhost", "127.0.0.1", 1))
+	}
+	return conn, err
 }
 
 // dialTLS connects to an https exporter, and verifies its certificate against those
@@ -1072,18 +1011,7 @@ func stayThere(req *http.Request, via []*http.Request) error {
 }
 
 // fetchHTTP scrapes the exporter, with the query in values beside its own.
-func (s *source) fetchHTTP(ctx context.Context, values []string) *result {
-	r := &result{start: time.Now()}
-	r.failure = s.scrapeHTTP(ctx, r, values)
-	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
-		r.failure = fail("timeout", "no whole answer within %v, see --timeout", s.timeout)
-	}
-	r.end = time.Now()
-	return r
-}
-
-// scrapeHTTP adds what the exporter answers to a result.
-func (s *source) scrapeHTTP(ctx context.Context, r *result, values []string) *failure {
+func (s *source) fetchHTTP(ctx context.Context, r *result, values []string) *failure {
 	u := *s.exporter.url
 	u.RawQuery = strings.Trim(u.RawQuery+"&"+strings.Join(values, ""), "&")
 	header := http.Header{
@@ -1192,6 +1120,75 @@ func (u *untilClose) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// takeHeaders keeps the headers that header files hold beside those of the command
+// line.
+func (e *exporter) takeHeaders(texts [][]byte) error {
+	headers := e.fixed.Clone()
+	for i, text := range texts {
+		err := eachLine(text, func(line string) error {
+			key, value, err := parseHeader(line)
+			headers.Add(key, value)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.headerFiles.names[i], err)
+		}
+	}
+	e.headers.Store(&headers)
+	return nil
+}
+
+// eachLine calls take for each line that says something, without the blanks around
+// it, until one fails.
+func eachLine(text []byte, take func(line string) error) error {
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		if err := take(line); err != nil {
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// takeRoots keeps the certificates that the exporter's is verified against.
+func (e *exporter) takeRoots(texts [][]byte) error {
+	roots, err := newPool(texts[0])
+	if err == nil {
+		e.roots.Store(roots)
+	}
+	return err
+}
+
+// newPool returns the certificates in a PEM file.
+func newPool(text []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, errors.New("no certificate in PEM is in it")
+	}
+	return pool, nil
+}
+
+// readBody reads one more body into a result.
+func (s *source) readBody(ctx context.Context, r *result, src io.Reader, openMetrics bool) *failure {
+	in := &body{ctx: ctx, src: src, limit: s.maxBytes - r.bytes}
+	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
+	for _, e := range r.bodies {
+		budget -= int64(e.held())
+	}
+	r.spares = s.spares
+	e, err := read(in, openMetrics, &s.added, s.spares.get(), int(budget))
+	r.bytes += in.n
+	if err != nil {
+		return readFailure(err)
+	}
+	r.bodies = append(r.bodies, e)
+	return nil
+}
+
 // body reads what a source delivers: it counts, and ends at its limit or when
 // its context is done.
 type body struct {
@@ -1211,26 +1208,6 @@ func (b *body) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// readBody reads one more body into a result.
-func (s *source) readBody(ctx context.Context, r *result, src io.Reader, openMetrics bool) *failure {
-	in := &body{ctx: ctx, src: src, limit: s.maxBytes - r.bytes}
-	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
-	for _, e := range r.bodies {
-		budget -= int64(e.held())
-	}
-	r.spares = s.spares
-	e, err := read(in, openMetrics, &s.added, s.spares.get(), int(budget))
-	r.bytes += in.n
-	switch {
-	case err == nil:
-		r.bodies = append(r.bodies, e)
-		return nil
-	case ctx.Err() != nil:
-		return fail("timeout", "not read within %v, see --timeout", s.timeout)
-	}
-	return readFailure(err)
-}
-
 // readFailure says why a body could not be taken.
 func readFailure(err error) *failure {
 	var fault *syntaxError
@@ -1246,119 +1223,18 @@ func readFailure(err error) *failure {
 	return fail("read", "failed to read the body to its end: %w", err)
 }
 
-// status is what a source's fetches came to, for the metrics, the log and the
-// page at /.
-type status struct {
-	mu sync.Mutex // guards all below
-	counts
-
-	told     string    // the state that the log knows: "", "up" or a reason
-	toldTime time.Time // when it was told
-}
-
-// lastFetch is what the last fetch with default arguments came to.
-type lastFetch struct {
-	end      time.Time // zero before the first
-	duration time.Duration
-	samples  int
-	bytes    int64
-	failure  *failure
-}
-
-// reasons are those that a kind of source can fail for.
-var reasons = map[string][]string{
-	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"},
-	"file": {"busy", "file", "internal", "parse", "read", "timeout", "too_large"},
-	"exec": {"busy", "exit", "internal", "parse", "start", "timeout", "too_large"},
-}
-
-// count counts a fetch. It returns what logs it: a change of the state, at most
-// once a minute, for all to see.
-func (p *program) count(s *source, standard bool, r *result) (tell func()) {
-	state := "up"
-	if r.failure != nil {
-		state = r.failure.reason
-	}
-	st := &s.status
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.fetches++
-	if r.failure != nil {
-		st.fail(state)
-	} else {
-		st.lastSuccess = r.end
-	}
-	if standard {
-		st.last = lastFetch{time.Now(), r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
-	}
-	changed := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
-	if changed {
-		st.told, st.toldTime = state, time.Now()
-	}
-	return func() { p.tell(s, r.failure, changed) }
-}
-
-// tell logs what a fetch came to.
-func (p *program) tell(s *source, f *failure, changed bool) {
-	level, what, attrs := slog.LevelDebug, "fetched", []any{"source", s.name}
-	switch {
-	case f == nil && changed:
-		level, what = slog.LevelInfo, "source is up"
-	case f != nil && changed:
-		level, what = slog.LevelWarn, "source is down"
-	case f != nil:
-		what = "fetch failed"
-	}
-	if f != nil {
-		attrs = append(attrs, "reason", f.reason, "err", f.err)
-		if f.detail != "" {
-			attrs = append(attrs, "stderr", f.detail)
-		}
-	}
-	p.log.Log(context.Background(), level, what, attrs...)
-}
-
-// counts is a part of a status.
-type counts struct {
-	fetches     uint64
-	failures    map[string]uint64 // by reason
-	lastSuccess time.Time
-	last        lastFetch
-}
-
-// copy returns what was counted.
-func (st *status) copy() counts {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	c := st.counts
-	c.failures = maps.Clone(c.failures)
-	return c
-}
-
-// fail counts a failure. The caller holds mu.
-func (st *status) fail(reason string) {
-	if st.failures == nil {
-		st.failures = map[string]uint64{}
-	}
-	st.failures[reason]++
-}
-
-// busy counts a scrape that found no place, or spent its time in line.
-func (s *source) busy() {
-	s.status.mu.Lock()
-	defer s.status.mu.Unlock()
-	s.status.fail("busy")
-}
-
 // program is what runs once the flags are understood.
 type program struct {
 	*config
-	log       *slog.Logger
-	endpoints map[string][]*source // by path
-	started   time.Time
-	pages     pages
-	clients   clients
-	quiet     *time.Timer // runs rest
+	log         *slog.Logger
+	endpoints   map[string][]*source // by path
+	started     time.Time
+	pages       pages
+	connections connections
+	quiet       *time.Timer // runs rest
+
+	stopping context.Context // done when scrapes have to do with what is there
+	stop     context.CancelFunc
 
 	toldMu sync.Mutex // guards told
 	told   map[string]bool
@@ -1368,8 +1244,9 @@ type program struct {
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	options := &slog.HandlerOptions{Level: c.logLevel}
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
-	p.pages.zipped = newSpares(1)
+	p.pages.zipped, p.pages.turn = newSpares(1), make(chan struct{}, 1)
 	p.quiet = time.AfterFunc(quiet, p.rest)
+	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {
 		p.log = slog.New(slog.NewJSONHandler(stderr, options))
@@ -1388,47 +1265,49 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	return p
 }
 
-// quiet is how long after a large page the memory it took is given back.
-const quiet = 30 * time.Second
-
-// rest gives memory back to the system.
-func (p *program) rest() {
-	for _, s := range p.sources {
-		s.spares.drop()
-	}
-	p.pages.zipped.drop()
-	runtime.GC() // what pools hold outlives one collection
-	debug.FreeOSMemory()
-}
-
 // check looks at the files that the flags name.
 func (p *program) check(stdout io.Writer) int {
-	code := 0
+	var faults []error
 	for _, w := range p.watched {
-		if err := w.load(); err != nil {
-			fmt.Fprintln(stdout, err)
-			code = 1
-		}
+		faults = append(faults, w.load())
 	}
 	for _, s := range p.sources {
-		var err error
-		if s.command != nil {
-			_, err = exec.LookPath(s.origin)
-		} else if s.kind == "file" && !hasMeta(s.pattern) {
-			var info os.FileInfo
-			if info, err = os.Stat(s.pattern); err == nil && !info.Mode().IsRegular() {
-				err = fmt.Errorf("%s is no regular file", s.pattern)
-			}
-		}
-		if err != nil {
-			fmt.Fprintf(stdout, "--%s %s: %v\n", s.kind, s.name, err)
-			code = 1
+		if err := s.check(); err != nil {
+			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
 		}
 	}
-	if code == 0 {
-		fmt.Fprintln(stdout, "all is fine")
+	if err := errors.Join(faults...); err != nil {
+		fmt.Fprintln(stdout, err)
+		return 1
 	}
-	return code
+	fmt.Fprintln(stdout, "all is fine")
+	return 0
+}
+
+// check looks at the file that a source names.
+func (s *source) check() error {
+	switch {
+	case s.kind == "exec":
+		_, err := exec.LookPath(s.origin)
+		return err
+	case s.kind == "file" && !hasMeta(s.pattern):
+		file, _, err := openRegular(s.pattern)
+		file.Close()
+		return err
+	}
+	return nil
+}
+
+// loadFiles reads the files that flags name, and logs what is wrong with them.
+func (p *program) loadFiles() bool {
+	ok := true
+	for _, w := range p.watched {
+		if err := w.load(); err != nil {
+			p.log.Error("failed to read what a flag names", "err", err)
+			ok = false
+		}
+	}
+	return ok
 }
 
 // once prints what a scrape of the only general endpoint would get.
@@ -1465,18 +1344,6 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	return code
 }
 
-// loadFiles reads the files that flags name, and logs what is wrong with them.
-func (p *program) loadFiles() bool {
-	ok := true
-	for _, w := range p.watched {
-		if err := w.load(); err != nil {
-			p.log.Error("failed to read what a flag names", "err", err)
-			ok = false
-		}
-	}
-	return ok
-}
-
 // serve listens and answers until ctx is done, then lets running scrapes end.
 func (p *program) serve(ctx context.Context) int {
 	listeners, err := p.listenAll()
@@ -1486,8 +1353,8 @@ func (p *program) serve(ctx context.Context) int {
 	}
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
-	for _, l := range listeners {
-		p.log.Info("listening", "address", l.Addr().String())
+	for i, l := range listeners {
+		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
 		go func() { failed <- server.Serve(l) }()
 	}
 	for _, s := range p.sources {
@@ -1502,6 +1369,7 @@ func (p *program) serve(ctx context.Context) int {
 		p.log.Error("failed to serve", "err", err)
 		code = 1
 	}
+	defer time.AfterFunc(2*time.Second, p.stop).Stop()
 	grace, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 	defer cancel()
 	if server.Shutdown(grace) != nil {
@@ -1510,23 +1378,20 @@ func (p *program) serve(ctx context.Context) int {
 	return code
 }
 
-// newServer returns the server of all listeners. It speaks HTTP/1 only: so one
-// connection is one request, for those who count them.
-func (p *program) newServer() *http.Server {
-	server := &http.Server{
-		Handler:                      p,
-		DisableGeneralOptionsHandler: true, // it would answer those who may not ask
-		ReadHeaderTimeout:            10 * time.Second,
-		WriteTimeout:                 10 * time.Second, // send renews it
-		IdleTimeout:                  5 * time.Minute,
-		MaxHeaderBytes:               16 << 10,
-		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-		Protocols:                    new(http.Protocols),
-		ConnContext:                  p.clients.enter,
-		ConnState:                    p.clients.leave,
+// repeat fetches a source at its interval. Its waterfall is pinned: the result of
+// a fetch stays until there is another. A slow fetch skips beats.
+func (p *program) repeat(ctx context.Context, s *source) {
+	beat := time.NewTicker(s.interval)
+	defer beat.Stop()
+	for ctx.Err() == nil {
+		t := s.join(arguments{standard: true}, true)
+		s.wait(ctx, t)
+		s.leave(t, false)
+		select {
+		case <-ctx.Done():
+		case <-beat.C:
+		}
 	}
-	server.Protocols.SetHTTP1(true)
-	return server
 }
 
 // listenAll opens all listeners, or none.
@@ -1548,446 +1413,30 @@ func (p *program) listenAll() ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// listen opens a listener. A Unix socket is for all who may enter its folder.
-func (a address) listen() (net.Listener, error) {
-	if a.network == "unix" {
-		if err := removeStale(a.addr); err != nil {
-			return nil, err
-		}
+// newServer returns the server of all listeners. It speaks HTTP/1 only: so one
+// connection is one request, for those who count them.
+func (p *program) newServer() *http.Server {
+	server := &http.Server{
+		Handler:                      p,
+		DisableGeneralOptionsHandler: true, // it would answer those who may not ask
+		ReadHeaderTimeout:            10 * time.Second,
+		WriteTimeout:                 10 * time.Second, // send renews it
+		IdleTimeout:                  5 * time.Minute,
+		MaxHeaderBytes:               8 << 10,
+		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		Protocols:                    new(http.Protocols),
+		ConnContext:                  p.connections.add,
+		ConnState:                    p.connections.changed,
 	}
-	l, err := net.Listen(a.network, a.addr)
-	if err == nil && a.network == "unix" {
-		if err = os.Chmod(a.addr, 0o666); err != nil {
-			l.Close()
-		}
-	}
-	return l, err
-}
-
-// removeStale removes the socket of a program that has ended without doing so.
-func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if err != nil {
-		return nil // it is not there, or Listen will tell
-	}
-	if info.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("%s exists and is no socket", path)
-	}
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		conn.Close()
-		return fmt.Errorf("another program listens at %s", path)
-	}
-	if errors.Is(err, syscall.ECONNREFUSED) {
-		return os.Remove(path)
-	}
-	return nil
-}
-
-// serverTLS is what listeners with TLS serve with.
-type serverTLS struct {
-	clients bool     // they must have a certificate
-	files   *watched // of certificate, key and, if clients need one, their CA
-	config  atomic.Pointer[tls.Config]
-}
-
-// take keeps what the files hold. A client without a certificate may connect, so that
-// it can be told what is missing.
-func (t *serverTLS) take(texts [][]byte) error {
-	cert, err := tls.X509KeyPair(texts[0], texts[1])
-	if err != nil {
-		return err
-	}
-	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
-	if t.clients {
-		c.ClientAuth = tls.VerifyClientCertIfGiven
-		if c.ClientCAs, err = newPool(texts[2]); err != nil {
-			return fmt.Errorf("%s: %w", t.files.names[2], err)
-		}
-	}
-	t.config.Store(c)
-	return nil
-}
-
-// current returns what the next handshake is done with.
-func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
-	t.files.refresh()
-	return t.config.Load(), nil
-}
-
-// watched are files that are read again when they change on disk. What cannot be
-// taken then is logged once, and leaves the program with what it had.
-type watched struct {
-	flag  string // that names them
-	names []string
-	take  func(texts [][]byte) error // keeps what they hold
-	log   *slog.Logger
-
-	mu     sync.Mutex    // guards seen
-	seen   []os.FileInfo // as they were when they were last read, nil for one that was not there
-	broken atomic.Bool   // they could not be taken when last read
-}
-
-// load reads the files.
-func (w *watched) load() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.seen = w.look()
-	return w.read()
-}
-
-// refresh reads the files again if one has changed. Nobody waits for another who is
-// at it: the disk may be slow.
-func (w *watched) refresh() {
-	if w == nil || !w.mu.TryLock() {
-		return
-	}
-	defer w.mu.Unlock()
-	now := w.look()
-	if slices.EqualFunc(now, w.seen, sameFile) {
-		return
-	}
-	w.seen = now
-	err := w.read()
-	if w.broken.Store(err != nil); err != nil {
-		w.log.Error("a changed file cannot be taken up: what it held before stays in use", "err", err)
-	} else {
-		w.log.Info("a changed file was taken up", "flag", w.flag)
-	}
-}
-
-// look returns what tells whether the files have changed.
-func (w *watched) look() []os.FileInfo {
-	infos := make([]os.FileInfo, len(w.names))
-	for i, name := range w.names {
-		infos[i], _ = os.Stat(name)
-	}
-	return infos
-}
-
-// sameFile reports whether a file is as it was.
-func sameFile(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
-	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
-}
-
-// maxFile is the largest file that a flag may name, in bytes.
-const maxFile = 1 << 20
-
-// read reads the files whole and has them taken.
-func (w *watched) read() error {
-	var texts [][]byte
-	for _, name := range w.names {
-		file, info, err := openRegular(name)
-		if err != nil {
-			return fmt.Errorf("%s: %w", w.flag, err)
-		}
-		text, err := io.ReadAll(io.LimitReader(file, maxFile))
-		file.Close()
-		if err != nil || info.Size() > maxFile {
-			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
-		}
-		texts = append(texts, text)
-	}
-	if err := w.take(texts); err != nil {
-		return fmt.Errorf("%s: %w", w.flag, err)
-	}
-	return nil
-}
-
-// passwords are those that --web.basic-auth-file demands. To stretch one takes about a
-// quarter of a second, so few are at a time, and one that was right is remembered.
-type passwords struct {
-	file  *watched
-	users atomic.Pointer[users]
-	key   []byte        // of the digests of those found right
-	line  chan struct{} // has room for those who stretch or wait to
-	turn  chan struct{} // has room for the one who stretches
-}
-
-// users are what a password file holds.
-type users struct {
-	byName map[string]*user
-	all    []*user
-	seed   maphash.Seed // chooses in whose place an unknown user is checked
-}
-
-// user is what is known of a password.
-type user struct {
-	iterations int
-	salt, key  []byte
-	right      atomic.Pointer[[]byte] // keyed digest of the password once it was found
-}
-
-// newPasswords returns passwords that take the first file still.
-func newPasswords() *passwords {
-	ps := &passwords{key: make([]byte, 32), line: make(chan struct{}, 1+16), turn: make(chan struct{}, 1)}
-	rand.Read(ps.key)
-	return ps
-}
-
-// take keeps the users of a password file.
-func (ps *passwords) take(texts [][]byte) error {
-	us := &users{byName: map[string]*user{}, seed: maphash.MakeSeed()}
-	err := eachLine(texts[0], func(line string) error {
-		name, hash, _ := strings.Cut(line, ":")
-		u, err := parseHash(hash)
-		if err == nil && (name == "" || us.byName[name] != nil) {
-			err = errors.New("the user has no name, or one that was there before")
-		}
-		us.byName[name] = u
-		us.all = append(us.all, u)
-		return err
-	})
-	if err == nil && len(us.all) == 0 {
-		err = errors.New("there is no user in it")
-	}
-	if err == nil {
-		ps.users.Store(us)
-	}
-	return err
-}
-
-// Iterations that a hash may have: fewer would be too cheap to guess, more would
-// take too long on a small device.
-const minIterations, maxIterations = 100_000, 2_000_000
-
-// parseHash parses pbkdf2-sha256$ITERATIONS$SALT$KEY.
-func parseHash(hash string) (*user, error) {
-	parts := strings.Split(hash, "$")
-	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
-		return nil, errors.New("user:HASH is needed, with a HASH that --hash-password prints; bcrypt and others are not taken")
-	}
-	u := &user{}
-	var err1, err2, err3 error
-	u.iterations, err1 = strconv.Atoi(parts[1])
-	u.salt, err2 = base64.RawStdEncoding.DecodeString(parts[2])
-	u.key, err3 = base64.RawStdEncoding.DecodeString(parts[3])
-	if err1 != nil || err2 != nil || err3 != nil || len(u.salt) < 8 || len(u.key) != sha256.Size {
-		return nil, errors.New("the HASH is damaged")
-	}
-	if u.iterations < minIterations || u.iterations > maxIterations {
-		return nil, fmt.Errorf("the HASH has %d iterations, which is not between %d and %d", u.iterations, minIterations, maxIterations)
-	}
-	return u, nil
-}
-
-// appendHash appends the hash of a password.
-func appendHash(dst []byte, password string, iterations int) []byte {
-	salt := make([]byte, 16)
-	rand.Read(salt)
-	key := stretch(password, salt, iterations)
-	return fmt.Appendf(dst, "pbkdf2-sha256$%d$%s$%s", iterations, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
-}
-
-// stretch makes a key of a password, slowly.
-func stretch(password string, salt []byte, iterations int) []byte {
-	key, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
-	if err != nil {
-		panic(err) // only for lengths that are not ours
-	}
-	return key
-}
-
-// check returns 200 for the right password, 401 for a wrong one, or 503 if too many
-// wait to be checked or ctx is done. An unknown user costs as much as a known one.
-func (ps *passwords) check(ctx context.Context, name, password string) int {
-	ps.file.refresh()
-	us := ps.users.Load()
-	u, known := us.byName[name]
-	if !known {
-		u = us.standIn(name)
-	}
-	digest := ps.digest(password)
-	if u.knows(digest) && known {
-		return http.StatusOK
-	}
-	select {
-	case ps.line <- struct{}{}:
-		defer func() { <-ps.line }()
-	default:
-		return http.StatusServiceUnavailable
-	}
-	select {
-	case ps.turn <- struct{}{}:
-		defer func() { <-ps.turn }()
-	case <-ctx.Done():
-		return http.StatusServiceUnavailable
-	}
-	if u.knows(digest) && known { // found right while this one waited
-		return http.StatusOK
-	}
-	key := stretch(password, u.salt, u.iterations)
-	if subtle.ConstantTimeCompare(key, u.key) == 1 && known {
-		u.right.Store(&digest)
-		return http.StatusOK
-	}
-	return http.StatusUnauthorized
-}
-
-// standIn returns in whose place an unknown user is checked: always the same.
-func (us *users) standIn(name string) *user {
-	return us.all[maphash.String(us.seed, name)%uint64(len(us.all))]
-}
-
-// digest returns what a password found right is known by.
-func (ps *passwords) digest(password string) []byte {
-	mac := hmac.New(sha256.New, ps.key)
-	io.WriteString(mac, password)
-	return mac.Sum(nil)
-}
-
-// knows reports whether the digest is that of the password found right before.
-func (u *user) knows(digest []byte) bool {
-	right := u.right.Load()
-	return right != nil && hmac.Equal(*right, digest)
-}
-
-// hashPassword prints the hash of the password on standard input, stretched for about
-// a quarter of a second.
-func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
-	text, err := io.ReadAll(io.LimitReader(stdin, 4<<10))
-	password := strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
-	if err != nil || password == "" || strings.ContainsAny(password, "\r\n") || len(text) == 4<<10 {
-		fmt.Fprintln(stderr, "reverse_exporter: --hash-password reads one line, the password, from standard input")
-		return 1
-	}
-	begin := time.Now()
-	stretch(password, make([]byte, 16), minIterations)
-	quarter := minIterations * float64(250*time.Millisecond) / float64(time.Since(begin))
-	iterations := int(min(max(quarter, minIterations), maxIterations)) / 1000 * 1000
-	fmt.Fprintf(stdout, "%s\n", appendHash(nil, password, iterations))
-	return 0
-}
-
-// healthcheck asks the program that listens at an address whether it is well. It does
-// not verify who answers: there is nothing to learn from the question.
-func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	var dialer net.Dialer
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, a.network, a.addr)
-		},
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-	}}
-	u := &url.URL{Scheme: "http", Host: "localhost", Path: "/-/healthy"}
-	if a.tls {
-		u.Scheme = "https"
-	}
-	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
-	if err == nil {
-		resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			fmt.Fprintln(stdout, "healthy")
-			return 0
-		}
-		err = fmt.Errorf("it answered %s", resp.Status)
-	}
-	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags as the program\n", a.addr, withoutURL(err))
-	return 1
-}
-
-// clients are the connections of those who ask. There is room for 1,024, or half of
-// the file descriptors; one more closes the one that has been idle for longest, or
-// that has been served for longest if none is idle.
-type clients struct {
-	mu   sync.Mutex // guards all
-	room int
-	all  map[net.Conn]client
-}
-
-// client is the state of a connection.
-type client struct {
-	served bool // a request of its is being answered
-	since  time.Time
-}
-
-// connKey finds the connection in the context of a request.
-type connKey struct{}
-
-// enter makes room for a connection.
-func (cs *clients) enter(ctx context.Context, conn net.Conn) context.Context {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	if cs.all == nil {
-		cs.all, cs.room = map[net.Conn]client{}, maxClients()
-	}
-	if len(cs.all) >= cs.room {
-		cs.drop()
-	}
-	cs.all[conn] = client{since: time.Now()}
-	return context.WithValue(ctx, connKey{}, conn)
-}
-
-// maxClients is how many connections there may be at once.
-func maxClients() int {
-	var files syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
-		return 1024
-	}
-	return int(min(1024, files.Cur/2))
-}
-
-// drop closes one connection. The caller holds mu.
-func (cs *clients) drop() {
-	var first net.Conn
-	for conn, c := range cs.all {
-		worst := cs.all[first]
-		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
-			first = conn
-		}
-	}
-	delete(cs.all, first)
-	if secure, ok := first.(*tls.Conn); ok {
-		first = secure.NetConn() // which says no goodbye, for that could take long
-	}
-	first.Close()
-}
-
-// leave forgets a connection that was closed.
-func (cs *clients) leave(conn net.Conn, state http.ConnState) {
-	if state == http.StateClosed || state == http.StateHijacked {
-		cs.mu.Lock()
-		defer cs.mu.Unlock()
-		delete(cs.all, conn)
-	}
-}
-
-// mark notes whether a request of a connection is being answered.
-func (cs *clients) mark(ctx context.Context, served bool) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	conn, _ := ctx.Value(connKey{}).(net.Conn)
-	if _, here := cs.all[conn]; here {
-		cs.all[conn] = client{served, time.Now()}
-	}
-}
-
-// repeat fetches a source at its interval. Its waterfall is pinned: the result of
-// a fetch stays until there is another. A slow fetch skips beats.
-func (p *program) repeat(ctx context.Context, s *source) {
-	beat := time.NewTicker(s.interval)
-	defer beat.Stop()
-	for ctx.Err() == nil {
-		t := s.join(arguments{standard: true}, true)
-		s.wait(ctx, t)
-		s.leave(t, false)
-		select {
-		case <-ctx.Done():
-		case <-beat.C:
-		}
-	}
+	server.Protocols.SetHTTP1(true)
+	return server
 }
 
 // ServeHTTP answers one request.
 func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	p.clients.mark(r.Context(), true)
-	defer p.clients.mark(r.Context(), false)
-	defer p.recoverFault()
+	p.connections.mark(r.Context(), true)
+	defer p.connections.mark(r.Context(), false)
+	defer p.recoverPanic()
 	if r.ContentLength != 0 { // a body, which is not read: its sender has 10 s to go
 		w.Header().Set("Connection", "close")
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
@@ -2011,8 +1460,8 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// recoverFault logs a fault of the program itself, and has the answer cut off.
-func (p *program) recoverFault() {
+// recoverPanic logs a fault of the program itself, and has the answer cut off.
+func (p *program) recoverPanic() {
 	v := recover()
 	if v == nil {
 		return
@@ -2034,8 +1483,10 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	code := http.StatusUnauthorized
-	if name, password, ok := r.BasicAuth(); ok {
+	name, password, ok := r.BasicAuth()
+	if ok && strings.IndexByte(password, 0) < 0 { // NUL at the end would not change the key that is made of it
 		code = p.passwords.check(r.Context(), name, password)
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
 	switch code {
 	case http.StatusUnauthorized:
@@ -2067,6 +1518,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
 	defer cancel()
+	defer context.AfterFunc(p.stopping, cancel)()
 	results := p.await(ctx, shares)
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if r.Context().Err() != nil {
@@ -2079,7 +1531,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	quoted := acceptsQuotes(r.Header.Values("Accept")) && slices.ContainsFunc(results, (*result).quoted)
 	shared := p.pages.open(sources, results, quoted, func() *page { return p.render(sources, results, quoted) })
 	defer p.pages.close(shared)
-	if shared.page.size > 1<<20 {
+	if shared.page().size > 1<<20 {
 		p.quiet.Reset(quiet)
 	}
 	p.send(w, r, shared)
@@ -2093,34 +1545,11 @@ func selected(sources []*source, names []string) []*source {
 			return nil
 		}
 	}
-	var found []*source
-	for _, s := range sources {
-		if slices.Contains(names, s.name) {
-			found = append(found, s)
-		}
-	}
-	return found
-}
-
-// required returns the names of the sources that --require wants up and that
-// are down.
-func required(sources []*source, results []*result) []string {
-	var down []string
-	for i, s := range sources {
-		if s.require && results[i].failure != nil {
-			down = append(down, s.name)
-		}
-	}
-	return down
+	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 }
 
 // timeoutHeader tells how long a scraper waits, in seconds.
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
-
-// margin is how much earlier than a deadline an answer should be under way.
-func margin(d time.Duration) time.Duration {
-	return min(d/10, 500*time.Millisecond)
-}
 
 // patience is how long a scrape may take. Without a deadline of the scraper's it
 // is what a run under way and one of its own may take.
@@ -2138,6 +1567,11 @@ func (p *program) patience(sources []*source, header string) time.Duration {
 		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
 	}
 	return d - margin(d)
+}
+
+// margin is how much earlier than a deadline an answer should be under way.
+func margin(d time.Duration) time.Duration {
+	return min(d/10, 500*time.Millisecond)
 }
 
 // share is a scrape's share in one source.
@@ -2160,6 +1594,27 @@ func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
 		shares[i] = share{s, s.join(chosen[i], false)}
 	}
 	return shares, nil
+}
+
+// arguments returns what a query has for the source. An error names a parameter.
+func (s *source) arguments(query url.Values) (a arguments, err error) {
+	a.standard = true
+	switch {
+	case s.command != nil:
+		if a.values, a.standard, err = s.command.values(query); len(a.values) > 0 {
+			a.id = fmt.Sprintf("%q", a.values)
+		}
+	case s.exporter != nil && s.exporter.params != nil:
+		handed := url.Values{}
+		for name, given := range query {
+			if name != "exporter_name" && (slices.Contains(s.exporter.params, "*") || slices.Contains(s.exporter.params, name)) {
+				handed[name] = given
+			}
+		}
+		a.id = handed.Encode()
+		a.values, a.standard = []string{a.id}, a.id == ""
+	}
+	return a, err
 }
 
 // await waits for all shares until ctx is done, and takes what is there. What
@@ -2185,31 +1640,23 @@ func (p *program) await(ctx context.Context, shares []share) []*result {
 	return results
 }
 
-// arguments returns what a query has for the source. An error names a parameter.
-func (s *source) arguments(query url.Values) (a arguments, err error) {
-	a.standard = true
-	switch {
-	case s.command != nil:
-		if a.values, a.standard, err = s.command.values(query); len(a.values) > 0 {
-			a.id = fmt.Sprintf("%q", a.values)
+// required returns the names of the sources that --require wants up and that
+// are down.
+func required(sources []*source, results []*result) []string {
+	var down []string
+	for i, s := range sources {
+		if s.require && results[i].failure != nil {
+			down = append(down, s.name)
 		}
-	case s.exporter != nil && s.exporter.params != nil:
-		handed := url.Values{}
-		for name, given := range query {
-			if name != "exporter_name" && (slices.Contains(s.exporter.params, "*") || slices.Contains(s.exporter.params, name)) {
-				handed[name] = given
-			}
-		}
-		a.id = handed.Encode()
-		a.values, a.standard = []string{a.id}, a.id == ""
 	}
-	return a, err
+	return down
 }
 
 // pages shares the page of scrapes that would render the same.
 type pages struct {
-	mu    sync.Mutex // guards all below, and the readers of each page
+	mu    sync.Mutex // guards alive, and the readers of each page
 	alive []*sharedPage
+	turn  chan struct{} // has room for the one who renders or compresses
 
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
 	zipped  *spares   // for compressed pages
@@ -2228,10 +1675,9 @@ type sharedPage struct {
 	ctx     context.Context // done when its readers are to be cut off
 	cut     context.CancelFunc
 
-	once   sync.Once // makes page
-	page   *page
-	zip    sync.Once // makes zipped
-	zipped []byte
+	page   func() *page // renders it when it is first called
+	zipped func() []byte
+	buf    []byte // of zipped, nil without
 }
 
 // open returns the page of results, which render makes if nobody has it yet. The
@@ -2239,31 +1685,49 @@ type sharedPage struct {
 // are cut off.
 func (ps *pages) open(sources []*source, results []*result, quoted bool, render func() *page) *sharedPage {
 	ps.mu.Lock()
-	i := slices.IndexFunc(ps.alive, func(sp *sharedPage) bool {
-		return sp.quoted == quoted && slices.Equal(sp.sources, sources) && slices.Equal(sp.results, results)
+	defer ps.mu.Unlock()
+	for _, sp := range ps.alive {
+		if sp.quoted == quoted && slices.Equal(sp.sources, sources) && slices.Equal(sp.results, results) {
+			sp.readers++
+			releaseAll(results) // it has them already
+			return sp
+		}
+	}
+	if len(ps.alive) == maxPages {
+		ps.alive[0].cut()
+		ps.alive = slices.Delete(ps.alive, 0, 1)
+	}
+	sp := &sharedPage{sources: sources, results: results, quoted: quoted, readers: 1}
+	sp.ctx, sp.cut = context.WithCancel(context.Background())
+	sp.page = sync.OnceValue(func() (pg *page) {
+		ps.alone(sp, func() { pg = render() })
+		return pg
 	})
-	added := i < 0
-	if added {
-		if len(ps.alive) == maxPages {
-			ps.alive[0].cut()
-			ps.alive = slices.Delete(ps.alive, 0, 1)
-		}
-		i = len(ps.alive)
-		sp := &sharedPage{sources: sources, results: results, quoted: quoted}
-		sp.ctx, sp.cut = context.WithCancel(context.Background())
-		ps.alive = append(ps.alive, sp)
-	}
-	sp := ps.alive[i]
-	sp.readers++
-	ps.mu.Unlock()
-	if !added { // it has them already
-		for _, r := range results {
-			r.release()
-		}
-	}
-
-	sp.once.Do(func() { sp.page = render() })
+	sp.zipped = sync.OnceValue(func() []byte {
+		pg := sp.page() // in a turn of its own
+		ps.alone(sp, func() { sp.buf = ps.zip(pg) })
+		return sp.buf
+	})
+	ps.alive = append(ps.alive, sp)
 	return sp
+}
+
+// alone runs what takes much memory for a page, unless its readers were cut off
+// before its turn came.
+func (ps *pages) alone(sp *sharedPage, do func()) {
+	ps.turn <- struct{}{}
+	defer func() { <-ps.turn }()
+	if sp.ctx.Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	do()
+}
+
+// releaseAll gives results back.
+func releaseAll(results []*result) {
+	for _, r := range results {
+		r.release()
+	}
 }
 
 // close gives a page back. It is dropped with its last reader.
@@ -2275,31 +1739,37 @@ func (ps *pages) close(sp *sharedPage) {
 	}
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
-	for _, r := range sp.results {
-		r.release()
-	}
-	if sp.zipped != nil {
-		ps.zipped.put(sp.zipped)
-	}
+	releaseAll(sp.results)
+	ps.zipped.put(sp.buf)
 }
 
-// compressed returns a page compressed.
-func (ps *pages) compressed(sp *sharedPage) []byte {
-	sp.zip.Do(func() {
-		out := bytes.NewBuffer(ps.zipped.get())
-		z, ok := ps.zippers.Get().(*gzip.Writer)
-		if !ok {
-			z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
-		}
-		defer ps.zippers.Put(z)
-		z.Reset(out)
-		for _, chunk := range sp.page.chunks {
-			z.Write(chunk)
-		}
-		z.Close()
-		sp.zipped = out.Bytes()
-	})
-	return sp.zipped
+// zip returns a page compressed.
+func (ps *pages) zip(pg *page) []byte {
+	out := bytes.NewBuffer(ps.zipped.get())
+	z, ok := ps.zippers.Get().(*gzip.Writer)
+	if !ok {
+		z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
+	}
+	defer ps.zippers.Put(z)
+	z.Reset(out)
+	for _, chunk := range pg.chunks {
+		z.Write(chunk)
+	}
+	z.Close()
+	return out.Bytes()
+}
+
+// quiet is how long after a large page the memory it took is given back.
+const quiet = 30 * time.Second
+
+// rest gives memory back to the system.
+func (p *program) rest() {
+	for _, s := range p.sources {
+		s.spares.drop()
+	}
+	p.pages.zipped.drop()
+	runtime.GC() // what pools hold outlives one collection
+	debug.FreeOSMemory()
 }
 
 // send writes a page to a scraper, which has to take 256 KiB every 10 s.
@@ -2310,9 +1780,9 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 		h.Set("Content-Type", "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8")
 	}
 	h.Set("Vary", "Accept, Accept-Encoding")
-	chunks, size := sp.page.chunks, sp.page.size
+	chunks, size := sp.page().chunks, sp.page().size
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
-		zipped := p.pages.compressed(sp)
+		zipped := sp.zipped()
 		chunks, size = [][]byte{zipped}, len(zipped)
 		h.Set("Content-Encoding", "gzip")
 	}
@@ -2457,6 +1927,54 @@ func (p *program) tellOnce(subject, what string, attrs ...any) {
 	}
 }
 
+// appendStatus appends the status metrics of an endpoint's sources and of the
+// program itself.
+func (p *program) appendStatus(dst []byte, sources []*source, results []*result, conflicts, duplicates int) []byte {
+	m := &metrics{buf: dst}
+	counted := make([]counts, len(sources))
+	for i, s := range sources {
+		counted[i] = s.status.copy()
+	}
+	each := func(family, metricType, help string, value func(i int) float64) {
+		m.begin(ownName+"_source_"+family, metricType, help)
+		for i, s := range sources {
+			if v := value(i); !math.IsNaN(v) {
+				m.sample(v, "exporter_name", s.name)
+			}
+		}
+	}
+	each("up", "gauge", "Whether the source delivered for this scrape.", func(i int) float64 { return oneIf(results[i].failure == nil) })
+	each("scrape_duration_seconds", "gauge", "How long the fetch took.", func(i int) float64 {
+		if results[i].start.IsZero() { // it missed the deadline
+			return math.NaN()
+		}
+		return results[i].end.Sub(results[i].start).Seconds()
+	})
+	each("samples_scraped", "gauge", "Samples that the source delivered.", func(i int) float64 { return float64(results[i].samples()) })
+	each("body_bytes", "gauge", "Size of what the source delivered, decompressed.", func(i int) float64 { return float64(results[i].bytes) })
+	each("last_success_timestamp_seconds", "gauge", "When the last fetch succeeded.", func(i int) float64 {
+		if counted[i].lastSuccess.IsZero() {
+			return math.NaN()
+		}
+		return unixSeconds(counted[i].lastSuccess)
+	})
+	each("fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(i int) float64 { return float64(counted[i].fetches) })
+	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
+	for i, s := range sources {
+		for _, reason := range reasons[s.kind] {
+			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
+		}
+	}
+	m.begin(ownName+"_file_mtime_seconds", "gauge", "When the file was last modified.")
+	for i, s := range sources {
+		for _, f := range results[i].files {
+			m.sample(unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
+		}
+	}
+	p.appendOwn(m, conflicts, duplicates)
+	return m.buf
+}
+
 // metrics writes the text format.
 type metrics struct {
 	buf    []byte
@@ -2480,54 +1998,6 @@ func (m *metrics) sample(value float64, pairs ...string) {
 	m.buf = append(strconv.AppendFloat(m.buf, value, 'g', -1, 64), '\n')
 }
 
-// appendStatus appends the status metrics of an endpoint's sources and of the
-// program itself.
-func (p *program) appendStatus(dst []byte, sources []*source, results []*result, conflicts, duplicates int) []byte {
-	m := &metrics{buf: dst}
-	each := func(family, metricType, help string, value func(s *source, r *result) (float64, bool)) {
-		m.begin(ownName+"_"+family, metricType, help)
-		for i, s := range sources {
-			if v, ok := value(s, results[i]); ok {
-				m.sample(v, "exporter_name", s.name)
-			}
-		}
-	}
-	each("source_up", "gauge", "Whether the source delivered for this scrape.", func(_ *source, r *result) (float64, bool) {
-		return oneIf(r.failure == nil), true
-	})
-	each("source_scrape_duration_seconds", "gauge", "How long the fetch took.", func(_ *source, r *result) (float64, bool) {
-		return r.end.Sub(r.start).Seconds(), !r.start.IsZero()
-	})
-	each("source_samples_scraped", "gauge", "Samples that the source delivered.", func(_ *source, r *result) (float64, bool) {
-		return float64(r.samples()), true
-	})
-	each("source_body_bytes", "gauge", "Size of what the source delivered, decompressed.", func(_ *source, r *result) (float64, bool) {
-		return float64(r.bytes), true
-	})
-	each("source_last_success_timestamp_seconds", "gauge", "When the last fetch succeeded.", func(s *source, _ *result) (float64, bool) {
-		st := s.status.copy()
-		return unixSeconds(st.lastSuccess), !st.lastSuccess.IsZero()
-	})
-	each("source_fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(s *source, _ *result) (float64, bool) {
-		return float64(s.status.copy().fetches), true
-	})
-	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
-	for _, s := range sources {
-		st := s.status.copy()
-		for _, reason := range reasons[s.kind] {
-			m.sample(float64(st.failures[reason]), "exporter_name", s.name, "reason", reason)
-		}
-	}
-	m.begin(ownName+"_file_mtime_seconds", "gauge", "When the file was last modified.")
-	for i, s := range sources {
-		for _, f := range results[i].files {
-			m.sample(unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
-		}
-	}
-	p.appendOwn(m, conflicts, duplicates)
-	return m.buf
-}
-
 // appendOwn appends what is to be told of the page and the program. What needs
 // /proc is left out where there is none.
 func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
@@ -2539,11 +2009,9 @@ func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
 	one(ownName+"_duplicate_series_dropped", "gauge", "Samples left out, as an earlier source has the same series.", float64(duplicates))
 	one(ownName+"_build_info", "gauge", "The version of the program.", 1, "version", version, "goversion", runtime.Version())
 
-	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the file is in use as it was when last looked at.")
+	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
-		for _, name := range w.names {
-			m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "file", name, "flag", w.flag)
-		}
+		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.flag)
 	}
 
 	var mem runtime.MemStats
@@ -2566,9 +2034,10 @@ func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
 	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
 		one("process_open_fds", "gauge", "Number of open file descriptors.", float64(len(fds)))
 	}
-	var virtual, resident float64
 	statm, _ := os.ReadFile("/proc/self/statm")
-	if n, _ := fmt.Sscan(string(statm), &virtual, &resident); n == 2 {
+	if sizes := strings.Fields(string(statm)); len(sizes) >= 2 {
+		virtual, _ := strconv.ParseFloat(sizes[0], 64)
+		resident, _ := strconv.ParseFloat(sizes[1], 64)
 		page := float64(os.Getpagesize())
 		one("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", virtual*page)
 		one("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident*page)
@@ -2586,6 +2055,151 @@ func oneIf(so bool) float64 {
 // unixSeconds returns a time as a metric has it.
 func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
 
+// status is what a source's fetches came to, for the metrics, the log and the
+// page at /.
+type status struct {
+	mu sync.Mutex // guards all below
+	counts
+
+	told     string    // the state that the log knows: "", "up" or a reason
+	toldTime time.Time // when it was told
+}
+
+// counts is a part of a status.
+type counts struct {
+	fetches     uint64
+	failures    map[string]uint64 // by reason
+	lastSuccess time.Time
+	last        lastFetch
+	fetched     bool // last is set
+}
+
+// lastFetch is what the last fetch with default arguments came to.
+type lastFetch struct {
+	duration time.Duration
+	samples  int
+	bytes    int64
+	failure  *failure
+}
+
+// copy returns what was counted.
+func (st *status) copy() counts {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	c := st.counts
+	c.failures = maps.Clone(c.failures)
+	return c
+}
+
+// reasons are those that a kind of source can fail for.
+var reasons = map[string][]string{
+	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"},
+	"file": {"busy", "file", "internal", "parse", "read", "timeout", "too_large"},
+	"exec": {"busy", "exit", "internal", "parse", "start", "timeout", "too_large"},
+}
+
+// count counts a fetch. It returns what logs it: a change of the state, at most
+// once a minute, for all to see.
+func (p *program) count(s *source, standard bool, r *result) (tell func()) {
+	state := "up"
+	if r.failure != nil {
+		state = r.failure.reason
+	}
+	st := &s.status
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.fetches++
+	if r.failure != nil {
+		st.fail(state)
+	} else {
+		st.lastSuccess = r.end
+	}
+	if standard {
+		st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
+		st.fetched = true
+	}
+	changed := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
+	if changed {
+		st.told, st.toldTime = state, time.Now()
+	}
+	return func() { p.tell(s, r.failure, changed) }
+}
+
+// tell logs what a fetch came to.
+func (p *program) tell(s *source, f *failure, changed bool) {
+	level, what, attrs := slog.LevelDebug, "fetched", []any{"source", s.name}
+	switch {
+	case f == nil && changed:
+		level, what = slog.LevelInfo, "source is up"
+	case f != nil && changed:
+		level, what = slog.LevelWarn, "source is down"
+	case f != nil:
+		what = "fetch failed"
+	}
+	if f != nil {
+		attrs = append(attrs, "reason", f.reason, "err", f.err)
+		if f.detail != "" {
+			attrs = append(attrs, "stderr", f.detail)
+		}
+	}
+	p.log.Log(context.Background(), level, what, attrs...)
+}
+
+// busy counts a scrape that found no place, or spent its time in line.
+func (s *source) busy() {
+	s.status.mu.Lock()
+	defer s.status.mu.Unlock()
+	s.status.fail("busy")
+}
+
+// fail counts a failure. The caller holds mu.
+func (st *status) fail(reason string) {
+	if st.failures == nil {
+		st.failures = map[string]uint64{}
+	}
+	st.failures[reason]++
+}
+
+// index answers with what the appliance holds, for people.
+func (p *program) index(w http.ResponseWriter) {
+	var rows []byte
+	var up, down, samples int
+	var size int64
+	for _, s := range p.sources {
+		c := s.status.copy()
+		rows = s.appendRow(rows, c)
+		samples += c.last.samples
+		size += c.last.bytes
+		if c.last.failure != nil {
+			down++
+		} else if c.fetched {
+			up++
+		}
+	}
+	b := fmt.Appendf(nil, "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">"+
+		"<title>reverse_exporter</title><style>%s</style><h1>reverse_exporter</h1>\n<p>%d sources: <span class=up>%d up</span>, ", style, len(p.sources), up)
+	b = fmt.Appendf(b, "<span%s>%d down</span>, %d not fetched yet. ", classIf(down > 0, "down"), down, len(p.sources)-up-down)
+	b = fmt.Appendf(b, "%d samples, %s. Version %s, started %s.\n<p>Endpoints:", samples, sizeText(size), escapeHTML.Replace(version), ago(p.started))
+	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
+		b = fmt.Appendf(b, ` <a href=".%s">%[1]s</a>`, escapeHTML.Replace(path))
+	}
+	for _, w := range p.watched {
+		if w.broken.Load() {
+			b = fmt.Appendf(b, "\n<p class=down>%s: a changed file cannot be taken up, see the log", escapeHTML.Replace(w.flag))
+		}
+	}
+	b = append(b, "\n<table><thead><tr><th>Source<th>State<th>Kind<th>From<th>Took<th>Samples<th>Size<th>Last success<th>Error</thead>"...)
+	h := w.Header()
+	sum := sha256.Sum256([]byte(style))
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	w.Write(append(append(b, rows...), "\n</table>\n"...))
+}
+
+// escapeHTML makes text of what may hold the marks of HTML.
+var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
+
 // style is the look of the page at /.
 const style = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:80em;padding:0 1em}` +
 	`table{border-collapse:collapse;width:100%}tr{border-bottom:1px solid #8886}th,td{text-align:left;padding:.3em .8em .3em 0;vertical-align:top;white-space:nowrap}` +
@@ -2593,67 +2207,27 @@ const style = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-s
 	`@media(prefers-color-scheme:dark){.up{color:#4cc38a}.down{color:#ff8589}a{color:#8ab4f8}}` +
 	`@media(max-width:60em){thead{display:none}tr,td{display:block}tr{padding:.6em 0}td{padding:0}td[title]::before{content:attr(title) ": ";opacity:.7}}`
 
-// index answers with what the appliance holds, for people.
-func (p *program) index(w http.ResponseWriter) {
-	last := make([]lastFetch, len(p.sources))
-	var up, down, samples int
-	var size int64
-	for i, s := range p.sources {
-		last[i] = s.status.copy().last
-		samples += last[i].samples
-		size += last[i].bytes
-		if last[i].failure != nil {
-			down++
-		} else if !last[i].end.IsZero() {
-			up++
-		}
-	}
-	b := fmt.Appendf(nil, "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">"+
-		"<title>reverse_exporter</title><style>%s</style><h1>reverse_exporter</h1>\n<p>%d sources: <span class=up>%d up</span>, ", style, len(p.sources), up)
-	b = fmt.Appendf(b, "<span%s>%d down</span>, %d not fetched yet. ", classIf(down > 0, "down"), down, len(p.sources)-up-down)
-	b = fmt.Appendf(b, "%d samples, %s. Version %s, started %s.\n<p>Endpoints:", samples, sizeText(size), html.EscapeString(version), ago(p.started))
-	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
-		b = fmt.Appendf(b, ` <a href=".%s">%[1]s</a>`, html.EscapeString(path))
-	}
-	for _, w := range p.watched {
-		if w.broken.Load() {
-			b = fmt.Appendf(b, "\n<p class=down>%s: a changed file cannot be taken up, see the log", html.EscapeString(w.flag))
-		}
-	}
-	b = append(b, "\n<table><thead><tr><th>Source<th>State<th>Kind<th>From<th>Took<th>Samples<th>Size<th>Last success<th>Error</thead>"...)
-	for i, s := range p.sources {
-		b = s.appendRow(b, last[i])
-	}
-	h := w.Header()
-	sum := sha256.Sum256([]byte(style))
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Cache-Control", "no-store")
-	w.Write(append(b, "\n</table>\n"...))
-}
-
 // appendRow appends a source to the table of the page at /.
-func (s *source) appendRow(dst []byte, last lastFetch) []byte {
+func (s *source) appendRow(dst []byte, c counts) []byte {
 	state, took := "", ""
-	switch {
-	case last.failure != nil:
+	if c.last.failure != nil {
 		state = "down"
-	case !last.end.IsZero():
+	} else if c.fetched {
 		state = "up"
 	}
-	if last.duration > 0 {
-		took = last.duration.Round(100 * time.Microsecond).String()
+	if c.fetched {
+		took = c.last.duration.Round(100 * time.Microsecond).String()
 	}
-	link := html.EscapeString(s.name)
+	link := escapeHTML.Replace(s.name)
 	if s.command == nil || s.command.needs() == "" {
-		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, html.EscapeString(s.paths[0]), link)
+		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, escapeHTML.Replace(s.paths[0]), link)
 	}
 	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From class=w>%s",
-		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, html.EscapeString(s.origin))
+		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, escapeHTML.Replace(s.origin))
 	dst = fmt.Appendf(dst, "<td title=Took>%s<td title=Samples>%d<td title=Size>%s<td title=\"Last success\">%s",
-		took, last.samples, sizeText(last.bytes), ago(s.status.copy().lastSuccess))
-	if last.failure != nil {
-		dst = append(append(dst, "<td title=Error class=w>"...), html.EscapeString(last.failure.err.Error())...)
+		took, c.last.samples, sizeText(c.last.bytes), ago(c.lastSuccess))
+	if c.last.failure != nil {
+		dst = append(append(dst, "<td title=Error class=w>"...), escapeHTML.Replace(c.last.failure.err.Error())...)
 	}
 	return dst
 }
@@ -2691,4 +2265,425 @@ func ago(t time.Time) string {
 		return fmt.Sprintf("%d h ago", int(d.Hours()))
 	}
 	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+}
+
+// listen opens a listener. A Unix socket is for all who may enter its folder.
+func (a address) listen() (net.Listener, error) {
+	if a.network == "unix" {
+		if err := removeStale(a.addr); err != nil {
+			return nil, err
+		}
+	}
+	l, err := net.Listen(a.network, a.addr)
+	if err == nil && a.network == "unix" {
+		if err = os.Chmod(a.addr, 0o666); err != nil {
+			l.Close()
+		}
+	}
+	return l, err
+}
+
+// removeStale removes the socket of a program that has ended without doing so.
+func removeStale(path string) error {
+	info, err := os.Lstat(path)
+	if err != nil {
+		return nil // it is not there, or Listen will tell
+	}
+	if info.Mode().Type() != os.ModeSocket {
+		return fmt.Errorf("%s exists and is no socket", path)
+	}
+	conn, err := net.DialTimeout("unix", path, time.Second)
+	if err == nil {
+		conn.Close()
+		return fmt.Errorf("another program listens at %s", path)
+	}
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		return os.Remove(path)
+	}
+	return nil
+}
+
+// serverTLS is what listeners with TLS serve with.
+type serverTLS struct {
+	clients bool     // they must have a certificate
+	files   *watched // of certificate, key and, if clients need one, their CA
+	config  atomic.Pointer[tls.Config]
+}
+
+// current returns what the next handshake is done with.
+func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
+	t.files.refresh()
+	return t.config.Load(), nil
+}
+
+// take keeps what the files hold. A client without a certificate may connect, so that
+// it can be told what is missing.
+func (t *serverTLS) take(texts [][]byte) error {
+	cert, err := tls.X509KeyPair(texts[0], texts[1])
+	if err != nil {
+		return fmt.Errorf("%s, %s: %w", t.files.names[0], t.files.names[1], err)
+	}
+	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	if t.clients {
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+		if c.ClientCAs, err = newPool(texts[2]); err != nil {
+			return fmt.Errorf("%s: %w", t.files.names[2], err)
+		}
+	}
+	t.config.Store(c)
+	return nil
+}
+
+// watched are files that are read again when they change on disk. What cannot be
+// taken then is logged once, and leaves the program with what it had.
+type watched struct {
+	flag  string // that names them
+	names []string
+	take  func(texts [][]byte) error // keeps what they hold
+	log   *slog.Logger
+
+	mu     sync.Mutex    // guards seen
+	seen   []os.FileInfo // as they were when they were last read, nil for one that was not there
+	broken atomic.Bool   // they could not be taken when last read
+}
+
+// load reads the files.
+func (w *watched) load() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seen = w.look()
+	return w.read()
+}
+
+// refresh reads the files again if one has changed. Nobody waits for another who is
+// at it: the disk may be slow.
+func (w *watched) refresh() {
+	if w == nil || !w.mu.TryLock() {
+		return
+	}
+	defer w.mu.Unlock()
+	now := w.look()
+	if slices.EqualFunc(now, w.seen, sameFile) {
+		return
+	}
+	w.seen = now
+	err := w.read()
+	if w.broken.Store(err != nil); err != nil {
+		w.log.Error("a changed file cannot be taken up: what it held before stays in use", "err", err)
+	} else {
+		w.log.Info("a changed file was taken up", "flag", w.flag)
+	}
+}
+
+// look returns what tells whether the files have changed.
+func (w *watched) look() []os.FileInfo {
+	infos := make([]os.FileInfo, len(w.names))
+	for i, name := range w.names {
+		infos[i], _ = os.Stat(name)
+	}
+	return infos
+}
+
+// sameFile reports whether a file is as it was.
+func sameFile(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// maxFile is the largest file that a flag may name, in bytes.
+const maxFile = 1 << 20
+
+// read reads the files whole and has them taken.
+func (w *watched) read() error {
+	var texts [][]byte
+	for _, name := range w.names {
+		file, info, err := openRegular(name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.flag, err)
+		}
+		text, err := io.ReadAll(io.LimitReader(file, maxFile))
+		file.Close()
+		if err != nil || info.Size() > maxFile {
+			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
+		}
+		texts = append(texts, text)
+	}
+	if err := w.take(texts); err != nil {
+		return fmt.Errorf("%s: %w", w.flag, err)
+	}
+	return nil
+}
+
+// passwords are those that --web.basic-auth-file demands. To stretch one takes about a
+// quarter of a second, so few are at a time, and one that was right is remembered.
+type passwords struct {
+	file  *watched
+	users atomic.Pointer[users]
+	key   []byte        // of digests
+	line  chan struct{} // has room for those who stretch or wait to
+	turn  chan struct{} // has room for the one who stretches
+}
+
+// users are what a password file holds.
+type users struct {
+	byName map[string]*user
+	all    []*user
+}
+
+// user is what is known of a password.
+type user struct {
+	iterations int
+	salt, key  []byte
+	right      atomic.Pointer[[]byte] // keyed digest of the password once it was found
+}
+
+// newPasswords returns passwords that take the first file still.
+func newPasswords() *passwords {
+	ps := &passwords{key: make([]byte, 32), line: make(chan struct{}, 1+16), turn: make(chan struct{}, 1)}
+	rand.Read(ps.key)
+	return ps
+}
+
+// take keeps the users of a password file.
+func (ps *passwords) take(texts [][]byte) error {
+	us, old := &users{byName: map[string]*user{}}, ps.users.Load()
+	err := eachLine(texts[0], func(line string) error {
+		name, hash, _ := strings.Cut(line, ":")
+		u, err := parseHash(hash)
+		if err == nil && (name == "" || us.byName[name] != nil) {
+			err = errors.New("the user has no name, or one that was there before")
+		}
+		if err == nil && old != nil && old.byName[name].same(u) {
+			u = old.byName[name] // with what is known of it
+		}
+		us.byName[name] = u
+		us.all = append(us.all, u)
+		return err
+	})
+	if err == nil && len(us.all) == 0 {
+		err = errors.New("there is no user in it")
+	}
+	if err == nil {
+		ps.users.Store(us)
+	}
+	return err
+}
+
+// same reports whether the hash is the same.
+func (u *user) same(other *user) bool {
+	return u != nil && u.iterations == other.iterations && bytes.Equal(u.salt, other.salt) && bytes.Equal(u.key, other.key)
+}
+
+// parseHash parses pbkdf2-sha256$ITERATIONS$SALT$KEY.
+func parseHash(hash string) (*user, error) {
+	parts := strings.Split(hash, "$")
+	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
+		return nil, errors.New("user:HASH is needed, with a HASH that --hash-password prints; bcrypt and others are not taken")
+	}
+	u := &user{}
+	var err1, err2, err3 error
+	u.iterations, err1 = strconv.Atoi(parts[1])
+	u.salt, err2 = base64.RawStdEncoding.DecodeString(parts[2])
+	u.key, err3 = base64.RawStdEncoding.DecodeString(parts[3])
+	if err1 != nil || err2 != nil || err3 != nil || len(u.salt) < 8 || len(u.key) != sha256.Size {
+		return nil, errors.New("the HASH is damaged")
+	}
+	if u.iterations < minIterations || u.iterations > maxIterations {
+		return nil, fmt.Errorf("the HASH has %d iterations, which is not between %d and %d", u.iterations, minIterations, maxIterations)
+	}
+	return u, nil
+}
+
+// Iterations that a hash may have: fewer would be too cheap to guess, more would
+// take too long on a small device.
+const minIterations, maxIterations = 100_000, 2_000_000
+
+// check returns 200 for the right password, 401 for a wrong one, or 503 if too many
+// wait to be checked or ctx is done. An unknown user costs as much as a known one.
+func (ps *passwords) check(ctx context.Context, name, password string) int {
+	ps.file.refresh()
+	us := ps.users.Load()
+	u, known := us.byName[name]
+	if !known {
+		u = us.all[int(ps.digest(name)[0])%len(us.all)] // always the same
+	}
+	digest := ps.digest(password)
+	if u.knows(digest) && known {
+		return http.StatusOK
+	}
+	select {
+	case ps.line <- struct{}{}:
+		defer func() { <-ps.line }()
+	default:
+		return http.StatusServiceUnavailable
+	}
+	select {
+	case ps.turn <- struct{}{}:
+		defer func() { <-ps.turn }()
+	case <-ctx.Done():
+		return http.StatusServiceUnavailable
+	}
+	if u.knows(digest) && known { // found right while this one waited
+		return http.StatusOK
+	}
+	key := stretch(password, u.salt, u.iterations)
+	if hmac.Equal(key, u.key) && known {
+		u.right.Store(&digest)
+		return http.StatusOK
+	}
+	return http.StatusUnauthorized
+}
+
+// digest returns what a text is known by, here and for as long as the program runs.
+func (ps *passwords) digest(password string) []byte {
+	mac := hmac.New(sha256.New, ps.key)
+	io.WriteString(mac, password)
+	return mac.Sum(nil)
+}
+
+// knows reports whether the digest is that of the password found right before.
+func (u *user) knows(digest []byte) bool {
+	right := u.right.Load()
+	return right != nil && hmac.Equal(*right, digest)
+}
+
+// stretch makes a key of a password, slowly.
+func stretch(password string, salt []byte, iterations int) []byte {
+	key, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
+	if err != nil {
+		panic(err) // only for lengths that are not ours
+	}
+	return key
+}
+
+// hashPassword prints the hash of the password on standard input, stretched for about
+// a quarter of a second.
+func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
+	text, err := io.ReadAll(io.LimitReader(stdin, 4<<10))
+	password := strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
+	if err != nil || password == "" || strings.ContainsAny(password, "\r\n") || len(text) == 4<<10 {
+		fmt.Fprintln(stderr, "reverse_exporter: --hash-password reads one line, the password, from standard input")
+		return 1
+	}
+	begin := time.Now()
+	stretch(password, make([]byte, 16), minIterations)
+	quarter := minIterations * float64(250*time.Millisecond) / float64(time.Since(begin))
+	iterations := int(min(max(quarter, minIterations), maxIterations)) / 1000 * 1000
+	fmt.Fprintf(stdout, "%s\n", appendHash(nil, password, iterations))
+	return 0
+}
+
+// appendHash appends the hash of a password.
+func appendHash(dst []byte, password string, iterations int) []byte {
+	salt := make([]byte, 16)
+	rand.Read(salt)
+	key := stretch(password, salt, iterations)
+	return fmt.Appendf(dst, "pbkdf2-sha256$%d$%s$%s", iterations, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
+}
+
+// connections are those of the clients. There is room for 1,024, or half of
+// the file descriptors; one more closes the one that has been idle for longest, or
+// that has been served for longest if none is idle.
+type connections struct {
+	mu   sync.Mutex // guards all
+	room int
+	all  map[net.Conn]connection
+}
+
+// connection is the state of a connection.
+type connection struct {
+	served bool // a request of its is being answered
+	since  time.Time
+}
+
+// connKey finds the connection in the context of a request.
+type connKey struct{}
+
+// add makes room for a connection.
+func (cs *connections) add(ctx context.Context, conn net.Conn) context.Context {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.all == nil {
+		cs.all, cs.room = map[net.Conn]connection{}, maxConnections()
+	}
+	if len(cs.all) >= cs.room {
+		cs.evict()
+	}
+	cs.all[conn] = connection{since: time.Now()}
+	return context.WithValue(ctx, connKey{}, conn)
+}
+
+// maxConnections is how many connections there may be at once.
+func maxConnections() int {
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
+		return 1024
+	}
+	return int(min(1024, files.Cur/2))
+}
+
+// evict closes one connection. The caller holds mu.
+func (cs *connections) evict() {
+	var first net.Conn
+	for conn, c := range cs.all {
+		worst := cs.all[first]
+		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
+			first = conn
+		}
+	}
+	delete(cs.all, first)
+	if secure, ok := first.(*tls.Conn); ok {
+		first = secure.NetConn() // which says no goodbye, for that could take long
+	}
+	first.Close()
+}
+
+// changed forgets a connection that was closed.
+func (cs *connections) changed(conn net.Conn, state http.ConnState) {
+	if state == http.StateClosed || state == http.StateHijacked {
+		cs.mu.Lock()
+		defer cs.mu.Unlock()
+		delete(cs.all, conn)
+	}
+}
+
+// mark notes whether a request of a connection is being answered.
+func (cs *connections) mark(ctx context.Context, served bool) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	conn, _ := ctx.Value(connKey{}).(net.Conn)
+	if _, here := cs.all[conn]; here {
+		cs.all[conn] = connection{served, time.Now()}
+	}
+}
+
+// healthcheck asks the program that listens at an address whether it is well. It does
+// not verify who answers: there is nothing to learn from the question.
+func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var dialer net.Dialer
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, a.network, a.addr)
+		},
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}}
+	u := &url.URL{Scheme: "http", Host: "localhost", Path: "/-/healthy"}
+	if a.tls {
+		u.Scheme = "https"
+	}
+	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
+	if err == nil {
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			fmt.Fprintln(stdout, "healthy")
+			return 0
+		}
+		err = fmt.Errorf("it answered %s", resp.Status)
+	}
+	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags as the program\n", a.addr, withoutURL(err))
+	return 1
 }
