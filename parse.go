@@ -110,6 +110,7 @@ type parser struct {
 	end   int     // where the last whole line ends; buf[end-1] is a newline
 	line  int     // lines begun so far
 	extra int     // newlines inside the label values of the line
+	aside bool    // the labels are an exemplar's, and go
 	brace int     // bytes before the first label of the sample at prev, 0 without
 	prev  int     // where the last plain sample begins
 	empty int     // reads in a row that brought nothing
@@ -527,8 +528,12 @@ func (p *parser) label(i int) int {
 	return p.addLabel(name, nameEnd, value, i+1)
 }
 
-// addLabel keeps a label, unless its name is reserved or there already.
+// addLabel keeps a label, unless its name is reserved or there already. As in
+// Prometheus, an exemplar, which goes, may have any.
 func (p *parser) addLabel(name, nameEnd, value, end int) int {
+	if p.aside {
+		return end
+	}
 	here := p.buf[name:nameEnd]
 	bit := nameBit(here)
 	n := len(p.labels)
@@ -704,7 +709,7 @@ func (p *parser) exemplar(i int) int {
 	}
 	value, rest := p.value, p.rest
 	p.labels, p.order = p.order[:0], p.labels
-	p.rest = i + len(" # {")
+	p.rest, p.aside = i+len(" # {"), true
 	if i = p.labelSet(p.rest); i >= 0 {
 		i = p.number(i)
 	}
@@ -715,7 +720,7 @@ func (p *parser) exemplar(i int) int {
 		}
 	}
 	p.labels, p.order = p.order, p.labels
-	p.value, p.rest, p.plain = value, rest, false
+	p.value, p.rest, p.plain, p.aside = value, rest, false, false
 	return i
 }
 
@@ -792,6 +797,8 @@ func (p *parser) quotedName(i int) int {
 		return p.fail(name, "an empty name")
 	case !p.plain || p.extra != extra:
 		return p.fail(name, `an escape other than \\ \" \n in a name`)
+	case bytes.IndexByte(p.buf[name:i], 0) >= 0:
+		return p.fail(name, "NUL byte")
 	}
 	p.plain = plain
 	return i + 1
