@@ -355,14 +355,7 @@ func (e *exposition) regroup(limit int) error {
 	if 2*e.held() > limit {
 		return errTooLarge
 	}
-	for i, f := range e.families {
-		name := e.text(f.name)
-		base := e.find(name[:max(bytes.LastIndexByte(name, '_'), 0)])
-		if base != nil && f.metricType == untyped && base.takes(e.text(base.name), name) {
-			e.families[i].name = base.name
-		}
-	}
-	e.sort()
+	e.adopt()
 	whole := exposition{buf: make([]byte, 0, len(e.buf))}
 	for rest := e.families; len(rest) > 0; {
 		n := 1
@@ -426,17 +419,50 @@ func (e *exposition) grouped() bool {
 	return true
 }
 
-// find returns the first typed family of that name, nil if there is none.
-func (e *exposition) find(name []byte) *family {
-	i, _ := slices.BinarySearchFunc(e.families, name, func(f family, name []byte) int {
-		return bytes.Compare(e.text(f.name), name)
-	})
-	for ; i < len(e.families) && bytes.Equal(e.text(e.families[i].name), name); i++ {
-		if e.families[i].metricType != untyped {
-			return &e.families[i]
+// adopt makes the untyped families that a histogram or summary of the body claims
+// pieces of that.
+func (e *exposition) adopt() {
+	var found []int
+	claimed := false
+	for i, f := range e.families {
+		name := e.text(f.name)
+		if i == 0 || !bytes.Equal(name, e.text(e.families[i-1].name)) {
+			claimed = e.claims(name)
+		}
+		if claimed && f.metricType == untyped {
+			found = append(found, i)
 		}
 	}
-	return nil
+	for _, i := range found {
+		e.families[i].fold(e)
+	}
+	e.sort()
+}
+
+// claims reports whether a histogram or summary claims the name. Three names at
+// most look at all pieces of one family, so that this stays linear.
+func (e *exposition) claims(name []byte) bool {
+	end := max(bytes.LastIndexByte(name, '_'), 0)
+	base, suffix := name[:end], string(name[end:])
+	if !histogram.claims(suffix) {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(e.families, base, func(f family, name []byte) int {
+		return bytes.Compare(e.text(f.name), name)
+	})
+	for ; i < len(e.families) && bytes.Equal(e.text(e.families[i].name), base); i++ {
+		if e.families[i].metricType.claims(suffix) {
+			return true
+		}
+	}
+	return false
+}
+
+// fold gives a family the name of the one that claims it. Its HELP text says what
+// h_count is, not what h is, and goes.
+func (f *family) fold(e *exposition) {
+	f.name.to = f.name.from + uint32(bytes.LastIndexByte(e.text(f.name), '_'))
+	f.help.to = f.help.from
 }
 
 // join appends the pieces of one family that another exposition holds: the
@@ -633,11 +659,11 @@ func (v verdicts) conflicts() []string {
 func (e *exposition) settle(v verdicts) *exposition {
 	settled := &exposition{buf: e.buf, telling: e.telling}
 	for _, f := range e.families {
-		switch name := e.text(f.name); v[string(name)] {
+		switch v[string(e.text(f.name))] {
 		case split:
 			settled.split(f)
 		case fold:
-			f.name.to = f.name.from + uint32(bytes.LastIndexByte(name, '_'))
+			f.fold(e)
 			fallthrough
 		default:
 			settled.families = append(settled.families, f)
