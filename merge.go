@@ -15,6 +15,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -32,6 +33,8 @@ type family struct {
 	lines      span
 	metricType metricType
 	quoted     bool // the family's name or one in its lines needs quotes
+
+	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
 
 // familySize is the memory that a family takes, in bytes.
@@ -130,8 +133,12 @@ func (r *reader) sample() {
 	} else {
 		r.relabel()
 	}
-	r.last().lines.to = uint32(len(r.e.buf))
+	f := r.last()
+	f.lines.to = uint32(len(r.e.buf))
 	r.e.samples++
+	if r.p.value[0] == '-' || r.p.seen()&boundNames != 0 {
+		f.contradict(&r.p)
+	}
 }
 
 // enter makes the family of the sample's name the last one.
@@ -142,6 +149,29 @@ func (r *reader) enter() {
 	r.prefix = append(r.prefix[:0], r.p.name...)
 	if len(r.added.text) > 0 {
 		r.prefix = append(append(r.prefix, '{'), r.added.text...)
+	}
+}
+
+// boundNames are the bits of the labels that bound a bucket or a quantile.
+var boundNames = nameBit([]byte("le")) | nameBit([]byte("quantile"))
+
+// contradict notes which types the sample speaks against: the strictest parsers
+// take no bound that is no number, and no bucket or count below zero.
+func (f *family) contradict(p *parser) {
+	bucket := false
+	for i := len(p.labels) - 1; i >= 0 && p.labels[i].seen&boundNames != 0; i-- {
+		l := &p.labels[i]
+		switch size := l.nameEnd - l.name; {
+		case size == 2 && string(p.labelName(*l)) == "le":
+			bucket = true
+			f.noHistogram = f.noHistogram || !isNumber(p.labelText(*l))
+		case size == 8 && string(p.labelName(*l)) == "quantile":
+			f.noSummary = f.noSummary || !isNumber(p.labelText(*l))
+		}
+	}
+	if p.value[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
+		value, _ := strconv.ParseFloat(string(p.value), 64)
+		f.noHistogram = f.noHistogram || value < 0
 	}
 }
 
@@ -475,6 +505,8 @@ func (e *exposition) join(from *exposition, pieces []family) {
 		}
 		f.metricType = f.metricType.with(piece.metricType)
 		f.quoted = f.quoted || piece.quoted
+		f.noHistogram = f.noHistogram || piece.noHistogram
+		f.noSummary = f.noSummary || piece.noSummary
 	}
 	f.lines.from = uint32(len(e.buf))
 	for _, piece := range pieces {
@@ -539,6 +571,13 @@ func (g group) metricType() metricType {
 	return t
 }
 
+// contradicts reports whether a sample of the group speaks against the type.
+func (g group) contradicts(t metricType) bool {
+	return slices.ContainsFunc(g, func(p part) bool {
+		return t == histogram && p.noHistogram || t == summary && p.noSummary
+	})
+}
+
 // merge puts bodies on one page: families in the order of their names, the
 // samples of each in the order of the bodies.
 func merge(bodies []*exposition) *page {
@@ -599,19 +638,17 @@ const (
 	fold                     // into the histogram or summary that claims the name
 )
 
-// judge finds the families whose types differ, those whose names a histogram
-// or summary of any body claims although they have another type, and those that
-// can be folded because they have none.
+// judge finds the families whose types differ or that have samples which no such
+// type has, those whose names a histogram or summary of any body claims although
+// they have another type, and those that can be folded because they have none.
 func judge(groups []group) verdicts {
 	v := verdicts{}
 	for _, g := range groups {
 		t := g.metricType()
-		if t == conflicting {
-			v[string(g.name())] = split
-		}
 		claimed := claimed(groups, g)
 		typed := func(g group) bool { return g.metricType() != untyped }
-		if slices.ContainsFunc(claimed, typed) {
+		contradicts := func(g group) bool { return g.contradicts(t) }
+		if t == conflicting || contradicts(g) || slices.ContainsFunc(claimed, typed) || slices.ContainsFunc(claimed, contradicts) {
 			v[string(g.name())] = split
 		}
 		for _, c := range claimed {

@@ -635,15 +635,13 @@ func (p *parser) number(i int) int {
 	return j
 }
 
-// oddNumber scans the spellings of a value that are rare. Hexadecimal digits
-// and underscores are Go's, not the format's.
+// oddNumber scans the spellings of a value that are rare.
 func (p *parser) oddNumber(i int) int {
 	j := i
 	for p.buf[j] > ' ' {
 		j++
 	}
-	word := p.buf[i:j]
-	if _, err := strconv.ParseFloat(string(word), 64); err != nil || bytes.ContainsAny(word, "_xX") {
+	if !isOddNumber(p.buf[i:j]) {
 		return p.fail(i, "expected a number as the value")
 	}
 	return j
@@ -942,6 +940,26 @@ func digits(b []byte, i int) int {
 		i++
 	}
 	return i
+}
+
+// isNumber reports whether a word is a number, as a bound of a bucket is.
+func isNumber(word []byte) bool {
+	points := 0
+	for _, c := range word {
+		if c == '.' {
+			points++
+		} else if class[c]&digit == 0 {
+			return isOddNumber(word)
+		}
+	}
+	return points < 2 && points < len(word) && len(word) < 100 || isOddNumber(word)
+}
+
+// isOddNumber reports whether a word is a number, however it is written.
+// Hexadecimal digits and underscores are Go's, not the format's.
+func isOddNumber(word []byte) bool {
+	_, err := strconv.ParseFloat(string(word), 64)
+	return err == nil && !bytes.ContainsAny(word, "_xX")
 }
 
 // notLabel sets the high bit of each byte of x that no label name has.
