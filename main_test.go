@@ -953,7 +953,7 @@ a_b{c_d="1"} 5
 		}
 		wantContains(t, page, "# HELP a_b Dots.\n# TYPE a_b gauge\n"+`a_b{exporter_name="x"} 4
 a_b{exporter_name="x",c_d="1"} 5
-a_b{exporter_name="x",c_d_="1",c_d="2"} 3
+a_b{exporter_name="x",c_d_2="1",c_d="2"} 3
 `, `__1{exporter_name="x"} 6`, `reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 1`)
 	}
 }

@@ -78,9 +78,10 @@ type reader struct {
 	p      parser
 	e      *exposition
 	added  *addedLabels
-	prefix []byte   // name and added labels of the samples under way
-	taken  []string // names given to labels of the sample under way
-	bare   bool     // write underscores for what needs quotes
+	prefix []byte         // name and added labels of the samples under way
+	taken  []string       // names given to labels of the sample under way
+	bare   bool           // write underscores for what needs quotes
+	given  map[string]int // bare names of its labels, with how many wanted each
 }
 
 // read takes a body whole, or fails; it may be OpenMetrics. It builds the
@@ -234,7 +235,7 @@ func (r *reader) relabel() {
 		out = append(append(out, open), r.added.text...)
 		open = ','
 	}
-	r.taken = r.taken[:0]
+	r.taken, r.given = r.taken[:0], nil
 	for _, l := range r.p.labels {
 		out = r.appendLabel(append(out, open), l)
 		open = ','
@@ -288,16 +289,26 @@ func (r *reader) exported(name string) []byte {
 }
 
 // bareLabel returns the name of a label of the sample with underscores for what
-// needs quotes, and with more of them until no other label has it.
+// needs quotes, and with a number behind them if another label has that.
 func (r *reader) bareLabel(name []byte) []byte {
 	if isBareLabel(name) {
 		return name
 	}
-	name = bytes.ReplaceAll(underscores(name), []byte(":"), []byte("_"))
-	for r.p.hasLabel(name) || slices.Contains(r.taken, string(name)) {
-		name = append(name, '_')
+	if len(r.given) == 0 {
+		r.given = map[string]int{}
+		for _, l := range r.p.labels {
+			if name := r.p.labelName(l); isBareLabel(name) {
+				r.given[string(name)] = 1
+			}
+		}
 	}
-	r.taken = append(r.taken, string(name))
+	name = bytes.ReplaceAll(underscores(name), []byte(":"), []byte("_"))
+	wanted := string(name)
+	for r.given[string(name)] > 0 {
+		r.given[wanted]++
+		name = strconv.AppendInt([]byte(wanted+"_"), int64(r.given[wanted]), 10)
+	}
+	r.given[string(name)] = 1
 	return name
 }
 
@@ -308,7 +319,7 @@ func underscores(name []byte) []byte {
 		return name
 	}
 	var out []byte
-	for i, c := range strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n").Replace(string(name)) {
+	for i, c := range unescape.Replace(string(name)) {
 		if c >= utf8.RuneSelf || class[c]&nameByte == 0 || i == 0 && class[c]&digit != 0 {
 			c = '_'
 		}
@@ -334,6 +345,9 @@ func (r *reader) help() {
 		f.lines = span{f.help.to, f.help.to}
 	}
 }
+
+// unescape makes of a label value or a quoted name what it means.
+var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
 // unquoteHelp takes away the escape that OpenMetrics has and the text format has not.
 var unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
