@@ -37,8 +37,9 @@ type family struct {
 	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
 
-// familySize is the memory that a family takes, in bytes.
-const familySize = 28
+// familySize is the memory that a family takes, in bytes: 28 here, as much again
+// while their slice grows, 48 when it is merged and its lines of metadata.
+const familySize = 128
 
 // exposition is one body with its labels added, its families in the order of
 // their names. It is immutable, so that scrapes can share it.
@@ -389,14 +390,14 @@ func (r *reader) begin() *family {
 
 // regroup brings the families into order. Where a body scattered a family over
 // several places, or typed it behind its samples, it lays the buffer anew, if
-// twice the buffer is within limit.
+// two buffers are within limit.
 func (e *exposition) regroup(limit int) error {
 	e.sort()
 	e.quoted = slices.ContainsFunc(e.families, func(f family) bool { return f.quoted })
 	if e.grouped() {
 		return nil
 	}
-	if 2*e.held() > limit {
+	if len(e.buf)+e.held() > limit {
 		return errTooLarge
 	}
 	e.adopt()
@@ -413,7 +414,7 @@ func (e *exposition) regroup(limit int) error {
 	return nil
 }
 
-// held is the memory that the exposition takes, in bytes.
+// held is the memory that the exposition takes, and a page made of it, in bytes.
 func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
 
 // unquoted returns the exposition for scrapers that know no quotes: as it is but
@@ -564,7 +565,7 @@ type page struct {
 type part struct {
 	body *exposition
 	rank int // of the body
-	family
+	*family
 }
 
 // text returns a range of the part's body.
@@ -620,8 +621,8 @@ func gather(bodies []*exposition) []group {
 	}
 	parts := make([]part, 0, n)
 	for rank, e := range bodies {
-		for _, f := range e.families {
-			parts = append(parts, part{e, rank, f})
+		for i := range e.families {
+			parts = append(parts, part{e, rank, &e.families[i]})
 		}
 	}
 	slices.SortFunc(parts, func(a, b part) int {
@@ -759,6 +760,10 @@ func (e *exposition) sampleName(at uint32) span {
 
 // addFamily adds one family: its HELP and TYPE lines and all its samples.
 func (pg *page) addFamily(g group) {
+	if cap(pg.tail)-len(pg.tail) < 1<<10 {
+		pg.flush()
+		pg.tail = make([]byte, 0, 32<<10)
+	}
 	for _, p := range g {
 		if p.help.from < p.help.to {
 			pg.addMetadata("# HELP ", g.name(), p.text(p.help))
