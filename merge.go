@@ -564,7 +564,8 @@ type page struct {
 // part is what one body has of a family on a page.
 type part struct {
 	body *exposition
-	rank int // of the body
+	rank int32  // of the body
+	at   uint32 // where its lines begin in the body
 	*family
 }
 
@@ -596,14 +597,11 @@ func (g group) contradicts(t metricType) bool {
 // merge puts bodies on one page: families in the order of their names, the
 // samples of each in the order of the bodies.
 func merge(bodies []*exposition) *page {
-	groups := gather(bodies)
+	parts := gather(bodies)
+	groups := sorted(parts)
 	v := judge(groups)
 	if len(v) > 0 {
-		settled := make([]*exposition, len(bodies))
-		for i, e := range bodies {
-			settled[i] = e.settle(v)
-		}
-		groups = gather(settled)
+		groups = sorted(settle(parts, v))
 	}
 	pg := &page{conflicts: v.conflicts()}
 	for _, g := range groups {
@@ -613,8 +611,8 @@ func merge(bodies []*exposition) *page {
 	return pg
 }
 
-// gather lists the families of all bodies by name.
-func gather(bodies []*exposition) []group {
+// gather lists the families of all bodies.
+func gather(bodies []*exposition) []part {
 	n := 0
 	for _, e := range bodies {
 		n += len(e.families)
@@ -622,16 +620,21 @@ func gather(bodies []*exposition) []group {
 	parts := make([]part, 0, n)
 	for rank, e := range bodies {
 		for i := range e.families {
-			parts = append(parts, part{e, rank, &e.families[i]})
+			parts = append(parts, part{e, int32(rank), e.families[i].lines.from, &e.families[i]})
 		}
 	}
+	return parts
+}
+
+// sorted sorts parts by name, and puts those of one name into a group.
+func sorted(parts []part) []group {
 	slices.SortFunc(parts, func(a, b part) int {
 		if c := bytes.Compare(a.text(a.name), b.text(b.name)); c != 0 {
 			return c
 		}
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.lines.from, b.lines.from))
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.at, b.at))
 	})
-	groups := make([]group, 0, n)
+	groups := make([]group, 0, len(parts))
 	for len(parts) > 0 {
 		n := 1
 		for n < len(parts) && bytes.Equal(parts[n].text(parts[n].name), parts[0].text(parts[0].name)) {
@@ -707,40 +710,47 @@ func (v verdicts) conflicts() []string {
 	return names
 }
 
-// settle returns the exposition with its families as the verdicts want them.
-func (e *exposition) settle(v verdicts) *exposition {
-	settled := &exposition{buf: e.buf, telling: e.telling}
-	for _, f := range e.families {
-		switch v[string(e.text(f.name))] {
+// settle returns the parts as the verdicts want them.
+func settle(parts []part, v verdicts) []part {
+	settled := make([]part, 0, len(parts))
+	for _, p := range parts {
+		switch v[string(p.text(p.name))] {
 		case split:
-			settled.split(f)
+			settled = append(settled, p.split()...)
 		case fold:
-			f.fold(e)
+			folded := *p.family
+			folded.fold(p.body)
+			p.family = &folded
 			fallthrough
 		default:
-			settled.families = append(settled.families, f)
+			settled = append(settled, p)
 		}
 	}
 	return settled
 }
 
-// split adds the lines of a family as untyped families, one for each run of
-// lines with one sample name.
-func (e *exposition) split(f family) {
-	run := -1 // index of the family of the line before
-	for at := f.lines.from; at < f.lines.to; {
-		end := at + uint32(bytes.IndexByte(e.buf[at:], '\n')) + 1
-		name := e.sampleName(at)
-		if run < 0 || !bytes.Equal(e.text(e.families[run].name), e.text(name)) {
-			run = len(e.families)
-			e.families = append(e.families, family{name: name, lines: span{at, at}, quoted: f.quoted})
-			if bytes.Equal(e.text(name), e.text(f.name)) {
-				e.families[run].help = f.help
+// split returns the lines of a family as untyped families, one for each sample
+// name, of which there are four at most.
+func (p *part) split() []part {
+	var all []part
+	for at := p.lines.from; at < p.lines.to; {
+		name := p.text(p.body.sampleName(at))
+		i := slices.IndexFunc(all, func(q part) bool { return bytes.Equal(q.text(q.name), name) })
+		if i < 0 {
+			i = len(all)
+			e := &exposition{telling: p.body.telling, escaped: p.body.escaped}
+			f := &family{name: e.copy(name), quoted: p.quoted}
+			if bytes.Equal(name, p.text(p.name)) {
+				f.help = e.copy(p.text(p.help))
 			}
+			f.lines.from = uint32(len(e.buf))
+			all = append(all, part{e, p.rank, at, f})
 		}
-		e.families[run].lines.to = end
+		end := at + uint32(bytes.IndexByte(p.body.buf[at:], '\n')) + 1
+		all[i].lines.to = all[i].body.copy(p.text(span{at, end})).to
 		at = end
 	}
+	return all
 }
 
 // sampleName returns where the name of the line at stands.
@@ -825,7 +835,7 @@ func (g group) mayRepeat() bool {
 func (pg *page) addDistinct(g group) {
 	seeds := [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
 	before := pg.duplicates
-	ranks := map[[2]uint64]int{} // of the first body that has the series
+	ranks := map[[2]uint64]int32{} // of the first body that has the series
 	var key []byte
 	for _, part := range g {
 		lines := part.text(part.lines)
