@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -27,6 +28,7 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 )
 
 var update = flag.Bool("update", false, "rewrite the want files of testdata/cases")
@@ -915,6 +917,34 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
+// scrapers are what scrapers and others send as Accept, and whether that admits
+// quoted names in the text format.
+var scrapers = []struct {
+	name, accept string
+	quoted       bool
+}{
+	{"none", "", false},
+	{"Prometheus 2.40", "application/openmetrics-text;version=1.0.0;q=0.75,application/openmetrics-text;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false},
+	{"Prometheus 2.49", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=2", false},
+	{"Prometheus 2.53", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
+	{"Prometheus 3.0", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;escaping=allow-utf-8;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;escaping=allow-utf-8;q=0.3,*/*;q=0.2", true},
+	{"Prometheus 3.4", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true},
+	{"Prometheus 3.4, legacy names", "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=underscores;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
+	{"Prometheus 3.4, protobuf first", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1", true},
+	{"VictoriaMetrics", "text/plain;version=0.0.4;q=1,*/*;q=0.1", false},
+	{"Telegraf", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,text/plain;version=0.0.4;q=0.3,*/*;q=0.1", false},
+	{"curl", "*/*", false},
+	{"Firefox", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false},
+	{"Chrome", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7", false},
+	{"blanks and a weight above 1", "text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true},
+	{"quotes and capitals", `Text/Plain;Version="1.0.0";Escaping="allow-utf-8"`, true},
+	{"refused", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false},
+	{"refused, at length", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.000", false},
+	{"no weight", "text/plain;version=1.0.0;escaping=allow-utf-8;q=NaN", false},
+	{"other escaping", "text/plain;version=1.0.0;escaping=values", false},
+	{"OpenMetrics only", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8", false},
+}
+
 // TestQuotedNames serves names that need quotes as they are to those who take
 // them, and with underscores to all others. Of series that then fall together
 // the first is served.
@@ -929,23 +959,11 @@ a_b{c_d="1"} 5
 {"é\"1"} 6
 `
 	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", body))
-	for _, c := range []struct {
-		accept string
-		quoted bool
-	}{
-		{"", false},
-		{"*/*", false},
-		{"text/html,application/xhtml+xml,*/*;q=0.8", false},
-		{"application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
-		{"application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true},
-		{"text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true},
-		{"text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false},
-		{"text/plain;version=1.0.0;escaping=underscores", false},
-	} {
+	for _, c := range scrapers {
 		w := get(t, p, "/metrics", "Accept", c.accept)
 		page, contentType := w.Body.String(), w.Header().Get("Content-Type")
 		if quoted := contentType == "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"; quoted != c.quoted {
-			t.Errorf("%s: %s", c.accept, contentType)
+			t.Errorf("%s: %s", c.name, contentType)
 		}
 		if c.quoted {
 			wantContains(t, page, `# HELP "a.b" Dots.`+"\n", `{"a.b",exporter_name="x","c.d"="1",c_d="2"} 3`+"\n", `a_b{exporter_name="x"} 4`, `{"é\"1",exporter_name="x"} 6`)
@@ -955,6 +973,58 @@ a_b{c_d="1"} 5
 a_b{exporter_name="x",c_d="1"} 5
 a_b{exporter_name="x",c_d_2="1",c_d="2"} 3
 `, `__1{exporter_name="x"} 6`, `reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 1`)
+	}
+}
+
+// encodings are what is sent as Accept-Encoding, and whether that admits gzip.
+var encodings = []struct {
+	header string
+	gzip   bool
+}{
+	{"gzip", true}, // Prometheus, VictoriaMetrics, Telegraf
+	{"identity", false},
+	{"", false},
+	{"deflate, gzip, br, zstd", true}, // curl --compressed
+	{"gzip, deflate, br, zstd", true}, // browsers
+	{"GZip", true},
+	{"x-gzip", true},
+	{"gzip;q=0", false},
+	{"gzip; Q=0.000", false},
+	{"gzip ; q=0.001", true},
+	{"gzip;q=2", true},
+	{"gzip;q=NaN", false},
+	{"gzip;q=-1", false},
+	{"gzip;q=", false},
+	{"*", true},
+	{"*;q=0", false},
+	{"*;q=0, gzip", true},
+	{"gzip, *;q=0", true},
+	{"gzip;q=0, *", false},
+	{"identity;q=0.5, *;q=0.1", true},
+	{"bgzip", false},
+	{"br", false},
+}
+
+// TestEncodings compresses a page for those who take that.
+func TestEncodings(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "x=testdata/appliance/backup.prom")
+	for _, c := range encodings {
+		w := get(t, p, "/metrics", "Accept-Encoding", c.header)
+		var body io.Reader = w.Body
+		if got := w.Header().Get("Content-Encoding"); (got == "gzip") != c.gzip || !c.gzip && got != "" {
+			t.Errorf("%q: Content-Encoding %q", c.header, got)
+		} else if c.gzip {
+			z, err := gzip.NewReader(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body = z
+		}
+		page, err := io.ReadAll(body)
+		if err != nil {
+			t.Errorf("%q: %v", c.header, err)
+		}
+		wantContains(t, string(page), `backup_size_bytes{exporter_name="x",target="nas"} 7.3014444032e+10`)
 	}
 }
 
@@ -2377,41 +2447,174 @@ func TestServe(t *testing.T) {
 
 // Fuzzing.
 
+// seeds calls add for all bodies of testdata.
+func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
+	for _, pattern := range []string{"testdata/scrapes/*.prom", "testdata/cases/*/*.prom", "testdata/appliance/*.prom"} {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				f.Fatal(err)
+			}
+			add(text[:min(len(text), 4000)], endsOpenMetrics(text))
+		}
+	}
+	for _, c := range formatCases(f) {
+		add([]byte(c.body), c.openMetrics)
+	}
+}
+
+// wantPage merges bodies, and wants a page that is taken again, is the page of
+// itself, and has so many samples but for those that it counts as duplicates.
+func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, again *exposition) {
+	t.Helper()
+	pg := merge(bodies)
+	page = pageText(pg)
+	again, err := read(strings.NewReader(page), false, &addedLabels{}, nil, 1<<30)
+	if err != nil {
+		t.Fatalf("%v in the page\n%s", err, page)
+	}
+	if again.samples+pg.duplicates != samples {
+		t.Fatalf("%d samples and %d duplicates on the page, %d in the bodies\n%s", again.samples, pg.duplicates, samples, page)
+	}
+	if second := merge([]*exposition{again}); pageText(second) != page || len(second.conflicts) > 0 {
+		t.Fatalf("the page is\n%s\nand of itself\n%s\nwith conflicts %v", page, pageText(second), second.conflicts)
+	}
+	return page, again
+}
+
+// samplesOf returns the samples of a body as they are meant, in order.
+func samplesOf(t *testing.T, text string, openMetrics bool) []string {
+	t.Helper()
+	p := parser{src: strings.NewReader(text), openMetrics: openMetrics}
+	var samples []string
+	for p.next() {
+		if p.kind != sampleLine {
+			continue
+		}
+		line := []byte(unescape.Replace(string(p.name)))
+		for _, l := range p.byName() {
+			line = fmt.Appendf(line, " %q=%q", unescape.Replace(string(p.labelName(l))), unescape.Replace(string(p.labelText(l))))
+		}
+		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.value, p.stamp))
+	}
+	if p.err != nil {
+		t.Fatalf("%v in\n%s", p.err, text)
+	}
+	slices.Sort(samples)
+	return samples
+}
+
+// FuzzParse reads a body: what is taken is on its page, sample by sample.
 func FuzzParse(f *testing.F) {
-	for _, file := range scrapes(f) {
-		text, _ := os.ReadFile(file)
-		f.Add(text[:min(len(text), 4000)], false)
-	}
-	cases, _ := filepath.Glob("testdata/cases/*/*.prom")
-	for _, file := range cases {
-		text, _ := os.ReadFile(file)
-		f.Add(text, false)
-	}
+	seeds(f, func(text []byte, openMetrics bool) { f.Add(text, openMetrics) })
 	added := &addedLabels{}
 	added.add("exporter_name", "x")
-	for _, c := range formatCases(f) {
-		f.Add([]byte(c.body), c.openMetrics)
-	}
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
 		e, err := read(bytes.NewReader(text), openMetrics, added, nil, 1<<30)
 		if err != nil {
+			if e != nil {
+				t.Fatal("a refused body is handed on")
+			}
 			return
 		}
-		page := pageText(merge([]*exposition{e}))
-		again, err := read(strings.NewReader(page), false, &addedLabels{}, nil, 1<<30)
+		wantPage(t, e.samples, e)
+		if page, again := wantPage(t, e.samples, e.unquoted()...); again.quoted {
+			t.Fatalf("quoted names on\n%s", page)
+		}
+		bare, err := read(bytes.NewReader(text), openMetrics, &addedLabels{}, nil, 1<<30)
 		if err != nil {
-			t.Fatalf("%v in the page\n%s\nof\n%s", err, page, text)
+			t.Fatalf("without added labels: %v", err)
 		}
-		if again.samples != e.samples {
-			t.Fatalf("%d samples in the page, %d in the body", again.samples, e.samples)
+		page, _ := wantPage(t, e.samples, bare)
+		if got, want := samplesOf(t, page, false), samplesOf(t, string(text), openMetrics); !slices.Equal(got, want) {
+			t.Fatalf("the page has\n%s\nthe body\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
-		if second := pageText(merge([]*exposition{again})); second != page {
-			t.Fatalf("the page is\n%s\nand of itself\n%s", page, second)
+	})
+}
+
+// FuzzMerge merges two bodies, with and without a label that tells them apart.
+func FuzzMerge(f *testing.F) {
+	conflicts := []string{
+		"# HELP h Other.\n# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_count 1\n",
+		"# TYPE a gauge\na 1\n# TYPE h_count counter\nh_count 2\n",
+		"h_bucket{le=\"x\"} 1\na{b=\"c\"} 1\n{\"a.b\"} 1\na_b 2\n",
+	}
+	i := 0
+	seeds(f, func(text []byte, openMetrics bool) {
+		f.Add(text, []byte(conflicts[i%3]), openMetrics)
+		i++
+	})
+	f.Fuzz(func(t *testing.T, one, other []byte, openMetrics bool) {
+		var told, raw, bare []*exposition
+		samples := 0
+		for i, text := range [][]byte{one, other} {
+			added := &addedLabels{telling: true}
+			added.add("exporter_name", strconv.Itoa(i))
+			e, err := read(bytes.NewReader(text), openMetrics && i == 0, added, nil, 1<<30)
+			if err != nil {
+				return
+			}
+			told = append(told, e)
+			e, err = read(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, nil, 1<<30)
+			if err != nil {
+				t.Fatalf("without added labels: %v", err)
+			}
+			samples += e.samples
+			raw = append(raw, e)
+			bare = append(bare, e.unquoted()...)
 		}
-		bare := merge(e.unquoted())
-		again, err = read(strings.NewReader(pageText(bare)), false, &addedLabels{}, nil, 1<<30)
-		if err != nil || again.quoted || again.samples+bare.duplicates != e.samples {
-			t.Fatalf("without quotes: %v, %d samples and %d duplicates, want %d\n%s", err, again.samples, bare.duplicates, e.samples, pageText(bare))
+		page, _ := wantPage(t, samples, told...)
+		got, want := readSamples(t, page), readSamples(t, pageText(merge(told[:1]))+pageText(merge(told[1:])))
+		if !maps.Equal(got, want) {
+			t.Fatalf("%v\non the page of both\n%v\non the pages of each", got, want)
+		}
+		wantPage(t, samples, raw...)
+		if page, again := wantPage(t, samples, bare...); again.quoted {
+			t.Fatalf("quoted names on\n%s", page)
+		}
+	})
+}
+
+// FuzzAccept reads what scrapers accept: neither the case of letters nor how it is
+// spread over header lines changes what it means.
+func FuzzAccept(f *testing.F) {
+	for _, c := range scrapers {
+		f.Add(c.accept, "gzip")
+	}
+	for _, c := range encodings {
+		f.Add("", c.header)
+	}
+	f.Fuzz(func(t *testing.T, accept, encoding string) {
+		for _, c := range []struct {
+			header       string
+			accepts      func([]string) bool
+			needs        []string // one of them is in what accepts
+			sure, refuse string
+		}{
+			{accept, acceptsQuotes, []string{"text/plain"}, "text/plain;escaping=allow-utf-8", ""},
+			{encoding, acceptsGzip, []string{"gzip", "*"}, "gzip;q=1", "gzip;q=0"},
+		} {
+			if strings.ContainsFunc(c.header, func(c rune) bool { return c >= utf8.RuneSelf }) {
+				c.accepts([]string{c.header})
+				continue // there are letters whose lower case is ASCII
+			}
+			got := c.accepts([]string{c.header})
+			if c.accepts(strings.Split(c.header, ",")) != got || c.accepts([]string{strings.ToUpper(c.header)}) != got {
+				t.Errorf("%q: %v, otherwise in pieces or upper case", c.header, got)
+			}
+			in := func(part string) bool { // blanks are not looked at
+				return strings.Contains(strings.NewReplacer(" ", "", "\t", "", `"`, "").Replace(strings.ToLower(c.header)), part)
+			}
+			if got && !slices.ContainsFunc(c.needs, in) {
+				t.Errorf("%q accepts without %q", c.header, c.needs)
+			}
+			if !c.accepts([]string{c.header, c.sure}) {
+				t.Errorf("%q with %q does not accept", c.header, c.sure)
+			}
+			if c.refuse != "" && c.accepts([]string{c.header, c.refuse}) {
+				t.Errorf("%q with %q accepts", c.header, c.refuse)
+			}
 		}
 	})
 }
