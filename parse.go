@@ -498,8 +498,8 @@ func labelBytes(b []byte, i int) int {
 
 // label scans one label, or the quoted metric name among the labels.
 func (p *parser) label(i int) int {
-	name, nameEnd := i, i
-	if p.buf[i] == '"' {
+	name, nameEnd, quoted := i, i, p.buf[i] == '"'
+	if quoted {
 		p.plain = false
 		if i = p.quotedName(i); i < 0 {
 			return i
@@ -512,7 +512,7 @@ func (p *parser) label(i int) int {
 		}
 	}
 	if i = p.gap(i); p.buf[i] != '=' {
-		if p.name != nil || p.buf[name-1] != '"' {
+		if p.name != nil || !quoted {
 			return p.fail(i, "expected = behind a label name")
 		}
 		p.name = p.buf[name:nameEnd]
