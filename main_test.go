@@ -670,6 +670,97 @@ func TestHTTPFailures(t *testing.T) {
 	}
 }
 
+// TestOpenMetrics fetches one body by all ways there are, whole and cut short. What
+// goes out is the text format; of a body that is not whole nothing does.
+func TestOpenMetrics(t *testing.T) {
+	const body = "# HELP foo Foos \\\"all\\\".\n# TYPE foo counter\n# UNIT foo \n" +
+		"foo_total{a=\"b\"} 1 1700000000.123 # {trace_id=\"x\"} 0.5 1700000000.1\nfoo_created{a=\"b\"} 1.7e9\n# EOF\n"
+	const want = "# TYPE foo_created untyped\nfoo_created{exporter_name=\"x\",a=\"b\"} 1.7e9\n" +
+		"# HELP foo_total Foos \"all\".\n# TYPE foo_total counter\nfoo_total{exporter_name=\"x\",a=\"b\"} 1 1700000000123\n"
+	const head = "HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"
+	cut := strings.TrimSuffix(body, "# EOF\n")
+	length := func(text string) string { return fmt.Sprintf("Content-Length: %d\r\n\r\n", len(text)) }
+	overHTTP := func(answer string) []string { return []string{"--http", "x=" + rawServer(t, answer, false)} }
+	file := func(text string) []string {
+		return []string{"--file", "x=" + writeFile(t, t.TempDir(), "m.prom", text)}
+	}
+	command := func(text string) []string { return []string{"--exec", "x=cat " + writeFile(t, t.TempDir(), "m", text)} }
+	for _, c := range []struct {
+		name   string
+		source []string
+		reason string
+	}{
+		{"HTTP", overHTTP(head + length(body) + body), ""},
+		{"HTTP until close", overHTTP(head + "\r\n" + body), ""},
+		{"HTTP, chunked", overHTTP(head + "Transfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)), ""},
+		{"HTTP, gzip", overHTTP(head + "Content-Encoding: gzip\r\n" + length(zipped(body)) + zipped(body)), ""},
+		{"HTTP, capitals", overHTTP(strings.Replace(head, "application/openmetrics-text", "Application/OpenMetrics-Text", 1) + length(body) + body), ""},
+		{"HTTP, no newline", overHTTP(head + length(body[1:]) + strings.TrimSuffix(body, "\n")), ""},
+		{"HTTP, cut", overHTTP(head + "\r\n" + cut), "parse"},
+		{"HTTP, cut in a line", overHTTP(head + "\r\n" + cut[:len(cut)-3]), "read"},
+		{"HTTP, cut before the end", overHTTP(head + length(body) + cut), "read"},
+		{"HTTP, gzip of a cut body", overHTTP(head + "Content-Encoding: gzip\r\n" + length(zipped(cut)) + zipped(cut)), "parse"},
+		{"HTTP, gzip cut", overHTTP(head + "Content-Encoding: gzip\r\n\r\n" + zipped(body)[:60]), "read"},
+		{"HTTP, more", overHTTP(head + length(body+body) + body + body), "parse"},
+		{"HTTP, empty", overHTTP(head + "Content-Length: 0\r\n\r\n"), "parse"},
+		{"HTTP, said to be text", overHTTP("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n" + length(body) + body), "parse"},
+		{"file", file(body), ""},
+		{"file, no newline", file(strings.TrimSuffix(body, "\n")), ""},
+		{"file, cut", file(cut), "parse"},
+		{"file, more", file(body + "\n"), "parse"},
+		{"command", command(body), ""},
+		{"command, no newline", command(strings.TrimSuffix(body, "\n")), ""},
+		{"command, cut", command(cut), "parse"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, _ := newTestProgram(t, c.source...)
+			w := get(t, p, "/metrics")
+			page := w.Body.String()
+			checkShape(t, page)
+			if got := w.Header().Get("Content-Type"); got != "text/plain; version=0.0.4; charset=utf-8" {
+				t.Errorf("Content-Type: %s", got)
+			}
+			if c.reason == "" {
+				wantContains(t, page, want, `reverse_exporter_source_up{exporter_name="x"} 1`, `reverse_exporter_source_samples_scraped{exporter_name="x"} 2`)
+				return
+			}
+			wantContains(t, page, `reverse_exporter_source_up{exporter_name="x"} 0`, fmt.Sprintf("failures_total{exporter_name=\"x\",reason=%q} 1\n", c.reason))
+			if strings.Contains(page, "foo") {
+				t.Errorf("samples of a body that is not whole on\n%s", page)
+			}
+		})
+	}
+}
+
+// TestNested puts three instances behind one another. The labels of the inner ones
+// are kept, and no series is there twice.
+func TestNested(t *testing.T) {
+	source := []string{"--file", "a=testdata/appliance/backup.prom"}
+	for _, name := range []string{"a", "b", "c"} {
+		p, _ := newTestProgram(t, source...)
+		server := httptest.NewServer(p)
+		t.Cleanup(server.Close)
+		source = []string{"--http", name + "=" + server.URL + "/metrics"}
+	}
+	p, _ := newTestProgram(t, source...)
+	page := get(t, p, "/metrics").Body.String()
+	checkShape(t, page)
+	wantContains(t, page,
+		`backup_size_bytes{exporter_name="c",exported_exported_exported_exporter_name="b",exported_exported_exporter_name="a",exported_exporter_name="a",target="nas"} 7.3014444032e+10`+"\n",
+		`reverse_exporter_source_up{exporter_name="c"} 1`+"\n",
+		`reverse_exporter_source_up{exporter_name="c",exported_exporter_name="b"} 1`+"\n",
+		`reverse_exporter_source_up{exporter_name="c",exported_exported_exporter_name="b",exported_exporter_name="a"} 1`+"\n",
+		`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 0`+"\n")
+	series := map[string]bool{}
+	for sample := range readSamples(t, page) {
+		name := sample[:strings.LastIndexByte(sample, '}')]
+		if series[name] {
+			t.Errorf("%s} is there twice", name)
+		}
+		series[name] = true
+	}
+}
+
 // TestRequest looks at what an exporter is asked.
 func TestRequest(t *testing.T) {
 	var got *http.Request
