@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -560,6 +561,128 @@ func TestLimit(t *testing.T) {
 		}
 		if got != c.want || (got != "") != (len(r.bodies) == 0) {
 			t.Errorf("%s with %s: %q, %d bodies, want %q", filepath.Base(c.file), c.size, got, len(r.bodies), c.want)
+		}
+	}
+}
+
+// worstCases make bodies of n lines or parts that cost more than others, and say how
+// many samples those have.
+var worstCases = []struct {
+	name string
+	make func(n int) (body []byte, samples int)
+}{
+	{"a long label value", func(n int) ([]byte, int) {
+		return fmt.Appendf(nil, "m{a=%q} 1\n", strings.Repeat("x", 20*n)), 1
+	}},
+	{"newlines in a label value", func(n int) ([]byte, int) {
+		return []byte(`m{a="` + strings.Repeat("\n", n) + "\"} 1\n"), 1
+	}},
+	{"labels of one sample", func(n int) ([]byte, int) {
+		b := []byte("m{")
+		for i := range min(n, maxLabels) {
+			b = fmt.Appendf(b, `l%d="",`, i)
+		}
+		return append(b, "} 1\n"...), 1
+	}},
+	{"labels that become one", func(n int) ([]byte, int) { // all are _ without quotes
+		b := []byte("m{")
+		for i := range min(n, 20000) { // of the ideographs
+			b = fmt.Appendf(b, `"%c"="",`, rune(0x4e00+i))
+		}
+		return append(b, "} 1\n"...), 1
+	}},
+	{"families", lines(func(i int) string { return fmt.Sprintf("# HELP f%d Text.\n# TYPE f%[1]d gauge\nf%[1]d 1\n", i) })},
+	{"quoted families", lines(func(i int) string { return fmt.Sprintf("{\"f.%d\"} 1\n", i) })},
+	{"quoted families that become one", lines(func(i int) string { return fmt.Sprintf("{\"%c\",a=\"%d\"} 1\n", rune(0x4e00+i%20000), i) })},
+	{"series", lines(func(i int) string { return fmt.Sprintf("m{a=\"%d\"} 1\n", i) })},
+	{"two families in turn", lines(func(i int) string { return []string{"h 1\n", "h_count 1\n"}[i%2] })},
+	{"two types in turn", lines(func(i int) string {
+		return []string{"# TYPE h gauge\nh 1\n", "# TYPE h histogram\nh_count 1\n"}[i%2]
+	})},
+	{"types behind samples", lines(func(i int) string { return fmt.Sprintf("h%d_count 1\n# TYPE h%[1]d histogram\n", i) })},
+	{"a histogram in conflict", lines(func(i int) string {
+		return []string{"# TYPE h histogram\nh_bucket{le=\"\"} 1\n", "h_sum 1\n", "h_count 1\n"}[min(i, 1+i%2)]
+	})},
+	{"histograms in conflict", lines(func(i int) string { return fmt.Sprintf("# TYPE h%d histogram\nh%[1]d_count -1\n", i) })},
+}
+
+// lines makes bodies of n times what one returns, a sample each.
+func lines(one func(i int) string) func(n int) ([]byte, int) {
+	return func(n int) ([]byte, int) {
+		var b []byte
+		for i := range n {
+			b = append(b, one(i)...)
+		}
+		return b, n
+	}
+}
+
+// readAndMerge is the way of a body to a page, and to one without quotes.
+func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
+	e, err := read(bytes.NewReader(body), false, &addedLabels{}, nil, math.MaxInt32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, [2]*page{merge([]*exposition{e}), merge(e.unquoted())}
+}
+
+// TestWorstCases finds all samples of bodies that are large or odd on their pages.
+func TestWorstCases(t *testing.T) {
+	for _, c := range worstCases {
+		t.Run(c.name, func(t *testing.T) {
+			body, samples := c.make(10000)
+			e, pages := readAndMerge(t, body)
+			if e.samples != samples {
+				t.Errorf("%d samples, want %d", e.samples, samples)
+			}
+			for _, pg := range pages {
+				again, err := read(strings.NewReader(pageText(pg)), false, &addedLabels{}, nil, math.MaxInt32)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if again.samples+pg.duplicates != samples {
+					t.Errorf("%d samples and %d duplicates on the page, want %d", again.samples, pg.duplicates, samples)
+				}
+			}
+			if size := pages[1].size; size > 10*len(body)+1000 {
+				t.Errorf("%d bytes without quotes, of %d", size, len(body))
+			}
+		})
+	}
+}
+
+// TestAllocations wants the same allocations for ten times the samples.
+func TestAllocations(t *testing.T) {
+	added := &addedLabels{telling: true}
+	added.add("exporter_name", "x")
+	for _, c := range []struct {
+		name, line  string
+		openMetrics bool
+	}{
+		{"plain", "m{a=\"b\",c=\"%d\"} 1.5e-3\n", false},
+		{"odd", "m{ a=\"b\\t\" c=\"%d\" , } +Inf 123\r\n", false},
+		{"exported", "m{exporter_name=\"%d\"} 1\n", false},
+		{"buckets", "h_bucket{a=\"b\",le=\"%d.5\"} 1\n", false},
+		{"quoted", "{\"a.b\",\"c.d\"=\"%d\"} 1\n", false},
+		{"OpenMetrics", "m_total{a=\"%d\"} 1 1700000000.123 # {trace_id=\"x\"} 0.5 1700000000.1\n", true},
+	} {
+		count := func(n int) float64 {
+			var b []byte
+			for i := range n {
+				b = fmt.Appendf(b, c.line, i)
+			}
+			if c.openMetrics {
+				b = append(b, "# EOF\n"...)
+			}
+			buf := make([]byte, 0, 3*len(b))
+			return testing.AllocsPerRun(5, func() {
+				if _, err := read(bytes.NewReader(b), c.openMetrics, added, buf, math.MaxInt32); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+		if few, many := count(1000), count(10000); many > few {
+			t.Errorf("%s: %v allocations for 1,000 samples, %v for 10,000", c.name, few, many)
 		}
 	}
 }
@@ -2844,6 +2967,24 @@ func BenchmarkMerge(b *testing.B) {
 				merge(bodies)
 			}
 		})
+	}
+}
+
+// BenchmarkWorstCases reads and merges bodies that cost more than others. What one
+// line or part costs stays the same when there are ten times as many.
+func BenchmarkWorstCases(b *testing.B) {
+	for _, c := range worstCases {
+		for _, n := range []int{2000, 20000} {
+			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
+				body, _ := c.make(n)
+				b.SetBytes(int64(len(body)))
+				b.ReportAllocs()
+				for b.Loop() {
+					readAndMerge(b, body)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/line")
+			})
+		}
 	}
 }
 

@@ -74,13 +74,18 @@ func (a *addedLabels) add(name, value string) {
 	a.seen |= nameBit([]byte(name))
 }
 
+// has reports whether a label of that name is among them.
+func (a *addedLabels) has(name []byte) bool {
+	return slices.ContainsFunc(a.names, func(added string) bool { return added == string(name) })
+}
+
 // reader makes the exposition of one body.
 type reader struct {
 	p      parser
 	e      *exposition
 	added  *addedLabels
 	prefix []byte         // name and added labels of the samples under way
-	taken  []string       // names given to labels of the sample under way
+	taken  [][]byte       // names given to labels of the sample under way
 	bare   bool           // write underscores for what needs quotes
 	given  map[string]int // bare names of its labels, with how many wanted each
 }
@@ -263,8 +268,8 @@ func (r *reader) appendName(dst []byte) []byte {
 // taken by an added one.
 func (r *reader) appendLabel(dst []byte, l label) []byte {
 	name := r.p.labelName(l)
-	if slices.Contains(r.added.names, string(name)) {
-		name = r.exported(string(name))
+	if r.added.has(name) {
+		name = r.exported(name)
 	}
 	if r.bare {
 		name = r.bareLabel(name)
@@ -281,12 +286,16 @@ func (r *reader) appendLabel(dst []byte, l label) []byte {
 
 // exported returns the name under which a label of the sample gives way to an
 // added one: as in Prometheus, with exported_ before it until it is free.
-func (r *reader) exported(name string) []byte {
-	for slices.Contains(r.added.names, name) || slices.Contains(r.taken, name) || r.p.hasLabel([]byte(name)) {
-		name = "exported_" + name
+func (r *reader) exported(name []byte) []byte {
+	n := len(r.taken)
+	r.taken = slices.Grow(r.taken, 1)[:n+1]
+	free := append(r.taken[n][:0], name...)
+	same := func(name []byte) bool { return bytes.Equal(name, free) }
+	for r.added.has(free) || slices.ContainsFunc(r.taken[:n], same) || r.p.hasLabel(free) {
+		free = slices.Insert(free, 0, []byte("exported_")...)
 	}
-	r.taken = append(r.taken, name)
-	return []byte(name)
+	r.taken[n] = free
+	return free
 }
 
 // bareLabel returns the name of a label of the sample with underscores for what
