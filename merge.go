@@ -109,9 +109,6 @@ func read(src io.Reader, openMetrics bool, added *addedLabels, buf []byte, limit
 // would have to be held, and brings the families into order.
 func (r *reader) read(limit int) error {
 	for r.p.next() {
-		if r.bare {
-			r.p.name = underscores(r.p.name)
-		}
 		switch r.p.kind {
 		case sampleLine:
 			r.sample()
@@ -427,30 +424,41 @@ func (e *exposition) regroup(limit int) error {
 func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
 
 // unquoted returns the exposition for scrapers that know no quotes: as it is but
-// for the quoted families, and each of those apart, with underscores. So series
-// that fall together are found as those of different bodies are.
+// for the quoted families, and those with underscores apart, as series of them may
+// have fallen together.
 func (e *exposition) unquoted() []*exposition {
 	if !e.quoted {
 		return []*exposition{e}
 	}
 	rest := &exposition{buf: e.buf, telling: e.telling}
-	all := []*exposition{rest}
+	r := reader{e: &exposition{telling: e.telling, escaped: true}, added: &addedLabels{}, bare: true}
 	for _, f := range e.families {
-		if !f.quoted {
+		if f.quoted {
+			r.rewrite(e, f)
+		} else {
 			rest.families = append(rest.families, f)
-			continue
 		}
-		one := merge([]*exposition{{buf: e.buf, families: []family{f}}})
-		r := reader{e: &exposition{}, added: &addedLabels{}, bare: true}
-		text := bytes.Join(one.chunks, nil)
-		r.p = parser{buf: text, end: len(text), eof: true}
-		if err := r.read(math.MaxInt32); err != nil {
-			panic(err) // it was read before
-		}
-		r.e.escaped = true
-		all = append(all, r.e)
 	}
-	return all
+	r.e.regroup(math.MaxInt) // which is enough for all that was read before
+	return []*exposition{rest, r.e}
+}
+
+// rewrite adds a family of another exposition with underscores for what needs quotes.
+func (r *reader) rewrite(from *exposition, f family) {
+	text := from.text(f.lines)
+	r.p = parser{buf: text, end: len(text), eof: true, labels: r.p.labels, order: r.p.order}
+	r.p.name = underscores(from.text(f.name))
+	r.begin().metricType = f.metricType
+	r.p.text = from.text(f.help)
+	r.help()
+	var name, bare []byte
+	for r.p.next() {
+		if !bytes.Equal(r.p.name, name) {
+			name, bare = r.p.name, underscores(r.p.name)
+		}
+		r.p.name = bare
+		r.sample()
+	}
 }
 
 // sort sorts the families by name, and those of one name as they came.
