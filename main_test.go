@@ -9,7 +9,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"maps"
 	"math"
 	"math/rand/v2"
 	"net"
@@ -2779,9 +2778,9 @@ func FuzzMerge(f *testing.F) {
 			bare = append(bare, e.unquoted()...)
 		}
 		page, _ := wantPage(t, samples, told...)
-		got, want := readSamples(t, page), readSamples(t, pageText(merge(told[:1]))+pageText(merge(told[1:])))
-		if !maps.Equal(got, want) {
-			t.Fatalf("%v\non the page of both\n%v\non the pages of each", got, want)
+		got, want := samplesOf(t, page, false), samplesOf(t, pageText(merge(told[:1]))+pageText(merge(told[1:])), false)
+		if !slices.Equal(got, want) {
+			t.Fatalf("the page of both has\n%s\nthe pages of each\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 		wantPage(t, samples, raw...)
 		if page, again := wantPage(t, samples, bare...); again.quoted {

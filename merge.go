@@ -342,7 +342,7 @@ func (r *reader) help() {
 		f = r.begin()
 	}
 	if f.help.from == f.help.to {
-		text := r.p.text
+		text := bytes.TrimRight(r.p.text, "\r") // which would be taken for a part of the line's end
 		if r.p.openMetrics {
 			text = []byte(unquoteHelp.Replace(string(text)))
 		}
