@@ -140,7 +140,7 @@ func (r *reader) sample() {
 	f := r.last()
 	f.lines.to = uint32(len(r.e.buf))
 	r.e.samples++
-	if r.p.value[0] == '-' || r.p.seen()&boundNames != 0 {
+	if r.p.seen()&boundNames != 0 || r.p.value[0] == '-' {
 		f.contradict(&r.p)
 	}
 }
@@ -165,12 +165,16 @@ func (f *family) contradict(p *parser) {
 	bucket := false
 	for i := len(p.labels) - 1; i >= 0 && p.labels[i].seen&boundNames != 0; i-- {
 		l := &p.labels[i]
-		switch size := l.nameEnd - l.name; {
-		case size == 2 && string(p.labelName(*l)) == "le":
+		switch string(p.labelName(*l)) {
+		case "le":
 			bucket = true
-			f.noHistogram = f.noHistogram || !isNumber(p.labelText(*l))
-		case size == 8 && string(p.labelName(*l)) == "quantile":
-			f.noSummary = f.noSummary || !isNumber(p.labelText(*l))
+			if !isNumber(p.labelText(*l)) {
+				f.noHistogram = true
+			}
+		case "quantile":
+			if !isNumber(p.labelText(*l)) {
+				f.noSummary = true
+			}
 		}
 	}
 	if p.value[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {

@@ -651,6 +651,9 @@ func (p *parser) oddNumber(i int) int {
 func (p *parser) timestamp(i int) int {
 	b := p.buf
 	p.stamp = nil
+	if b[i] == '\n' { // as nearly always
+		return i
+	}
 	if p.openMetrics {
 		return p.seconds(i)
 	}
@@ -722,9 +725,8 @@ func (p *parser) exemplar(i int) int {
 	return i
 }
 
-// lineEnd scans the end of a sample and keeps the sample for the next to be
-// compared with.
-func (p *parser) lineEnd(i int) int {
+// trailer scans what may stand between a sample and the end of its line.
+func (p *parser) trailer(i int) int {
 	if p.openMetrics {
 		if i = p.exemplar(i); i < 0 {
 			return i
@@ -739,6 +741,17 @@ func (p *parser) lineEnd(i int) int {
 	}
 	if p.buf[end] != '\n' {
 		return p.fail(end, "expected the line's end, or a timestamp of digits only, behind the value")
+	}
+	return end
+}
+
+// lineEnd scans the end of a sample and keeps the sample for the next to be
+// compared with.
+func (p *parser) lineEnd(end int) int {
+	if p.buf[end] != '\n' {
+		if end = p.trailer(end); end < 0 {
+			return end
+		}
 	}
 	if p.openMetrics && p.loose > 0 {
 		return p.fail(p.loose-1, "OpenMetrics has one blank before a value or timestamp, no other blanks, commas between labels, and no line end in a label value")
@@ -949,7 +962,7 @@ func isNumber(word []byte) bool {
 		if c == '.' {
 			points++
 		} else if class[c]&digit == 0 {
-			return isOddNumber(word)
+			return string(word) == "+Inf" || isOddNumber(word)
 		}
 	}
 	return points < 2 && points < len(word) && len(word) < 100 || isOddNumber(word)
