@@ -571,7 +571,7 @@ var worstCases = []struct {
 	make func(n int) (body []byte, samples int)
 }{
 	{"a long label value", func(n int) ([]byte, int) {
-		return fmt.Appendf(nil, "m{a=%q} 1\n", strings.Repeat("x", 20*n)), 1
+		return fmt.Appendf(nil, "m{a=%q} 1\n", strings.Repeat("x", 100*n)), 1
 	}},
 	{"newlines in a label value", func(n int) ([]byte, int) {
 		return []byte(`m{a="` + strings.Repeat("\n", n) + "\"} 1\n"), 1
@@ -629,7 +629,7 @@ func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
 func TestWorstCases(t *testing.T) {
 	for _, c := range worstCases {
 		t.Run(c.name, func(t *testing.T) {
-			body, samples := c.make(10000)
+			body, samples := c.make(20000)
 			e, pages := readAndMerge(t, body)
 			if e.samples != samples {
 				t.Errorf("%d samples, want %d", e.samples, samples)
@@ -1256,14 +1256,14 @@ func TestLateAnswer(t *testing.T) {
 // TestConflictsAreCounted wants the counts of a page on the page itself.
 func TestConflictsAreCounted(t *testing.T) {
 	const dir = "testdata/cases/"
-	p, log := newTestProgram(t, "--file", "a="+dir+"conflicting-types/*.prom", "--file", "b="+dir+"raw-duplicates/a.prom", "--file", "c="+dir+"raw-duplicates/b.prom", "--raw", "b,c")
+	p, log := newTestProgram(t, "--file", "a="+dir+"conflicting-types/*.prom", "--file", "b="+dir+"raw-duplicates/a.prom", "--file", "c="+dir+"raw-duplicates/b.prom", "--raw", "b,c", "--file", "d="+dir+"contradicted-type/*.prom")
 	for range 2 {
 		wantContains(t, get(t, p, "/metrics").Body.String(),
-			`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 1`,
-			`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 5`) // v twice, m three times
+			`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 3`,     // v, h and s
+			`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 6`) // v twice, m three times, h_count
 	}
-	if n := strings.Count(logged(p, log), "conflict: served untyped"); n != 1 {
-		t.Errorf("the conflict is logged %d times, want once:\n%s", n, log)
+	if n := strings.Count(logged(p, log), "conflict: served untyped"); n != 3 {
+		t.Errorf("conflicts are logged %d times, want each once:\n%s", n, log)
 	}
 }
 
