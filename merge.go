@@ -120,11 +120,23 @@ func (r *reader) read(limit int) error {
 		if r.e.held() > limit {
 			return errTooLarge
 		}
+		if cap(r.e.buf)-len(r.e.buf) < 1<<10 {
+			r.grow(limit)
+		}
 	}
 	if r.p.err != nil {
 		return r.p.err
 	}
 	return r.e.regroup(limit)
+}
+
+// grow doubles the buffer, but for what is beyond limit. To let append do it, by
+// a quarter at a time, leaves four times as much for the garbage collector.
+func (r *reader) grow(limit int) {
+	size := len(r.e.buf)
+	buf := make([]byte, size, max(min(2*size, limit), size)+2<<10)
+	copy(buf, r.e.buf)
+	r.e.buf = buf
 }
 
 // sample appends a sample, with the labels that are added to it, to its family.
