@@ -1839,44 +1839,40 @@ func (o *pacer) Write(b []byte) (n int, err error) {
 // acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3): whether gzip is welcome, and
 // no less so than no encoding where that is rated, too.
 func acceptsGzip(headers []string) bool {
-	gzip, identity := -1.0, 0.0 // -1 as long as only * may tell
-	other := 0.0
-	for item := range strings.SplitSeq(strings.ToLower(strings.Join(headers, ",")), ",") {
-		coding, params, _ := strings.Cut(item, ";")
-		weight := 1.0
-		if q, ok := strings.CutPrefix(strings.TrimSpace(params), "q="); ok {
-			weight, _ = strconv.ParseFloat(q, 64)
-		}
-		switch strings.TrimSpace(coding) {
-		case "gzip", "x-gzip":
-			gzip = weight
-		case "identity":
-			identity = weight
-		case "*":
-			other = weight
+	weights := map[string]float64{}
+	eachChoice(headers, func(coding string, _ []string, weight float64) { weights[coding] = weight })
+	for _, coding := range []string{"gzip", "x-gzip", "*"} {
+		if weight, ok := weights[coding]; ok {
+			return weight > 0 && weight >= weights["identity"]
 		}
 	}
-	if gzip < 0 {
-		gzip = other
-	}
-	return gzip > 0 && gzip >= identity
+	return false
 }
 
 // acceptsQuotes reads Accept: whether a text format with quoted names is welcome.
 func acceptsQuotes(headers []string) bool {
-	plain := strings.NewReplacer(" ", "", "\t", "", `"`, "").Replace(strings.ToLower(strings.Join(headers, ",")))
-	for item := range strings.SplitSeq(plain, ",") {
+	welcome := false
+	eachChoice(headers, func(mediaType string, params []string, weight float64) {
+		welcome = welcome || mediaType == "text/plain" && slices.Contains(params, "escaping=allow-utf-8") && weight > 0
+	})
+	return welcome
+}
+
+// eachChoice calls take for each choice of a list that a scraper accepts, with its
+// parameters and its weight, which is 0 if it is none. All is in lower case, without
+// blanks and quotes.
+func eachChoice(headers []string, take func(choice string, params []string, weight float64)) {
+	list := strings.NewReplacer(" ", "", "\t", "", `"`, "").Replace(strings.ToLower(strings.Join(headers, ",")))
+	for item := range strings.SplitSeq(list, ",") {
 		params := strings.Split(item, ";")
-		refused := slices.ContainsFunc(params, func(param string) bool {
-			q, ok := strings.CutPrefix(param, "q=")
-			weight, err := strconv.ParseFloat(q, 64)
-			return ok && (err != nil || !(weight > 0))
-		})
-		if params[0] == "text/plain" && slices.Contains(params, "escaping=allow-utf-8") && !refused {
-			return true
+		weight := 1.0
+		for _, param := range params[1:] {
+			if q, ok := strings.CutPrefix(param, "q="); ok {
+				weight, _ = strconv.ParseFloat(q, 64)
+			}
 		}
+		take(params[0], params[1:], weight)
 	}
-	return false
 }
 
 // render merges results with the status metrics that tell of them. Those have

@@ -18,6 +18,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"math/big"
 	"math/rand/v2"
 	"net"
@@ -38,6 +39,7 @@ import (
 	"testing/iotest"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 )
 
 var update = flag.Bool("update", false, "rewrite the want files of testdata/cases")
@@ -589,6 +591,128 @@ func TestLimit(t *testing.T) {
 	}
 }
 
+// worstCases make bodies of n lines or parts that cost more than others, and say how
+// many samples those have.
+var worstCases = []struct {
+	name string
+	make func(n int) (body []byte, samples int)
+}{
+	{"a long label value", func(n int) ([]byte, int) {
+		return fmt.Appendf(nil, "m{a=%q} 1\n", strings.Repeat("x", 100*n)), 1
+	}},
+	{"newlines in a label value", func(n int) ([]byte, int) {
+		return []byte(`m{a="` + strings.Repeat("\n", n) + "\"} 1\n"), 1
+	}},
+	{"labels of one sample", func(n int) ([]byte, int) {
+		b := []byte("m{")
+		for i := range min(n, maxLabels) {
+			b = fmt.Appendf(b, `l%d="",`, i)
+		}
+		return append(b, "} 1\n"...), 1
+	}},
+	{"labels that become one", func(n int) ([]byte, int) { // all are _ without quotes
+		b := []byte("m{")
+		for i := range min(n, 20000) { // of the ideographs
+			b = fmt.Appendf(b, `"%c"="",`, rune(0x4e00+i))
+		}
+		return append(b, "} 1\n"...), 1
+	}},
+	{"families", lines(func(i int) string { return fmt.Sprintf("# HELP f%d Text.\n# TYPE f%[1]d gauge\nf%[1]d 1\n", i) })},
+	{"quoted families", lines(func(i int) string { return fmt.Sprintf("{\"f.%d\"} 1\n", i) })},
+	{"quoted families that become one", lines(func(i int) string { return fmt.Sprintf("{\"%c\",a=\"%d\"} 1\n", rune(0x4e00+i%20000), i) })},
+	{"series", lines(func(i int) string { return fmt.Sprintf("m{a=\"%d\"} 1\n", i) })},
+	{"two families in turn", lines(func(i int) string { return []string{"h 1\n", "h_count 1\n"}[i%2] })},
+	{"two types in turn", lines(func(i int) string {
+		return []string{"# TYPE h gauge\nh 1\n", "# TYPE h histogram\nh_count 1\n"}[i%2]
+	})},
+	{"types behind samples", lines(func(i int) string { return fmt.Sprintf("h%d_count 1\n# TYPE h%[1]d histogram\n", i) })},
+	{"a histogram in conflict", lines(func(i int) string {
+		return []string{"# TYPE h histogram\nh_bucket{le=\"\"} 1\n", "h_sum 1\n", "h_count 1\n"}[min(i, 1+i%2)]
+	})},
+	{"histograms in conflict", lines(func(i int) string { return fmt.Sprintf("# TYPE h%d histogram\nh%[1]d_count -1\n", i) })},
+}
+
+// lines makes bodies of n times what one returns, a sample each.
+func lines(one func(i int) string) func(n int) ([]byte, int) {
+	return func(n int) ([]byte, int) {
+		var b []byte
+		for i := range n {
+			b = append(b, one(i)...)
+		}
+		return b, n
+	}
+}
+
+// readAndMerge is the way of a body to a page, and to one without quotes.
+func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
+	e, err := read(bytes.NewReader(body), false, &addedLabels{}, nil, math.MaxInt32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e, [2]*page{merge([]*exposition{e}), merge(e.unquoted())}
+}
+
+// TestWorstCases finds all samples of bodies that are large or odd on their pages.
+func TestWorstCases(t *testing.T) {
+	for _, c := range worstCases {
+		t.Run(c.name, func(t *testing.T) {
+			body, samples := c.make(20000)
+			e, pages := readAndMerge(t, body)
+			if e.samples != samples {
+				t.Errorf("%d samples, want %d", e.samples, samples)
+			}
+			for _, pg := range pages {
+				again, err := read(strings.NewReader(pageText(pg)), false, &addedLabels{}, nil, math.MaxInt32)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if again.samples+pg.duplicates != samples {
+					t.Errorf("%d samples and %d duplicates on the page, want %d", again.samples, pg.duplicates, samples)
+				}
+			}
+			if size := pages[1].size; size > 10*len(body)+1000 {
+				t.Errorf("%d bytes without quotes, of %d", size, len(body))
+			}
+		})
+	}
+}
+
+// TestAllocations wants the same allocations for ten times the samples.
+func TestAllocations(t *testing.T) {
+	added := &addedLabels{telling: true}
+	added.add("exporter_name", "x")
+	for _, c := range []struct {
+		name, line  string
+		openMetrics bool
+	}{
+		{"plain", "m{a=\"b\",c=\"%d\"} 1.5e-3\n", false},
+		{"odd", "m{ a=\"b\\t\" c=\"%d\" , } +Inf 123\r\n", false},
+		{"exported", "m{exporter_name=\"%d\"} 1\n", false},
+		{"buckets", "h_bucket{a=\"b\",le=\"%d.5\"} 1\n", false},
+		{"quoted", "{\"a.b\",\"c.d\"=\"%d\"} 1\n", false},
+		{"OpenMetrics", "m_total{a=\"%d\"} 1 1700000000.123 # {trace_id=\"x\"} 0.5 1700000000.1\n", true},
+	} {
+		count := func(n int) float64 {
+			var b []byte
+			for i := range n {
+				b = fmt.Appendf(b, c.line, i)
+			}
+			if c.openMetrics {
+				b = append(b, "# EOF\n"...)
+			}
+			buf := make([]byte, 0, 3*len(b))
+			return testing.AllocsPerRun(5, func() {
+				if _, err := read(bytes.NewReader(b), c.openMetrics, added, buf, math.MaxInt32); err != nil {
+					t.Fatal(err)
+				}
+			})
+		}
+		if few, many := count(1000), count(10000); many > few {
+			t.Errorf("%s: %v allocations for 1,000 samples, %v for 10,000", c.name, few, many)
+		}
+	}
+}
+
 // Sources.
 
 // rawServer answers each connection with bytes as they are, then closes it.
@@ -692,6 +816,97 @@ func TestHTTPFailures(t *testing.T) {
 				t.Errorf("an answer is quoted in the log:\n%s", log)
 			}
 		})
+	}
+}
+
+// TestOpenMetrics fetches one body by all ways there are, whole and cut short. What
+// goes out is the text format; of a body that is not whole nothing does.
+func TestOpenMetrics(t *testing.T) {
+	const body = "# HELP foo Foos \\\"all\\\".\n# TYPE foo counter\n# UNIT foo \n" +
+		"foo_total{a=\"b\"} 1 1700000000.123 # {trace_id=\"x\"} 0.5 1700000000.1\nfoo_created{a=\"b\"} 1.7e9\n# EOF\n"
+	const want = "# TYPE foo_created untyped\nfoo_created{exporter_name=\"x\",a=\"b\"} 1.7e9\n" +
+		"# HELP foo_total Foos \"all\".\n# TYPE foo_total counter\nfoo_total{exporter_name=\"x\",a=\"b\"} 1 1700000000123\n"
+	const head = "HTTP/1.1 200 OK\r\nContent-Type: application/openmetrics-text; version=1.0.0; charset=utf-8\r\n"
+	cut := strings.TrimSuffix(body, "# EOF\n")
+	length := func(text string) string { return fmt.Sprintf("Content-Length: %d\r\n\r\n", len(text)) }
+	overHTTP := func(answer string) []string { return []string{"--http", "x=" + rawServer(t, answer, false)} }
+	file := func(text string) []string {
+		return []string{"--file", "x=" + writeFile(t, t.TempDir(), "m.prom", text)}
+	}
+	command := func(text string) []string { return []string{"--exec", "x=cat " + writeFile(t, t.TempDir(), "m", text)} }
+	for _, c := range []struct {
+		name   string
+		source []string
+		reason string
+	}{
+		{"HTTP", overHTTP(head + length(body) + body), ""},
+		{"HTTP until close", overHTTP(head + "\r\n" + body), ""},
+		{"HTTP, chunked", overHTTP(head + "Transfer-Encoding: chunked\r\n\r\n" + fmt.Sprintf("%x\r\n%s\r\n0\r\n\r\n", len(body), body)), ""},
+		{"HTTP, gzip", overHTTP(head + "Content-Encoding: gzip\r\n" + length(zipped(body)) + zipped(body)), ""},
+		{"HTTP, capitals", overHTTP(strings.Replace(head, "application/openmetrics-text", "Application/OpenMetrics-Text", 1) + length(body) + body), ""},
+		{"HTTP, no newline", overHTTP(head + length(body[1:]) + strings.TrimSuffix(body, "\n")), ""},
+		{"HTTP, cut", overHTTP(head + "\r\n" + cut), "parse"},
+		{"HTTP, cut in a line", overHTTP(head + "\r\n" + cut[:len(cut)-3]), "read"},
+		{"HTTP, cut before the end", overHTTP(head + length(body) + cut), "read"},
+		{"HTTP, gzip of a cut body", overHTTP(head + "Content-Encoding: gzip\r\n" + length(zipped(cut)) + zipped(cut)), "parse"},
+		{"HTTP, gzip cut", overHTTP(head + "Content-Encoding: gzip\r\n\r\n" + zipped(body)[:60]), "read"},
+		{"HTTP, more", overHTTP(head + length(body+body) + body + body), "parse"},
+		{"HTTP, empty", overHTTP(head + "Content-Length: 0\r\n\r\n"), "parse"},
+		{"HTTP, said to be text", overHTTP("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n" + length(body) + body), "parse"},
+		{"file", file(body), ""},
+		{"file, no newline", file(strings.TrimSuffix(body, "\n")), ""},
+		{"file, cut", file(cut), "parse"},
+		{"file, more", file(body + "\n"), "parse"},
+		{"command", command(body), ""},
+		{"command, no newline", command(strings.TrimSuffix(body, "\n")), ""},
+		{"command, cut", command(cut), "parse"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, _ := newTestProgram(t, c.source...)
+			w := get(t, p, "/metrics")
+			page := w.Body.String()
+			checkShape(t, page)
+			if got := w.Header().Get("Content-Type"); got != "text/plain; version=0.0.4; charset=utf-8" {
+				t.Errorf("Content-Type: %s", got)
+			}
+			if c.reason == "" {
+				wantContains(t, page, want, `reverse_exporter_source_up{exporter_name="x"} 1`, `reverse_exporter_source_samples_scraped{exporter_name="x"} 2`)
+				return
+			}
+			wantContains(t, page, `reverse_exporter_source_up{exporter_name="x"} 0`, fmt.Sprintf("failures_total{exporter_name=\"x\",reason=%q} 1\n", c.reason))
+			if strings.Contains(page, "foo") {
+				t.Errorf("samples of a body that is not whole on\n%s", page)
+			}
+		})
+	}
+}
+
+// TestNested puts three instances behind one another. The labels of the inner ones
+// are kept, and no series is there twice.
+func TestNested(t *testing.T) {
+	source := []string{"--file", "a=testdata/appliance/backup.prom"}
+	for _, name := range []string{"a", "b", "c"} {
+		p, _ := newTestProgram(t, source...)
+		server := httptest.NewServer(p)
+		t.Cleanup(server.Close)
+		source = []string{"--http", name + "=" + server.URL + "/metrics"}
+	}
+	p, _ := newTestProgram(t, source...)
+	page := get(t, p, "/metrics").Body.String()
+	checkShape(t, page)
+	wantContains(t, page,
+		`backup_size_bytes{exporter_name="c",exported_exported_exported_exporter_name="b",exported_exported_exporter_name="a",exported_exporter_name="a",target="nas"} 7.3014444032e+10`+"\n",
+		`reverse_exporter_source_up{exporter_name="c"} 1`+"\n",
+		`reverse_exporter_source_up{exporter_name="c",exported_exporter_name="b"} 1`+"\n",
+		`reverse_exporter_source_up{exporter_name="c",exported_exported_exporter_name="b",exported_exporter_name="a"} 1`+"\n",
+		`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 0`+"\n")
+	series := map[string]bool{}
+	for sample := range readSamples(t, page) {
+		name := sample[:strings.LastIndexByte(sample, '}')]
+		if series[name] {
+			t.Errorf("%s} is there twice", name)
+		}
+		series[name] = true
 	}
 }
 
@@ -942,6 +1157,34 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
+// scrapers are what scrapers and others send as Accept, and whether that admits
+// quoted names in the text format.
+var scrapers = []struct {
+	name, accept string
+	quoted       bool
+}{
+	{"none", "", false},
+	{"Prometheus 2.40", "application/openmetrics-text;version=1.0.0;q=0.75,application/openmetrics-text;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false},
+	{"Prometheus 2.49", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=2", false},
+	{"Prometheus 2.53", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
+	{"Prometheus 3.0", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;escaping=allow-utf-8;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;escaping=allow-utf-8;q=0.3,*/*;q=0.2", true},
+	{"Prometheus 3.4", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true},
+	{"Prometheus 3.4, legacy names", "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=underscores;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
+	{"Prometheus 3.4, protobuf first", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1", true},
+	{"VictoriaMetrics", "text/plain;version=0.0.4;q=1,*/*;q=0.1", false},
+	{"Telegraf", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,text/plain;version=0.0.4;q=0.3,*/*;q=0.1", false},
+	{"curl", "*/*", false},
+	{"Firefox", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false},
+	{"Chrome", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7", false},
+	{"blanks and a weight above 1", "text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true},
+	{"quotes and capitals", `Text/Plain;Version="1.0.0";Escaping="allow-utf-8"`, true},
+	{"refused", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false},
+	{"refused, at length", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.000", false},
+	{"no weight", "text/plain;version=1.0.0;escaping=allow-utf-8;q=NaN", false},
+	{"other escaping", "text/plain;version=1.0.0;escaping=values", false},
+	{"OpenMetrics only", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8", false},
+}
+
 // TestQuotedNames serves names that need quotes as they are to those who take
 // them, and with underscores to all others. Of series that then fall together
 // the first is served.
@@ -956,23 +1199,11 @@ a_b{c_d="1"} 5
 {"é\"1"} 6
 `
 	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", body))
-	for _, c := range []struct {
-		accept string
-		quoted bool
-	}{
-		{"", false},
-		{"*/*", false},
-		{"text/html,application/xhtml+xml,*/*;q=0.8", false},
-		{"application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
-		{"application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true},
-		{"text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true},
-		{"text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false},
-		{"text/plain;version=1.0.0;escaping=underscores", false},
-	} {
+	for _, c := range scrapers {
 		w := get(t, p, "/metrics", "Accept", c.accept)
 		page, contentType := w.Body.String(), w.Header().Get("Content-Type")
 		if quoted := contentType == "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"; quoted != c.quoted {
-			t.Errorf("%s: %s", c.accept, contentType)
+			t.Errorf("%s: %s", c.name, contentType)
 		}
 		if c.quoted {
 			wantContains(t, page, `# HELP "a.b" Dots.`+"\n", `{"a.b",exporter_name="x","c.d"="1",c_d="2"} 3`+"\n", `a_b{exporter_name="x"} 4`, `{"é\"1",exporter_name="x"} 6`)
@@ -980,8 +1211,60 @@ a_b{c_d="1"} 5
 		}
 		wantContains(t, page, "# HELP a_b Dots.\n# TYPE a_b gauge\n"+`a_b{exporter_name="x"} 4
 a_b{exporter_name="x",c_d="1"} 5
-a_b{exporter_name="x",c_d_="1",c_d="2"} 3
+a_b{exporter_name="x",c_d_2="1",c_d="2"} 3
 `, `__1{exporter_name="x"} 6`, `reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 1`)
+	}
+}
+
+// encodings are what is sent as Accept-Encoding, and whether that admits gzip.
+var encodings = []struct {
+	header string
+	gzip   bool
+}{
+	{"gzip", true}, // Prometheus, VictoriaMetrics, Telegraf
+	{"identity", false},
+	{"", false},
+	{"deflate, gzip, br, zstd", true}, // curl --compressed
+	{"gzip, deflate, br, zstd", true}, // browsers
+	{"GZip", true},
+	{"x-gzip", true},
+	{"gzip;q=0", false},
+	{"gzip; Q=0.000", false},
+	{"gzip ; q=0.001", true},
+	{"gzip;q=2", true},
+	{"gzip;q=NaN", false},
+	{"gzip;q=-1", false},
+	{"gzip;q=", false},
+	{"*", true},
+	{"*;q=0", false},
+	{"*;q=0, gzip", true},
+	{"gzip, *;q=0", true},
+	{"gzip;q=0, *", false},
+	{"identity;q=0.5, *;q=0.1", false}, // gzip is the less welcome of the two
+	{"bgzip", false},
+	{"br", false},
+}
+
+// TestEncodings compresses a page for those who take that.
+func TestEncodings(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "x=testdata/appliance/backup.prom")
+	for _, c := range encodings {
+		w := get(t, p, "/metrics", "Accept-Encoding", c.header)
+		var body io.Reader = w.Body
+		if got := w.Header().Get("Content-Encoding"); (got == "gzip") != c.gzip || !c.gzip && got != "" {
+			t.Errorf("%q: Content-Encoding %q", c.header, got)
+		} else if c.gzip {
+			z, err := gzip.NewReader(body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body = z
+		}
+		page, err := io.ReadAll(body)
+		if err != nil {
+			t.Errorf("%q: %v", c.header, err)
+		}
+		wantContains(t, string(page), `backup_size_bytes{exporter_name="x",target="nas"} 7.3014444032e+10`)
 	}
 }
 
@@ -1000,14 +1283,14 @@ func TestLateAnswer(t *testing.T) {
 // TestConflictsAreCounted wants the counts of a page on the page itself.
 func TestConflictsAreCounted(t *testing.T) {
 	const dir = "testdata/cases/"
-	p, log := newTestProgram(t, "--file", "a="+dir+"conflicting-types/*.prom", "--file", "b="+dir+"raw-duplicates/a.prom", "--file", "c="+dir+"raw-duplicates/b.prom", "--raw", "b,c")
+	p, log := newTestProgram(t, "--file", "a="+dir+"conflicting-types/*.prom", "--file", "b="+dir+"raw-duplicates/a.prom", "--file", "c="+dir+"raw-duplicates/b.prom", "--raw", "b,c", "--file", "d="+dir+"contradicted-type/*.prom")
 	for range 2 {
 		wantContains(t, get(t, p, "/metrics").Body.String(),
-			`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 1`,
-			`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 5`) // v twice, m three times
+			`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 3`,     // v, h and s
+			`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 6`) // v twice, m three times, h_count
 	}
-	if n := strings.Count(logged(p, log), "conflict: served untyped"); n != 1 {
-		t.Errorf("the conflict is logged %d times, want once:\n%s", n, log)
+	if n := strings.Count(logged(p, log), "conflict: served untyped"); n != 3 {
+		t.Errorf("conflicts are logged %d times, want each once:\n%s", n, log)
 	}
 }
 
@@ -3507,41 +3790,174 @@ func TestIndex(t *testing.T) {
 
 // Fuzzing.
 
+// seeds calls add for all bodies of testdata.
+func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
+	for _, pattern := range []string{"testdata/scrapes/*.prom", "testdata/cases/*/*.prom", "testdata/appliance/*.prom"} {
+		files, _ := filepath.Glob(pattern)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				f.Fatal(err)
+			}
+			add(text[:min(len(text), 4000)], endsOpenMetrics(text))
+		}
+	}
+	for _, c := range formatCases(f) {
+		add([]byte(c.body), c.openMetrics)
+	}
+}
+
+// wantPage merges bodies, and wants a page that is taken again, is the page of
+// itself, and has so many samples but for those that it counts as duplicates.
+func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, again *exposition) {
+	t.Helper()
+	pg := merge(bodies)
+	page = pageText(pg)
+	again, err := read(strings.NewReader(page), false, &addedLabels{}, nil, 1<<30)
+	if err != nil {
+		t.Fatalf("%v in the page\n%s", err, page)
+	}
+	if again.samples+pg.duplicates != samples {
+		t.Fatalf("%d samples and %d duplicates on the page, %d in the bodies\n%s", again.samples, pg.duplicates, samples, page)
+	}
+	if second := merge([]*exposition{again}); pageText(second) != page || len(second.conflicts) > 0 {
+		t.Fatalf("the page is\n%s\nand of itself\n%s\nwith conflicts %v", page, pageText(second), second.conflicts)
+	}
+	return page, again
+}
+
+// samplesOf returns the samples of a body as they are meant, in order.
+func samplesOf(t *testing.T, text string, openMetrics bool) []string {
+	t.Helper()
+	p := parser{src: strings.NewReader(text), openMetrics: openMetrics}
+	var samples []string
+	for p.next() {
+		if p.kind != sampleLine {
+			continue
+		}
+		line := []byte(unescape.Replace(string(p.name)))
+		for _, l := range p.byName() {
+			line = fmt.Appendf(line, " %q=%q", unescape.Replace(string(p.labelName(l))), unescape.Replace(string(p.labelText(l))))
+		}
+		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.value, p.stamp))
+	}
+	if p.err != nil {
+		t.Fatalf("%v in\n%s", p.err, text)
+	}
+	slices.Sort(samples)
+	return samples
+}
+
+// FuzzParse reads a body: what is taken is on its page, sample by sample.
 func FuzzParse(f *testing.F) {
-	for _, file := range scrapes(f) {
-		text, _ := os.ReadFile(file)
-		f.Add(text[:min(len(text), 4000)], false)
-	}
-	cases, _ := filepath.Glob("testdata/cases/*/*.prom")
-	for _, file := range cases {
-		text, _ := os.ReadFile(file)
-		f.Add(text, false)
-	}
+	seeds(f, func(text []byte, openMetrics bool) { f.Add(text, openMetrics) })
 	added := &addedLabels{}
 	added.add("exporter_name", "x")
-	for _, c := range formatCases(f) {
-		f.Add([]byte(c.body), c.openMetrics)
-	}
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
 		e, err := read(bytes.NewReader(text), openMetrics, added, nil, 1<<30)
 		if err != nil {
+			if e != nil {
+				t.Fatal("a refused body is handed on")
+			}
 			return
 		}
-		page := pageText(merge([]*exposition{e}))
-		again, err := read(strings.NewReader(page), false, &addedLabels{}, nil, 1<<30)
+		wantPage(t, e.samples, e)
+		if page, again := wantPage(t, e.samples, e.unquoted()...); again.quoted {
+			t.Fatalf("quoted names on\n%s", page)
+		}
+		bare, err := read(bytes.NewReader(text), openMetrics, &addedLabels{}, nil, 1<<30)
 		if err != nil {
-			t.Fatalf("%v in the page\n%s\nof\n%s", err, page, text)
+			t.Fatalf("without added labels: %v", err)
 		}
-		if again.samples != e.samples {
-			t.Fatalf("%d samples in the page, %d in the body", again.samples, e.samples)
+		page, _ := wantPage(t, e.samples, bare)
+		if got, want := samplesOf(t, page, false), samplesOf(t, string(text), openMetrics); !slices.Equal(got, want) {
+			t.Fatalf("the page has\n%s\nthe body\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
-		if second := pageText(merge([]*exposition{again})); second != page {
-			t.Fatalf("the page is\n%s\nand of itself\n%s", page, second)
+	})
+}
+
+// FuzzMerge merges two bodies, with and without a label that tells them apart.
+func FuzzMerge(f *testing.F) {
+	conflicts := []string{
+		"# HELP h Other.\n# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_count 1\n",
+		"# TYPE a gauge\na 1\n# TYPE h_count counter\nh_count 2\n",
+		"h_bucket{le=\"x\"} 1\na{b=\"c\"} 1\n{\"a.b\"} 1\na_b 2\n",
+	}
+	i := 0
+	seeds(f, func(text []byte, openMetrics bool) {
+		f.Add(text, []byte(conflicts[i%3]), openMetrics)
+		i++
+	})
+	f.Fuzz(func(t *testing.T, one, other []byte, openMetrics bool) {
+		var told, raw, bare []*exposition
+		samples := 0
+		for i, text := range [][]byte{one, other} {
+			added := &addedLabels{telling: true}
+			added.add("exporter_name", strconv.Itoa(i))
+			e, err := read(bytes.NewReader(text), openMetrics && i == 0, added, nil, 1<<30)
+			if err != nil {
+				return
+			}
+			told = append(told, e)
+			e, err = read(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, nil, 1<<30)
+			if err != nil {
+				t.Fatalf("without added labels: %v", err)
+			}
+			samples += e.samples
+			raw = append(raw, e)
+			bare = append(bare, e.unquoted()...)
 		}
-		bare := merge(e.unquoted())
-		again, err = read(strings.NewReader(pageText(bare)), false, &addedLabels{}, nil, 1<<30)
-		if err != nil || again.quoted || again.samples+bare.duplicates != e.samples {
-			t.Fatalf("without quotes: %v, %d samples and %d duplicates, want %d\n%s", err, again.samples, bare.duplicates, e.samples, pageText(bare))
+		page, _ := wantPage(t, samples, told...)
+		got, want := samplesOf(t, page, false), samplesOf(t, pageText(merge(told[:1]))+pageText(merge(told[1:])), false)
+		if !slices.Equal(got, want) {
+			t.Fatalf("the page of both has\n%s\nthe pages of each\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		}
+		wantPage(t, samples, raw...)
+		if page, again := wantPage(t, samples, bare...); again.quoted {
+			t.Fatalf("quoted names on\n%s", page)
+		}
+	})
+}
+
+// FuzzAccept reads what scrapers accept: neither the case of letters nor how it is
+// spread over header lines changes what it means.
+func FuzzAccept(f *testing.F) {
+	for _, c := range scrapers {
+		f.Add(c.accept, "gzip")
+	}
+	for _, c := range encodings {
+		f.Add("", c.header)
+	}
+	f.Fuzz(func(t *testing.T, accept, encoding string) {
+		for _, c := range []struct {
+			header       string
+			accepts      func([]string) bool
+			needs        []string // one of them is in what accepts
+			sure, refuse string
+		}{
+			{accept, acceptsQuotes, []string{"text/plain"}, "text/plain;escaping=allow-utf-8", ""},
+			{encoding, acceptsGzip, []string{"gzip", "*"}, "gzip;q=1", "gzip;q=0"},
+		} {
+			if strings.ContainsFunc(c.header, func(c rune) bool { return c >= utf8.RuneSelf }) {
+				c.accepts([]string{c.header})
+				continue // there are letters whose lower case is ASCII
+			}
+			got := c.accepts([]string{c.header})
+			if c.accepts(strings.Split(c.header, ",")) != got || c.accepts([]string{strings.ToUpper(c.header)}) != got {
+				t.Errorf("%q: %v, otherwise in pieces or upper case", c.header, got)
+			}
+			in := func(part string) bool { // blanks are not looked at
+				return strings.Contains(strings.NewReplacer(" ", "", "\t", "", `"`, "").Replace(strings.ToLower(c.header)), part)
+			}
+			if got && !slices.ContainsFunc(c.needs, in) {
+				t.Errorf("%q accepts without %q", c.header, c.needs)
+			}
+			if !c.accepts([]string{c.header, c.sure}) {
+				t.Errorf("%q with %q does not accept", c.header, c.sure)
+			}
+			if c.refuse != "" && c.accepts([]string{c.header, c.refuse}) {
+				t.Errorf("%q with %q accepts", c.header, c.refuse)
+			}
 		}
 	})
 }
@@ -3680,6 +4096,24 @@ func BenchmarkMerge(b *testing.B) {
 				merge(bodies)
 			}
 		})
+	}
+}
+
+// BenchmarkWorstCases reads and merges bodies that cost more than others. What one
+// line or part costs stays the same when there are ten times as many.
+func BenchmarkWorstCases(b *testing.B) {
+	for _, c := range worstCases {
+		for _, n := range []int{2000, 20000} {
+			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
+				body, _ := c.make(n)
+				b.SetBytes(int64(len(body)))
+				b.ReportAllocs()
+				for b.Loop() {
+					readAndMerge(b, body)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/line")
+			})
+		}
 	}
 }
 

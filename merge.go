@@ -15,6 +15,7 @@ import (
 	"io"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
 	"unicode/utf8"
 )
@@ -32,10 +33,13 @@ type family struct {
 	lines      span
 	metricType metricType
 	quoted     bool // the family's name or one in its lines needs quotes
+
+	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
 
-// familySize is the memory that a family takes, in bytes.
-const familySize = 28
+// familySize is the memory that a family takes, in bytes: 28 here, as much again
+// while their slice grows, 48 when it is merged and its lines of metadata.
+const familySize = 128
 
 // exposition is one body with its labels added, its families in the order of
 // their names. It is immutable, so that scrapes can share it.
@@ -70,14 +74,20 @@ func (a *addedLabels) add(name, value string) {
 	a.seen |= nameBit([]byte(name))
 }
 
+// has reports whether a label of that name is among them.
+func (a *addedLabels) has(name []byte) bool {
+	return slices.ContainsFunc(a.names, func(added string) bool { return added == string(name) })
+}
+
 // reader makes the exposition of one body.
 type reader struct {
 	p      parser
 	e      *exposition
 	added  *addedLabels
-	prefix []byte   // what begins the samples under way, up to their own labels
-	taken  []string // names given to labels of the sample under way
-	bare   bool     // write underscores for what needs quotes
+	prefix []byte         // what begins the samples under way, up to their own labels
+	taken  [][]byte       // names given to labels of the sample under way
+	bare   bool           // write underscores for what needs quotes
+	given  map[string]int // bare names of its labels, with how many wanted each
 }
 
 // read takes a body whole, or fails; it may be OpenMetrics. It builds the
@@ -99,9 +109,6 @@ func read(src io.Reader, openMetrics bool, added *addedLabels, buf []byte, limit
 // would have to be held, and brings the families into order.
 func (r *reader) read(limit int) error {
 	for r.p.next() {
-		if r.bare {
-			r.p.name = underscores(r.p.name)
-		}
 		switch r.p.kind {
 		case sampleLine:
 			r.sample()
@@ -113,11 +120,23 @@ func (r *reader) read(limit int) error {
 		if r.e.held() > limit {
 			return errTooLarge
 		}
+		if cap(r.e.buf)-len(r.e.buf) < 1<<10 {
+			r.grow(limit)
+		}
 	}
 	if r.p.err != nil {
 		return r.p.err
 	}
 	return r.e.regroup(limit)
+}
+
+// grow doubles the buffer, but for what is beyond limit. To let append do it, by
+// a quarter at a time, leaves four times as much for the garbage collector.
+func (r *reader) grow(limit int) {
+	size := len(r.e.buf)
+	buf := make([]byte, size, max(min(2*size, limit), size)+2<<10)
+	copy(buf, r.e.buf)
+	r.e.buf = buf
 }
 
 // sample appends a sample, with the labels that are added to it, to its family.
@@ -130,8 +149,12 @@ func (r *reader) sample() {
 	} else {
 		r.relabel()
 	}
-	r.last().lines.to = uint32(len(r.e.buf))
+	f := r.last()
+	f.lines.to = uint32(len(r.e.buf))
 	r.e.samples++
+	if r.p.seen()&boundNames != 0 || r.p.value[0] == '-' {
+		f.contradict(&r.p)
+	}
 }
 
 // enter makes the family of the sample's name the last one.
@@ -142,6 +165,33 @@ func (r *reader) enter() {
 	r.prefix = append(append(r.prefix[:0], r.p.name...), '{')
 	if len(r.added.text) > 0 {
 		r.prefix = append(append(r.prefix, r.added.text...), ',')
+	}
+}
+
+// boundNames are the bits of the labels that bound a bucket or a quantile.
+var boundNames = nameBit([]byte("le")) | nameBit([]byte("quantile"))
+
+// contradict notes which types the sample speaks against: the strictest parsers
+// take no bound that is no number, and no bucket or count below zero.
+func (f *family) contradict(p *parser) {
+	bucket := false
+	for i := len(p.labels) - 1; i >= 0 && p.labels[i].seen&boundNames != 0; i-- {
+		l := &p.labels[i]
+		switch string(p.labelName(*l)) {
+		case "le":
+			bucket = true
+			if !isNumber(p.labelText(*l)) {
+				f.noHistogram = true
+			}
+		case "quantile":
+			if !isNumber(p.labelText(*l)) {
+				f.noSummary = true
+			}
+		}
+	}
+	if p.value[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
+		value, _ := strconv.ParseFloat(string(p.value), 64)
+		f.noHistogram = f.noHistogram || value < 0
 	}
 }
 
@@ -200,7 +250,7 @@ func (r *reader) relabel() {
 		out = append(append(out, open), r.added.text...)
 		open = ','
 	}
-	r.taken = r.taken[:0]
+	r.taken, r.given = r.taken[:0], nil
 	for _, l := range r.p.labels {
 		out = r.appendLabel(append(out, open), l)
 		open = ','
@@ -227,8 +277,8 @@ func (r *reader) appendName(dst []byte) []byte {
 // taken by an added one.
 func (r *reader) appendLabel(dst []byte, l label) []byte {
 	name := r.p.labelName(l)
-	if slices.Contains(r.added.names, string(name)) {
-		name = r.exported(string(name))
+	if r.added.has(name) {
+		name = r.exported(name)
 	}
 	if r.bare {
 		name = r.bareLabel(name)
@@ -245,25 +295,39 @@ func (r *reader) appendLabel(dst []byte, l label) []byte {
 
 // exported returns the name under which a label of the sample gives way to an
 // added one: as in Prometheus, with exported_ before it until it is free.
-func (r *reader) exported(name string) []byte {
-	for slices.Contains(r.added.names, name) || slices.Contains(r.taken, name) || r.p.hasLabel([]byte(name)) {
-		name = "exported_" + name
+func (r *reader) exported(name []byte) []byte {
+	n := len(r.taken)
+	r.taken = slices.Grow(r.taken, 1)[:n+1]
+	free := append(r.taken[n][:0], name...)
+	same := func(name []byte) bool { return bytes.Equal(name, free) }
+	for r.added.has(free) || slices.ContainsFunc(r.taken[:n], same) || r.p.hasLabel(free) {
+		free = slices.Insert(free, 0, []byte("exported_")...)
 	}
-	r.taken = append(r.taken, name)
-	return []byte(name)
+	r.taken[n] = free
+	return free
 }
 
 // bareLabel returns the name of a label of the sample with underscores for what
-// needs quotes, and with more of them until no other label has it.
+// needs quotes, and with a number behind them if another label has that.
 func (r *reader) bareLabel(name []byte) []byte {
 	if isBareLabel(name) {
 		return name
 	}
-	name = bytes.ReplaceAll(underscores(name), []byte(":"), []byte("_"))
-	for r.p.hasLabel(name) || slices.Contains(r.taken, string(name)) {
-		name = append(name, '_')
+	if len(r.given) == 0 {
+		r.given = map[string]int{}
+		for _, l := range r.p.labels {
+			if name := r.p.labelName(l); isBareLabel(name) {
+				r.given[string(name)] = 1
+			}
+		}
 	}
-	r.taken = append(r.taken, string(name))
+	name = bytes.ReplaceAll(underscores(name), []byte(":"), []byte("_"))
+	wanted := string(name)
+	for r.given[string(name)] > 0 {
+		r.given[wanted]++
+		name = strconv.AppendInt([]byte(wanted+"_"), int64(r.given[wanted]), 10)
+	}
+	r.given[string(name)] = 1
 	return name
 }
 
@@ -274,7 +338,7 @@ func underscores(name []byte) []byte {
 		return name
 	}
 	var out []byte
-	for i, c := range strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n").Replace(string(name)) {
+	for i, c := range unescape.Replace(string(name)) {
 		if c >= utf8.RuneSelf || class[c]&nameByte == 0 || i == 0 && class[c]&digit != 0 {
 			c = '_'
 		}
@@ -290,7 +354,7 @@ func (r *reader) help() {
 		f = r.begin()
 	}
 	if f.help.from == f.help.to {
-		text := r.p.text
+		text := bytes.TrimRight(r.p.text, "\r") // which would be taken for a part of the line's end
 		if r.p.openMetrics {
 			text = []byte(unquoteHelp.Replace(string(text)))
 		}
@@ -300,6 +364,9 @@ func (r *reader) help() {
 		f.lines = span{f.help.to, f.help.to}
 	}
 }
+
+// unescape makes of a label value or a quoted name what it means.
+var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
 // unquoteHelp takes away the escape that OpenMetrics has and the text format has not.
 var unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
@@ -341,24 +408,17 @@ func (r *reader) begin() *family {
 
 // regroup brings the families into order. Where a body scattered a family over
 // several places, or typed it behind its samples, it lays the buffer anew, if
-// twice the buffer is within limit.
+// two buffers are within limit.
 func (e *exposition) regroup(limit int) error {
 	e.sort()
 	e.quoted = slices.ContainsFunc(e.families, func(f family) bool { return f.quoted })
 	if e.grouped() {
 		return nil
 	}
-	if 2*e.held() > limit {
+	if len(e.buf)+e.held() > limit {
 		return errTooLarge
 	}
-	for i, f := range e.families {
-		name := e.text(f.name)
-		base := e.find(name[:max(bytes.LastIndexByte(name, '_'), 0)])
-		if base != nil && f.metricType == untyped && base.takes(e.text(base.name), name) {
-			e.families[i].name = base.name
-		}
-	}
-	e.sort()
+	e.adopt()
 	whole := exposition{buf: make([]byte, 0, len(e.buf))}
 	for rest := e.families; len(rest) > 0; {
 		n := 1
@@ -372,34 +432,45 @@ func (e *exposition) regroup(limit int) error {
 	return nil
 }
 
-// held is the memory that the exposition takes, in bytes.
+// held is the memory that the exposition takes, and a page made of it, in bytes.
 func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
 
 // unquoted returns the exposition for scrapers that know no quotes: as it is but
-// for the quoted families, and each of those apart, with underscores. So series
-// that fall together are found as those of different bodies are.
+// for the quoted families, and those with underscores apart, as series of them may
+// have fallen together.
 func (e *exposition) unquoted() []*exposition {
 	if !e.quoted {
 		return []*exposition{e}
 	}
 	rest := &exposition{buf: e.buf, telling: e.telling}
-	all := []*exposition{rest}
+	r := reader{e: &exposition{telling: e.telling, escaped: true}, added: &addedLabels{}, bare: true}
 	for _, f := range e.families {
-		if !f.quoted {
+		if f.quoted {
+			r.rewrite(e, f)
+		} else {
 			rest.families = append(rest.families, f)
-			continue
 		}
-		one := merge([]*exposition{{buf: e.buf, families: []family{f}}})
-		r := reader{e: &exposition{}, added: &addedLabels{}, bare: true}
-		text := bytes.Join(one.chunks, nil)
-		r.p = parser{buf: text, end: len(text), eof: true}
-		if err := r.read(math.MaxInt32); err != nil {
-			panic(err) // it was read before
-		}
-		r.e.escaped = true
-		all = append(all, r.e)
 	}
-	return all
+	r.e.regroup(math.MaxInt) // which is enough for all that was read before
+	return []*exposition{rest, r.e}
+}
+
+// rewrite adds a family of another exposition with underscores for what needs quotes.
+func (r *reader) rewrite(from *exposition, f family) {
+	text := from.text(f.lines)
+	r.p = parser{buf: text, end: len(text), eof: true, models: r.p.models, order: r.p.order}
+	r.p.name = underscores(from.text(f.name))
+	r.begin().metricType = f.metricType
+	r.p.text = from.text(f.help)
+	r.help()
+	var name, bare []byte
+	for r.p.next() {
+		if !bytes.Equal(r.p.name, name) {
+			name, bare = r.p.name, underscores(r.p.name)
+		}
+		r.p.name = bare
+		r.sample()
+	}
 }
 
 // sort sorts the families by name, and those of one name as they came.
@@ -422,17 +493,50 @@ func (e *exposition) grouped() bool {
 	return true
 }
 
-// find returns the first typed family of that name, nil if there is none.
-func (e *exposition) find(name []byte) *family {
-	i, _ := slices.BinarySearchFunc(e.families, name, func(f family, name []byte) int {
-		return bytes.Compare(e.text(f.name), name)
-	})
-	for ; i < len(e.families) && bytes.Equal(e.text(e.families[i].name), name); i++ {
-		if e.families[i].metricType != untyped {
-			return &e.families[i]
+// adopt makes the untyped families that a histogram or summary of the body claims
+// pieces of that.
+func (e *exposition) adopt() {
+	var found []int
+	claimed := false
+	for i, f := range e.families {
+		name := e.text(f.name)
+		if i == 0 || !bytes.Equal(name, e.text(e.families[i-1].name)) {
+			claimed = e.claims(name)
+		}
+		if claimed && f.metricType == untyped {
+			found = append(found, i)
 		}
 	}
-	return nil
+	for _, i := range found {
+		e.families[i].fold(e)
+	}
+	e.sort()
+}
+
+// claims reports whether a histogram or summary claims the name. Three names at
+// most look at all pieces of one family, so that this stays linear.
+func (e *exposition) claims(name []byte) bool {
+	end := max(bytes.LastIndexByte(name, '_'), 0)
+	base, suffix := name[:end], string(name[end:])
+	if !histogram.claims(suffix) {
+		return false
+	}
+	i, _ := slices.BinarySearchFunc(e.families, base, func(f family, name []byte) int {
+		return bytes.Compare(e.text(f.name), name)
+	})
+	for ; i < len(e.families) && bytes.Equal(e.text(e.families[i].name), base); i++ {
+		if e.families[i].metricType.claims(suffix) {
+			return true
+		}
+	}
+	return false
+}
+
+// fold gives a family the name of the one that claims it. Its HELP text says what
+// h_count is, not what h is, and goes.
+func (f *family) fold(e *exposition) {
+	f.name.to = f.name.from + uint32(bytes.LastIndexByte(e.text(f.name), '_'))
+	f.help.to = f.help.from
 }
 
 // join appends the pieces of one family that another exposition holds: the
@@ -445,6 +549,8 @@ func (e *exposition) join(from *exposition, pieces []family) {
 		}
 		f.metricType = f.metricType.with(piece.metricType)
 		f.quoted = f.quoted || piece.quoted
+		f.noHistogram = f.noHistogram || piece.noHistogram
+		f.noSummary = f.noSummary || piece.noSummary
 	}
 	f.lines.from = uint32(len(e.buf))
 	for _, piece := range pieces {
@@ -487,8 +593,9 @@ type page struct {
 // part is what one body has of a family on a page.
 type part struct {
 	body *exposition
-	rank int // of the body
-	family
+	rank int32  // of the body
+	at   uint32 // where its lines begin in the body
+	*family
 }
 
 // text returns a range of the part's body.
@@ -509,17 +616,21 @@ func (g group) metricType() metricType {
 	return t
 }
 
+// contradicts reports whether a sample of the group speaks against the type.
+func (g group) contradicts(t metricType) bool {
+	return slices.ContainsFunc(g, func(p part) bool {
+		return t == histogram && p.noHistogram || t == summary && p.noSummary
+	})
+}
+
 // merge puts bodies on one page: families in the order of their names, the
 // samples of each in the order of the bodies.
 func merge(bodies []*exposition) *page {
-	groups := gather(bodies)
+	parts := gather(bodies)
+	groups := sorted(parts)
 	v := judge(groups)
 	if len(v) > 0 {
-		settled := make([]*exposition, len(bodies))
-		for i, e := range bodies {
-			settled[i] = e.settle(v)
-		}
-		groups = gather(settled)
+		groups = sorted(settle(parts, v))
 	}
 	pg := &page{conflicts: v.conflicts()}
 	for _, g := range groups {
@@ -529,25 +640,30 @@ func merge(bodies []*exposition) *page {
 	return pg
 }
 
-// gather lists the families of all bodies by name.
-func gather(bodies []*exposition) []group {
+// gather lists the families of all bodies.
+func gather(bodies []*exposition) []part {
 	n := 0
 	for _, e := range bodies {
 		n += len(e.families)
 	}
 	parts := make([]part, 0, n)
 	for rank, e := range bodies {
-		for _, f := range e.families {
-			parts = append(parts, part{e, rank, f})
+		for i := range e.families {
+			parts = append(parts, part{e, int32(rank), e.families[i].lines.from, &e.families[i]})
 		}
 	}
+	return parts
+}
+
+// sorted sorts parts by name, and puts those of one name into a group.
+func sorted(parts []part) []group {
 	slices.SortFunc(parts, func(a, b part) int {
 		if c := bytes.Compare(a.text(a.name), b.text(b.name)); c != 0 {
 			return c
 		}
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.lines.from, b.lines.from))
+		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.at, b.at))
 	})
-	groups := make([]group, 0, n)
+	groups := make([]group, 0, len(parts))
 	for len(parts) > 0 {
 		n := 1
 		for n < len(parts) && bytes.Equal(parts[n].text(parts[n].name), parts[0].text(parts[0].name)) {
@@ -569,19 +685,17 @@ const (
 	fold                     // into the histogram or summary that claims the name
 )
 
-// judge finds the families whose types differ, those whose names a histogram
-// or summary of any body claims although they have another type, and those that
-// can be folded because they have none.
+// judge finds the families whose types differ or that have samples which no such
+// type has, those whose names a histogram or summary of any body claims although
+// they have another type, and those that can be folded because they have none.
 func judge(groups []group) verdicts {
 	v := verdicts{}
 	for _, g := range groups {
 		t := g.metricType()
-		if t == conflicting {
-			v[string(g.name())] = split
-		}
 		claimed := claimed(groups, g)
 		typed := func(g group) bool { return g.metricType() != untyped }
-		if slices.ContainsFunc(claimed, typed) {
+		contradicts := func(g group) bool { return g.contradicts(t) }
+		if t == conflicting || contradicts(g) || slices.ContainsFunc(claimed, typed) || slices.ContainsFunc(claimed, contradicts) {
 			v[string(g.name())] = split
 		}
 		for _, c := range claimed {
@@ -625,40 +739,47 @@ func (v verdicts) conflicts() []string {
 	return names
 }
 
-// settle returns the exposition with its families as the verdicts want them.
-func (e *exposition) settle(v verdicts) *exposition {
-	settled := &exposition{buf: e.buf, telling: e.telling}
-	for _, f := range e.families {
-		switch name := e.text(f.name); v[string(name)] {
+// settle returns the parts as the verdicts want them.
+func settle(parts []part, v verdicts) []part {
+	settled := make([]part, 0, len(parts))
+	for _, p := range parts {
+		switch v[string(p.text(p.name))] {
 		case split:
-			settled.split(f)
+			settled = append(settled, p.split()...)
 		case fold:
-			f.name.to = f.name.from + uint32(bytes.LastIndexByte(name, '_'))
+			folded := *p.family
+			folded.fold(p.body)
+			p.family = &folded
 			fallthrough
 		default:
-			settled.families = append(settled.families, f)
+			settled = append(settled, p)
 		}
 	}
 	return settled
 }
 
-// split adds the lines of a family as untyped families, one for each run of
-// lines with one sample name.
-func (e *exposition) split(f family) {
-	run := -1 // index of the family of the line before
-	for at := f.lines.from; at < f.lines.to; {
-		end := at + uint32(bytes.IndexByte(e.buf[at:], '\n')) + 1
-		name := e.sampleName(at)
-		if run < 0 || !bytes.Equal(e.text(e.families[run].name), e.text(name)) {
-			run = len(e.families)
-			e.families = append(e.families, family{name: name, lines: span{at, at}, quoted: f.quoted})
-			if bytes.Equal(e.text(name), e.text(f.name)) {
-				e.families[run].help = f.help
+// split returns the lines of a family as untyped families, one for each sample
+// name, of which there are four at most.
+func (p *part) split() []part {
+	var all []part
+	for at := p.lines.from; at < p.lines.to; {
+		name := p.text(p.body.sampleName(at))
+		i := slices.IndexFunc(all, func(q part) bool { return bytes.Equal(q.text(q.name), name) })
+		if i < 0 {
+			i = len(all)
+			e := &exposition{telling: p.body.telling, escaped: p.body.escaped}
+			f := &family{name: e.copy(name), quoted: p.quoted}
+			if bytes.Equal(name, p.text(p.name)) {
+				f.help = e.copy(p.text(p.help))
 			}
+			f.lines.from = uint32(len(e.buf))
+			all = append(all, part{e, p.rank, at, f})
 		}
-		e.families[run].lines.to = end
+		end := at + uint32(bytes.IndexByte(p.body.buf[at:], '\n')) + 1
+		all[i].lines.to = all[i].body.copy(p.text(span{at, end})).to
 		at = end
 	}
+	return all
 }
 
 // sampleName returns where the name of the line at stands.
@@ -678,6 +799,10 @@ func (e *exposition) sampleName(at uint32) span {
 
 // addFamily adds one family: its HELP and TYPE lines and all its samples.
 func (pg *page) addFamily(g group) {
+	if cap(pg.tail)-len(pg.tail) < 1<<10 {
+		pg.flush()
+		pg.tail = make([]byte, 0, 32<<10)
+	}
 	for _, p := range g {
 		if p.help.from < p.help.to {
 			pg.addMetadata("# HELP ", g.name(), p.text(p.help))
@@ -739,7 +864,7 @@ func (g group) mayRepeat() bool {
 func (pg *page) addDistinct(g group) {
 	seeds := [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
 	before := pg.duplicates
-	ranks := map[[2]uint64]int{} // of the first body that has the series
+	ranks := map[[2]uint64]int32{} // of the first body that has the series
 	var key []byte
 	for _, part := range g {
 		lines := part.text(part.lines)

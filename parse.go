@@ -117,6 +117,7 @@ type parser struct {
 	end    int      // where the last whole line ends; buf[end-1] is a newline
 	line   int      // lines begun so far
 	extra  int      // newlines inside the label values of the line
+	aside  bool     // the labels are an exemplar's, and go
 	brace  int      // bytes of the name and the brace that all models have, 0 if the line cannot have them
 	empty  int      // reads in a row that brought nothing
 	eof    bool     // src has ended
@@ -580,8 +581,8 @@ func labelBytes(b []byte, i int) int {
 
 // label scans one label, or the quoted metric name among the labels.
 func (p *parser) label(i int) int {
-	name, nameEnd := i, i
-	if p.buf[i] == '"' {
+	name, nameEnd, quoted := i, i, p.buf[i] == '"'
+	if quoted {
 		p.plain = false
 		if i = p.quotedName(i); i < 0 {
 			return i
@@ -594,7 +595,7 @@ func (p *parser) label(i int) int {
 		}
 	}
 	if i = p.gap(i); p.buf[i] != '=' {
-		if p.name != nil || p.buf[name-1] != '"' {
+		if p.name != nil || !quoted {
 			return p.fail(i, "expected = behind a label name")
 		}
 		p.name = p.buf[name:nameEnd]
@@ -610,8 +611,12 @@ func (p *parser) label(i int) int {
 	return p.addLabel(name, nameEnd, value, i+1)
 }
 
-// addLabel keeps a label, unless its name is reserved or there already.
+// addLabel keeps a label, unless its name is reserved or there already. As in
+// Prometheus, an exemplar, which goes, may have any.
 func (p *parser) addLabel(name, nameEnd, value, end int) int {
+	if p.aside {
+		return end
+	}
 	here := p.buf[name:nameEnd]
 	bit := nameBit(here)
 	n := len(p.labels)
@@ -713,15 +718,13 @@ func (p *parser) number(i int) int {
 	return j
 }
 
-// oddNumber scans the spellings of a value that are rare. Hexadecimal digits
-// and underscores are Go's, not the format's.
+// oddNumber scans the spellings of a value that are rare.
 func (p *parser) oddNumber(i int) int {
 	j := i
 	for p.buf[j] > ' ' {
 		j++
 	}
-	word := p.buf[i:j]
-	if _, err := strconv.ParseFloat(string(word), 64); err != nil || bytes.ContainsAny(word, "_xX") {
+	if !isOddNumber(p.buf[i:j]) {
 		return p.fail(i, "expected a number as the value")
 	}
 	return j
@@ -786,7 +789,7 @@ func (p *parser) exemplar(i int) int {
 	}
 	value, rest := p.value, p.rest
 	p.labels, p.order = p.order[:0], p.labels
-	p.rest = i + len(" # {")
+	p.rest, p.aside = i+len(" # {"), true
 	if i = p.labelSet(p.rest); i >= 0 {
 		i = p.number(i)
 	}
@@ -797,7 +800,7 @@ func (p *parser) exemplar(i int) int {
 		}
 	}
 	p.labels, p.order = p.order, p.labels
-	p.value, p.rest, p.plain = value, rest, false
+	p.value, p.rest, p.plain, p.aside = value, rest, false, false
 	return i
 }
 
@@ -868,6 +871,8 @@ func (p *parser) quotedName(i int) int {
 		return p.fail(name, "an empty name")
 	case !p.plain || p.extra != extra:
 		return p.fail(name, `an escape other than \\ \" \n in a name`)
+	case bytes.IndexByte(p.buf[name:i], 0) >= 0:
+		return p.fail(name, "NUL byte")
 	}
 	p.plain = plain
 	return i + 1
@@ -1011,6 +1016,26 @@ func digits(b []byte, i int) int {
 		i++
 	}
 	return i
+}
+
+// isNumber reports whether a word is a number, as a bound of a bucket is.
+func isNumber(word []byte) bool {
+	points := 0
+	for _, c := range word {
+		if c == '.' {
+			points++
+		} else if class[c]&digit == 0 {
+			return string(word) == "+Inf" || isOddNumber(word)
+		}
+	}
+	return points < 2 && points < len(word) && len(word) < 100 || isOddNumber(word)
+}
+
+// isOddNumber reports whether a word is a number, however it is written.
+// Hexadecimal digits and underscores are Go's, not the format's.
+func isOddNumber(word []byte) bool {
+	_, err := strconv.ParseFloat(string(word), 64)
+	return err == nil && !bytes.ContainsAny(word, "_xX")
 }
 
 // notLabel sets the high bit of each byte of x that no label name has.
