@@ -1890,7 +1890,7 @@ func (p *program) render(sources []*source, results []*result, quoted bool) *pag
 	}
 	var conflicts, duplicates int
 	for {
-		own, err := read(bytes.NewReader(p.appendStatus(nil, sources, results, conflicts, duplicates)), false, &addedLabels{}, nil, math.MaxInt32)
+		own, err := readText(p.appendStatus(nil, sources, results, conflicts, duplicates))
 		if err != nil {
 			panic(err)
 		}

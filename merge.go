@@ -105,6 +105,13 @@ func read(src io.Reader, openMetrics bool, added *addedLabels, buf []byte, limit
 	return r.e, nil
 }
 
+// readText takes a body that is there already, and ends in a newline.
+func readText(text []byte) (*exposition, error) {
+	r := reader{p: parser{buf: text, end: len(text), eof: true}, e: &exposition{}, added: &addedLabels{}}
+	err := r.read(math.MaxInt32)
+	return r.e, err
+}
+
 // read reads the lines of the body, until its end or until more than limit bytes
 // would have to be held, and brings the families into order.
 func (r *reader) read(limit int) error {
