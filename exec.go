@@ -50,54 +50,56 @@ func (r *result) use() { r.users.Add(1) }
 func (r *result) release() {
 	if r.users.Add(-1) == 0 {
 		for _, e := range r.bodies {
-			r.spares.put(e.buf)
+			r.spares.keep(e.buf)
 		}
 	}
 }
 
-// spares keeps the buffers of a source that are not in use, so that the next body
-// needs no new memory, which takes longer to come by than to fill. Nil keeps none.
+// spares are the buffers of a source that are not in use, so that the next body needs
+// no new memory, which takes longer to come by than to fill.
 type spares struct {
-	bufs chan []byte
-	size atomic.Int64 // that the next body is likely to need, in bytes
+	bodies  pool         // for expositions; nil if a fetch may bring many
+	windows pool         // for parsers
+	size    atomic.Int64 // that the next exposition is likely to have, in bytes
 }
 
-// newSpares returns spares for n buffers.
-func newSpares(n int) *spares { return &spares{bufs: make(chan []byte, n)} }
-
-// get returns a buffer, a new one if none is there.
-func (s *spares) get() []byte {
-	if s == nil {
-		return nil
-	}
-	select {
-	case buf := <-s.bufs:
-		return buf[:0]
-	default:
-		return make([]byte, 0, s.size.Load())
-	}
-}
-
-// put keeps a buffer, unless most of it was not used or enough are there.
-func (s *spares) put(buf []byte) {
-	if s == nil {
+// keep keeps the buffer of an exposition, unless most of it was not used.
+func (s *spares) keep(buf []byte) {
+	if s == nil || s.bodies == nil {
 		return
 	}
 	s.size.Store(int64(len(buf) + len(buf)/16))
-	if len(buf) < cap(buf)/4 {
-		return
+	if len(buf) >= cap(buf)/4 {
+		s.bodies.put(buf)
 	}
+}
+
+// pool keeps as many buffers as the channel takes, none if it is nil.
+type pool chan []byte
+
+// get returns a buffer, a new one of the size if none is there.
+func (p pool) get(size int) []byte {
 	select {
-	case s.bufs <- buf:
+	case buf := <-p:
+		return buf[:0]
+	default:
+		return make([]byte, 0, size)
+	}
+}
+
+// put keeps a buffer, if there is room.
+func (p pool) put(buf []byte) {
+	select {
+	case p <- buf:
 	default:
 	}
 }
 
 // drop gives all buffers to the garbage collector.
-func (s *spares) drop() {
-	for s != nil {
+func (p pool) drop() {
+	for {
 		select {
-		case <-s.bufs:
+		case <-p:
 		default:
 			return
 		}

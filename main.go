@@ -235,7 +235,7 @@ type source struct {
 	waterfall
 
 	status status
-	spares *spares // nil if a fetch may bring many bodies
+	spares spares
 }
 
 // flags gathers what stands on the command line, and every fault in it.
@@ -340,8 +340,9 @@ func (f *flags) addSource(kind, value string) {
 	if err != nil {
 		f.fault("--%s %s: %v", kind, name, err)
 	}
+	s.spares.windows = make(pool, 2)
 	if !hasMeta(s.pattern) {
-		s.spares = newSpares(2)
+		s.spares.bodies = make(pool, 2)
 	}
 }
 
@@ -1179,8 +1180,8 @@ func (s *source) readBody(ctx context.Context, r *result, src io.Reader, openMet
 	for _, e := range r.bodies {
 		budget -= int64(e.held())
 	}
-	r.spares = s.spares
-	e, err := read(in, openMetrics, &s.added, s.spares.get(), int(budget))
+	r.spares = &s.spares
+	e, err := read(in, openMetrics, &s.added, &s.spares, int(budget))
 	r.bytes += in.n
 	if err != nil {
 		return readFailure(err)
@@ -1244,7 +1245,7 @@ type program struct {
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	options := &slog.HandlerOptions{Level: c.logLevel}
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
-	p.pages.zipped, p.pages.turn = newSpares(1), make(chan struct{}, 1)
+	p.pages.zipped, p.pages.turn = make(pool, 1), make(chan struct{}, 1)
 	p.quiet = time.AfterFunc(quiet, p.rest)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
@@ -1659,7 +1660,7 @@ type pages struct {
 	turn  chan struct{} // has room for the one who renders or compresses
 
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
-	zipped  *spares   // for compressed pages
+	zipped  pool      // for compressed pages
 	writers sync.Pool // of *bufio.Writer
 }
 
@@ -1740,12 +1741,14 @@ func (ps *pages) close(sp *sharedPage) {
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
 	releaseAll(sp.results)
-	ps.zipped.put(sp.buf)
+	if sp.buf != nil {
+		ps.zipped.put(sp.buf)
+	}
 }
 
 // zip returns a page compressed.
 func (ps *pages) zip(pg *page) []byte {
-	out := bytes.NewBuffer(ps.zipped.get())
+	out := bytes.NewBuffer(ps.zipped.get(0))
 	z, ok := ps.zippers.Get().(*gzip.Writer)
 	if !ok {
 		z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
@@ -1765,7 +1768,8 @@ const quiet = 30 * time.Second
 // rest gives memory back to the system.
 func (p *program) rest() {
 	for _, s := range p.sources {
-		s.spares.drop()
+		s.spares.bodies.drop()
+		s.spares.windows.drop()
 	}
 	p.pages.zipped.drop()
 	runtime.GC() // what pools hold outlives one collection
@@ -1858,11 +1862,14 @@ func acceptsQuotes(headers []string) bool {
 	return welcome
 }
 
+// withoutBlanks takes away what may stand around the words of a header.
+var withoutBlanks = strings.NewReplacer(" ", "", "\t", "", `"`, "")
+
 // eachChoice calls take for each choice of a list that a scraper accepts, with its
 // parameters and its weight, which is 0 if it is none. All is in lower case, without
 // blanks and quotes.
 func eachChoice(headers []string, take func(choice string, params []string, weight float64)) {
-	list := strings.NewReplacer(" ", "", "\t", "", `"`, "").Replace(strings.ToLower(strings.Join(headers, ",")))
+	list := withoutBlanks.Replace(strings.ToLower(strings.Join(headers, ",")))
 	for item := range strings.SplitSeq(list, ",") {
 		params := strings.Split(item, ";")
 		weight := 1.0

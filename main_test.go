@@ -24,6 +24,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
 	"net/url"
 	"os"
 	"os/exec"
@@ -49,6 +50,9 @@ var update = flag.Bool("update", false, "rewrite the want files of testdata/case
 func TestMain(m *testing.M) {
 	if os.Getenv("RUN_AS_PROGRAM") != "" {
 		main()
+	}
+	if target := os.Getenv("RUN_AS_PROXY"); target != "" {
+		runAsProxy(target)
 	}
 	os.Exit(m.Run())
 }
@@ -236,7 +240,7 @@ func TestFormat(t *testing.T) {
 	node := &addedLabels{}
 	node.add("exporter_name", "node")
 	node.telling = true
-	beside, err := read(bytes.NewReader(real), false, node, nil, 1<<30)
+	beside, err := read(bytes.NewReader(real), false, node, &spares{}, 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -245,7 +249,7 @@ func TestFormat(t *testing.T) {
 	}
 	for _, c := range formatCases(t) {
 		t.Run(strings.ReplaceAll(c.title, "/", ""), func(t *testing.T) {
-			e, err := read(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, nil, 1<<30)
+			e, err := read(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &spares{}, 1<<30)
 			if err != nil {
 				if got := "fault " + err.Error(); got != c.want {
 					t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
@@ -282,7 +286,7 @@ func updateFormat(t *testing.T) {
 			continue
 		}
 		body, _ := strconv.Unquote(strings.TrimSpace(rest))
-		if e, err := read(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, nil, 1<<30); err != nil {
+		if e, err := read(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, &spares{}, 1<<30); err != nil {
 			fmt.Fprintf(&b, "fault %q\n", err.Error())
 		} else {
 			fmt.Fprintf(&b, "page %q\n", pageText(merge([]*exposition{e})))
@@ -645,7 +649,7 @@ func lines(one func(i int) string) func(n int) ([]byte, int) {
 
 // readAndMerge is the way of a body to a page, and to one without quotes.
 func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
-	e, err := read(bytes.NewReader(body), false, &addedLabels{}, nil, math.MaxInt32)
+	e, err := read(bytes.NewReader(body), false, &addedLabels{}, &spares{}, math.MaxInt32)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -662,7 +666,7 @@ func TestWorstCases(t *testing.T) {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
 			for _, pg := range pages {
-				again, err := read(strings.NewReader(pageText(pg)), false, &addedLabels{}, nil, math.MaxInt32)
+				again, err := read(strings.NewReader(pageText(pg)), false, &addedLabels{}, &spares{}, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -700,11 +704,14 @@ func TestAllocations(t *testing.T) {
 			if c.openMetrics {
 				b = append(b, "# EOF\n"...)
 			}
-			buf := make([]byte, 0, 3*len(b))
+			used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
+			used.bodies.put(make([]byte, 0, 3*len(b)))
 			return testing.AllocsPerRun(5, func() {
-				if _, err := read(bytes.NewReader(b), c.openMetrics, added, buf, math.MaxInt32); err != nil {
+				e, err := read(bytes.NewReader(b), c.openMetrics, added, used, math.MaxInt32)
+				if err != nil {
 					t.Fatal(err)
 				}
+				used.bodies.put(e.buf)
 			})
 		}
 		if few, many := count(1000), count(10000); many > few {
@@ -2296,11 +2303,11 @@ func TestBuffersAreUsedAgain(t *testing.T) {
 	}
 	clients.Wait()
 	s := p.sources[0]
-	if s.spares.size.Load() == 0 || len(s.spares.bufs) == 0 {
+	if s.spares.size.Load() == 0 || len(s.spares.bodies) == 0 || len(s.spares.windows) == 0 {
 		t.Error("no buffer came back")
 	}
 	p.rest()
-	if len(s.spares.bufs) != 0 {
+	if len(s.spares.bodies) != 0 || len(s.spares.windows) != 0 {
 		t.Error("a buffer is kept though all is quiet")
 	}
 }
@@ -3813,7 +3820,7 @@ func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, ag
 	t.Helper()
 	pg := merge(bodies)
 	page = pageText(pg)
-	again, err := read(strings.NewReader(page), false, &addedLabels{}, nil, 1<<30)
+	again, err := read(strings.NewReader(page), false, &addedLabels{}, &spares{}, 1<<30)
 	if err != nil {
 		t.Fatalf("%v in the page\n%s", err, page)
 	}
@@ -3854,7 +3861,7 @@ func FuzzParse(f *testing.F) {
 	added := &addedLabels{}
 	added.add("exporter_name", "x")
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
-		e, err := read(bytes.NewReader(text), openMetrics, added, nil, 1<<30)
+		e, err := read(bytes.NewReader(text), openMetrics, added, &spares{}, 1<<30)
 		if err != nil {
 			if e != nil {
 				t.Fatal("a refused body is handed on")
@@ -3865,7 +3872,7 @@ func FuzzParse(f *testing.F) {
 		if page, again := wantPage(t, e.samples, e.unquoted()...); again.quoted {
 			t.Fatalf("quoted names on\n%s", page)
 		}
-		bare, err := read(bytes.NewReader(text), openMetrics, &addedLabels{}, nil, 1<<30)
+		bare, err := read(bytes.NewReader(text), openMetrics, &addedLabels{}, &spares{}, 1<<30)
 		if err != nil {
 			t.Fatalf("without added labels: %v", err)
 		}
@@ -3894,12 +3901,12 @@ func FuzzMerge(f *testing.F) {
 		for i, text := range [][]byte{one, other} {
 			added := &addedLabels{telling: true}
 			added.add("exporter_name", strconv.Itoa(i))
-			e, err := read(bytes.NewReader(text), openMetrics && i == 0, added, nil, 1<<30)
+			e, err := read(bytes.NewReader(text), openMetrics && i == 0, added, &spares{}, 1<<30)
 			if err != nil {
 				return
 			}
 			told = append(told, e)
-			e, err = read(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, nil, 1<<30)
+			e, err = read(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, &spares{}, 1<<30)
 			if err != nil {
 				t.Fatalf("without added labels: %v", err)
 			}
@@ -4063,13 +4070,15 @@ func BenchmarkScrape(b *testing.B) {
 	for _, size := range sizes {
 		b.Run(size.name, func(b *testing.B) {
 			body := generate(size.families, 100)
-			buf := make([]byte, 0, 2*len(body))
+			used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := read(bytes.NewReader(body), false, added, buf, 1<<30); err != nil {
+				e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
+				if err != nil {
 					b.Fatal(err)
 				}
+				used.keep(e.buf)
 			}
 		})
 	}
@@ -4084,7 +4093,7 @@ func BenchmarkMerge(b *testing.B) {
 			for _, name := range []string{"one", "other"} {
 				added := &addedLabels{telling: true}
 				added.add("exporter_name", name)
-				e, err := read(bytes.NewReader(body), false, added, nil, 1<<30)
+				e, err := read(bytes.NewReader(body), false, added, &spares{}, 1<<30)
 				if err != nil {
 					b.Fatal(err)
 				}
@@ -4096,6 +4105,234 @@ func BenchmarkMerge(b *testing.B) {
 				merge(bodies)
 			}
 		})
+	}
+}
+
+// built builds the program with the command of README, and returns its path.
+var built = sync.OnceValues(func() (string, error) {
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		return "", err
+	}
+	_, command, _ := strings.Cut(string(readme), "```sh\nCGO_ENABLED=0 ")
+	command, _, _ = strings.Cut(command, "\n")
+	dir, err := os.MkdirTemp("", "reverse_exporter")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "reverse_exporter")
+	cmd := exec.Command("sh", "-c", command+" -o "+path+" .")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s: %w: %s", command, err, out)
+	}
+	return path, nil
+})
+
+// startBuilt starts the built program, or the test binary as a proxy, and returns its
+// process and where it listens.
+func startBuilt(b *testing.B, args ...string) (*os.Process, string) {
+	b.Helper()
+	path, err := built()
+	if err != nil {
+		b.Fatal(err)
+	}
+	cmd := exec.Command(path, append(args, "--web.listen-address", "127.0.0.1:0")...)
+	return startListening(b, cmd)
+}
+
+// startListening starts a command that says where it listens.
+func startListening(b *testing.B, cmd *exec.Cmd) (*os.Process, string) {
+	b.Helper()
+	out, err := cmd.StderrPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	lines := bufio.NewScanner(out)
+	for lines.Scan() {
+		if _, rest, ok := strings.Cut(lines.Text(), "msg=listening address="); ok {
+			addr, _, _ := strings.Cut(rest, " ")
+			go io.Copy(io.Discard, out)
+			return cmd.Process, "http://" + addr
+		}
+	}
+	b.Fatal("it does not listen")
+	return nil, ""
+}
+
+// cpuTime returns the time that a process has spent, and its peak and present memory
+// in bytes. It skips where there is no /proc.
+func cpuTime(b *testing.B, p *os.Process) (spent time.Duration, peak, now int64) {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+	if err != nil {
+		b.Skip("there is no /proc")
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')'):]))
+	user, _ := strconv.Atoi(fields[12])
+	system, _ := strconv.Atoi(fields[13])
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid))
+	for line := range strings.Lines(string(status)) {
+		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
+			fmt.Sscan(rest, &peak)
+		} else if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+			fmt.Sscan(rest, &now)
+		}
+	}
+	return time.Duration(user+system) * 10 * time.Millisecond, peak << 10, now << 10
+}
+
+// load asks for a URL b.N times, by so many clients at once, and reports what a scrape
+// costs a process: its CPU time and its peak memory.
+func load(b *testing.B, p *os.Process, url, encoding string, clients int) {
+	b.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: clients, ReadBufferSize: 64 << 10}}
+	scrape := func() int64 {
+		req, _ := http.NewRequest("GET", url, nil)
+		req.Header.Set("Accept-Encoding", encoding)
+		resp, err := client.Do(req)
+		if err != nil {
+			b.Error(err)
+			return 0
+		}
+		defer resp.Body.Close()
+		n, err := io.Copy(io.Discard, resp.Body)
+		if err != nil {
+			b.Error(err)
+		}
+		return n
+	}
+	b.SetBytes(scrape())
+	before, _, _ := cpuTime(b, p)
+	b.ResetTimer()
+	var workers sync.WaitGroup
+	var begun atomic.Int64
+	for range clients {
+		workers.Go(func() {
+			for begun.Add(1) <= int64(b.N) {
+				scrape()
+			}
+		})
+	}
+	workers.Wait()
+	b.StopTimer()
+	after, peak, _ := cpuTime(b, p)
+	b.ReportMetric((after-before).Seconds()*1e3/float64(b.N), "cpu-ms/op")
+	b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
+}
+
+// exporters serves a generated body at any path.
+func exporters(b *testing.B, families int) string {
+	body := generate(families, 100)
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
+	}))
+	b.Cleanup(server.Close)
+	return server.URL
+}
+
+// BenchmarkProgram scrapes the built program, with so many exporters of so many MB
+// behind it.
+func BenchmarkProgram(b *testing.B) {
+	for _, c := range []struct {
+		sources, families int // 100 families are about 1 MB
+		encoding          string
+		clients           int
+	}{
+		{2, 100, "identity", 1}, {2, 100, "gzip", 1},
+		{2, 1000, "identity", 1}, {2, 1000, "gzip", 1}, {2, 1000, "identity", 8}, {2, 1000, "gzip", 8},
+		{1, 100, "identity", 1}, {10, 100, "identity", 1}, {100, 100, "identity", 1},
+		{1, 1000, "identity", 1}, {1, 10_000, "identity", 1},
+	} {
+		b.Run(fmt.Sprintf("%dx%dMB/%s/c=%d", c.sources, c.families/100, c.encoding, c.clients), func(b *testing.B) {
+			url := exporters(b, c.families)
+			args := []string{"--max-bytes", "512MiB", "--timeout", "1m", "--log.level", "info"}
+			for i := range c.sources {
+				args = append(args, "--http", fmt.Sprintf("source%d=%s/%[1]d", i, url))
+			}
+			process, addr := startBuilt(b, args...)
+			load(b, process, addr+"/metrics", c.encoding, c.clients)
+		})
+	}
+}
+
+// BenchmarkProxy is the floor: httputil.ReverseProxy passes on one body of 1 MB.
+func BenchmarkProxy(b *testing.B) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "RUN_AS_PROXY="+exporters(b, 100))
+	process, addr := startListening(b, cmd)
+	load(b, process, addr, "identity", 1)
+}
+
+// runAsProxy is a program that passes on what is at a URL.
+func runAsProxy(target string) {
+	u, err := url.Parse(target)
+	if err != nil {
+		panic(err)
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Fprintf(os.Stderr, "msg=listening address=%s\n", l.Addr())
+	http.Serve(l, httputil.NewSingleHostReverseProxy(u))
+}
+
+// BenchmarkGzip is the floor of a compressed page: of two bodies of 1 MB.
+func BenchmarkGzip(b *testing.B) {
+	body := generate(200, 100)
+	var out bytes.Buffer
+	z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed)
+	b.SetBytes(int64(len(body)))
+	for b.Loop() {
+		out.Reset()
+		z.Reset(&out)
+		z.Write(body)
+		z.Close()
+	}
+}
+
+// BenchmarkStart is the time from the start of the built program to its first answer.
+func BenchmarkStart(b *testing.B) {
+	for b.Loop() {
+		process, addr := startBuilt(b, "--file", "node=testdata/scrapes/node_exporter.prom")
+		httpGet(b, addr+"/metrics")
+		process.Kill()
+	}
+}
+
+// BenchmarkSize reports the size of the built program, and its memory when idle and
+// after 1,000 scrapes of two node_exporters.
+func BenchmarkSize(b *testing.B) {
+	text, err := os.ReadFile("testdata/scrapes/node_exporter.prom")
+	if err != nil {
+		b.Fatal(err)
+	}
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(text) }))
+	defer exporter.Close()
+	for b.Loop() {
+		process, addr := startBuilt(b, "--http", "one="+exporter.URL, "--http", "other="+exporter.URL)
+		httpGet(b, addr+"/-/healthy")
+		_, _, idle := cpuTime(b, process)
+		for range 1000 {
+			httpGet(b, addr+"/metrics")
+		}
+		_, _, after := cpuTime(b, process)
+		b.ReportMetric(float64(idle)/(1<<20), "idle-MiB")
+		b.ReportMetric(float64(after)/(1<<20), "after-MiB")
+		process.Kill()
+	}
+	path, _ := built()
+	if info, err := os.Stat(path); err == nil {
+		b.ReportMetric(float64(info.Size()), "binary-B")
 	}
 }
 

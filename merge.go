@@ -90,16 +90,20 @@ type reader struct {
 	given  map[string]int // bare names of its labels, with how many wanted each
 }
 
-// read takes a body whole, or fails; it may be OpenMetrics. It builds the
-// exposition in buf, which it may let grow, but with all else to no more than
-// limit bytes.
-func read(src io.Reader, openMetrics bool, added *addedLabels, buf []byte, limit int) (*exposition, error) {
+// read takes a body whole, or fails; it may be OpenMetrics. It takes its buffers from
+// spares, and holds no more than limit bytes.
+func read(src io.Reader, openMetrics bool, added *addedLabels, spares *spares, limit int) (*exposition, error) {
 	r := reader{
-		p:     parser{src: src, openMetrics: openMetrics},
-		e:     &exposition{buf: buf[:0], telling: added.telling},
+		p:     parser{src: src, openMetrics: openMetrics, buf: spares.windows.get(0)},
+		e:     &exposition{buf: spares.bodies.get(int(spares.size.Load())), telling: added.telling},
 		added: added,
 	}
-	if err := r.read(limit); err != nil {
+	err := r.read(limit)
+	if cap(r.p.buf) <= 2*windowSize {
+		spares.windows.put(r.p.buf)
+	}
+	if err != nil {
+		spares.keep(r.e.buf)
 		return nil, err
 	}
 	return r.e, nil
