@@ -1232,7 +1232,8 @@ type program struct {
 	started     time.Time
 	pages       pages
 	connections connections
-	quiet       *time.Timer // runs rest
+	refused     atomic.Uint64 // requests without a right password or certificate
+	quiet       *time.Timer   // runs rest
 
 	stopping context.Context // done when scrapes have to do with what is there
 	stop     context.CancelFunc
@@ -1473,10 +1474,11 @@ func (p *program) recoverPanic() {
 	panic(http.ErrAbortHandler)
 }
 
-// admits reports whether the request comes from someone who may ask, and refuses it
-// if not.
+// admits reports whether the request comes from someone who may ask. If not it refuses
+// and counts it.
 func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	if p.tls.clients && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
+		p.refused.Add(1)
 		http.Error(w, "a client certificate is needed", http.StatusForbidden)
 		return false
 	}
@@ -1495,6 +1497,9 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		http.Error(w, "a user name and password are needed", code)
 	case http.StatusServiceUnavailable:
 		http.Error(w, "too many passwords are being checked", code)
+	}
+	if code != http.StatusOK {
+		p.refused.Add(1)
 	}
 	return code == http.StatusOK
 }
@@ -2015,6 +2020,10 @@ func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
 	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
 		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.flag)
+	}
+
+	if p.tls.clients || p.passwords != nil {
+		one(ownName+"_requests_refused_total", "counter", "Requests without a right password or client certificate.", float64(p.refused.Load()))
 	}
 
 	var mem runtime.MemStats

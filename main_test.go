@@ -2689,7 +2689,8 @@ func startIn(t *testing.T, wrapper []string, args ...string) *started {
 }
 
 // TestEmptyRoot runs the program and a command, itself once more, in a root that
-// holds nothing else: no shell, no /dev/null, no /proc, no /tmp.
+// holds nothing else: no shell, no /dev/null, no /proc, no /etc/hosts, no /tmp. It does
+// so as root and as somebody who may write nothing.
 func TestEmptyRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can change its root")
@@ -2701,20 +2702,31 @@ func TestEmptyRoot(t *testing.T) {
 	}
 	writeFile(t, dir, "program", string(binary))
 	writeFile(t, dir, "m.prom", "inside 1\n")
-	cmd := programCommand("--once", "--exec", "x=/program --once --file y=/m.prom", "--exec", "gone=/gone")
-	cmd.Path, cmd.Args[0], cmd.Dir = "/program", "/program", "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir}
-	out, err := cmd.Output()
-	if errors.Is(err, os.ErrNotExist) {
-		t.Skip("the test binary is not static: CGO_ENABLED=0 makes it so")
-	}
-	if exitCode(err) != 1 { // as one source is down
-		t.Errorf("%v", err)
-	}
-	wantContains(t, string(out), `inside{exporter_name="x",exported_exporter_name="y"} 1`,
-		`reverse_exporter_source_up{exporter_name="x"} 1`, `reverse_exporter_source_up{exporter_name="gone"} 0`)
-	if strings.Contains(string(out), "process_resident_memory_bytes") || strings.Contains(string(out), "process_open_fds") {
-		t.Error("there are metrics of a /proc that is not there")
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "outside 1\n") }))
+	defer exporter.Close()
+	secure := httptest.NewTLSServer(exporter.Config.Handler)
+	secure.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	defer secure.Close()
+	for _, id := range []uint32{0, 65534} {
+		cmd := programCommand("--once", "--exec", "x=/program --once --file y=/m.prom", "--exec", "gone=/gone", "--http", "tls="+secure.URL,
+			"--http", "local="+strings.Replace(exporter.URL, "127.0.0.1", "localhost", 1))
+		cmd.Path, cmd.Args[0], cmd.Dir = "/program", "/program", "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: dir, Credential: &syscall.Credential{Uid: id, Gid: id}}
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if errors.Is(err, os.ErrNotExist) {
+			t.Skip("the test binary is not static: CGO_ENABLED=0 makes it so")
+		}
+		if exitCode(err) != 1 { // as some sources are down
+			t.Errorf("%v", err)
+		}
+		wantContains(t, string(out), `inside{exporter_name="x",exported_exporter_name="y"} 1`, `outside{exporter_name="local"} 1`,
+			`reverse_exporter_source_up{exporter_name="x"} 1`, `reverse_exporter_source_up{exporter_name="gone"} 0`)
+		wantContains(t, stderr.String(), "give its CA: --ca-file tls:FILE", "failed to start /gone: no such file")
+		if strings.Contains(string(out), "process_resident_memory_bytes") || strings.Contains(string(out), "process_open_fds") {
+			t.Error("there are metrics of a /proc that is not there")
+		}
 	}
 }
 
@@ -2942,7 +2954,9 @@ func TestClientCertificates(t *testing.T) {
 		}
 	}
 	good := ca.client(t, certFile, keyFile)
-	if resp, page := ask(t, good, url+"/metrics"); resp.StatusCode != 200 || !strings.Contains(page, "backup_size_bytes") {
+	resp, page := ask(t, good, url+"/metrics")
+	wantContains(t, page, "backup_size_bytes", `reverse_exporter_requests_refused_total{exporter_name="reverse_exporter"} 3`)
+	if resp.StatusCode != 200 {
 		t.Errorf("with a certificate: %d", resp.StatusCode)
 	}
 	stranger, strangerKey := other.issue(t, dir, "stranger")
@@ -3049,6 +3063,8 @@ func TestBasicAuth(t *testing.T) {
 			t.Errorf("%s: %d, want %d", method, w.Code, want)
 		}
 	}
+	refused := 5*6 + 5 + 2 // above
+	wantContains(t, getAs(t, p, "/metrics", "admin", "other").Body.String(), fmt.Sprintf(`reverse_exporter_requests_refused_total{exporter_name="reverse_exporter"} %d`, refused))
 	for _, path := range []string{"/-/healthy", "/-/ready"} {
 		if w := get(t, p, path); w.Code != 200 || w.Body.String() != "OK\n" {
 			t.Errorf("%s: %d %s", path, w.Code, w.Body)
