@@ -1248,6 +1248,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
 	p.pages.zipped, p.pages.turn = make(pool, 1), make(chan struct{}, 1)
 	p.quiet = time.AfterFunc(quiet, p.rest)
+	p.quiet.Stop() // until there is a large page
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {

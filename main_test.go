@@ -2633,6 +2633,8 @@ func TestModes(t *testing.T) {
 		{"--check --exec x=sh --file y=testdata/*.none", 0, "all is fine"},
 		{"--check --exec x=no-such-program --file y=/nowhere", 1, "no-such-program"},
 		{"--file x=y --web.listen-address unix:/no/such/dir/sock", 1, "failed to listen"},
+		{"--file x=y --web.basic-auth-file testdata/format.txt", 1, "--web.basic-auth-file: line 1: user:HASH"},
+		{"--file x=testdata/appliance/backup.prom --web.basic-auth-file /nowhere --check", 1, "--web.basic-auth-file: open /nowhere"},
 	} {
 		out, err := programCommand(strings.Fields(c.args)...).CombinedOutput()
 		if exitCode(err) != c.code {
