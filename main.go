@@ -1884,7 +1884,7 @@ func eachChoice(headers []string, take func(choice string, params []string, weig
 				weight, _ = strconv.ParseFloat(q, 64)
 			}
 		}
-		take(params[0], params[1:], weight)
+		take(params[0], params[1:], min(weight, 1)) // Prometheus 2.49 sends q=2
 	}
 }
 
