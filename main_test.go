@@ -1247,7 +1247,7 @@ var encodings = []struct {
 	{"*;q=0, gzip", true},
 	{"gzip, *;q=0", true},
 	{"gzip;q=0, *", false},
-	{"identity;q=2, gzip", true}, // 1 is the most
+	{"identity;q=2, gzip", true},       // 1 is the most
 	{"identity;q=0.5, *;q=0.1", false}, // gzip is the less welcome of the two
 	{"bgzip", false},
 	{"br", false},
