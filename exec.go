@@ -272,11 +272,13 @@ func (w *waterfall) take(t *ticket) *result {
 
 // leave hands a ticket back. A fetch that nobody wants any more is taken out of
 // the line, or cancelled; late says that it took too long for the last scrape,
-// and is a timeout of the source if it had a second at least.
-func (w *waterfall) leave(t *ticket, late bool) {
+// and is a timeout of the source if it had a second at least. It reports whether the
+// fetch was still in line.
+func (w *waterfall) leave(t *ticket, late bool) (inLine bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	t.key.tickets--
+	inLine = t.fetch != nil && t.fetch.started.IsZero()
 	if f := t.fetch; f != nil && !f.ended {
 		last := len(f.tickets) - 1
 		f.tickets[t.place] = f.tickets[last]
@@ -287,6 +289,7 @@ func (w *waterfall) leave(t *ticket, late bool) {
 		}
 	}
 	w.tidy(t.key)
+	return inLine
 }
 
 // abandon ends a fetch that nobody waits for.
@@ -353,9 +356,6 @@ func (w *waterfall) finish(f *fetch, r *result) (tell func()) {
 
 // keep makes a result the newest of its key, and has it dropped in time.
 func (w *waterfall) keep(k *key, r *result) {
-	if k.expiry != nil {
-		k.expiry.Stop()
-	}
 	k.hold(r)
 	if w.maxAge > 0 && r.failure == nil {
 		k.expiry = time.AfterFunc(w.maxAge, func() { w.expire(k) })
@@ -786,8 +786,8 @@ func (r *patient) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// pipeSize is how many bytes a pipe holds that nobody has read.
-const pipeSize = 64 << 10
+// pipeSize is how many bytes a pipe holds that nobody has read: 16 pages.
+var pipeSize = 16 * os.Getpagesize()
 
 // start starts a command with an empty standard input, for which no /dev/null is
 // needed, and returns what it writes.
@@ -854,13 +854,14 @@ func readTail(r io.Reader) []byte {
 // supervise runs the program once more as a child, and is what PID 1 has to be:
 // it forwards signals and reaps every orphan. So the child's wait for a command
 // never races with the reaping. It returns the child's exit status.
-func supervise(path string, args []string) (int, error) {
+func supervise(ctx context.Context, path string, args []string) (int, error) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
 	child, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
 	}
+	defer context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })() // it may have come before signals did
 	go func() {
 		for s := range signals {
 			syscall.Kill(child, s.(syscall.Signal))

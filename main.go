@@ -136,7 +136,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case c.healthcheck:
 		return healthcheck(ctx, c.listen[0], stdout, stderr)
 	case os.Getpid() == 1 && c.hasCommands():
-		return asInit(args, stderr)
+		return asInit(ctx, args, stderr)
 	}
 	life, end := context.WithCancel(context.Background())
 	p := newProgram(life, c, stderr)
@@ -187,12 +187,12 @@ func (p *program) waitForRuns(d time.Duration) {
 }
 
 // asInit runs the program as a child of itself.
-func asInit(args []string, stderr io.Writer) int {
+func asInit(ctx context.Context, args []string, stderr io.Writer) int {
 	path, err := os.Executable()
 	if err != nil { // there is no /proc
 		path = args[0]
 	}
-	code, err := supervise(path, args)
+	code, err := supervise(ctx, path, args)
 	if err != nil {
 		fmt.Fprintln(stderr, "reverse_exporter:", err)
 	}
@@ -284,6 +284,9 @@ func (f *flags) readArgs(args []string) {
 			f.fault("--%s takes no value", name)
 		case !strings.Contains(usage, "\n  --"+name+" "):
 			f.fault("there is no flag --%s; see --help", name)
+			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
+				i++ // its value
+			}
 		case hasValue:
 			f.give(name, value)
 		case i+1 == len(args):
@@ -377,7 +380,9 @@ func (f *flags) setOptions() {
 		return err
 	})
 	f.each("interval", true, func(s *source, value string) (err error) {
-		s.interval, err = parseDuration(value, true)
+		if s.interval, err = parseDuration(value, true); err == nil && s.interval < 100*time.Millisecond {
+			err = errors.New("100ms is the least")
+		}
 		return err
 	})
 	f.each("params", true, func(s *source, value string) error {
@@ -495,8 +500,8 @@ func parseDuration(text string, positive bool) (time.Duration, error) {
 	d, err2 := time.ParseDuration(rest)
 	total := n*float64(24*time.Hour) + float64(d)
 	switch {
-	case err != nil || err2 != nil || n < 0 || d < 0 || !(total < math.MaxInt64):
-		return 0, errors.New("a duration is needed, as 500ms, 10s, 5m, 1h30m or 2d")
+	case err != nil || err2 != nil || n < 0 || d < 0 || !(total <= float64(366*24*time.Hour)):
+		return 0, errors.New("a duration is needed, as 500ms, 10s, 5m, 1h30m or 2d, and of a year at most")
 	case positive && total == 0:
 		return 0, errors.New("the duration must be longer than 0")
 	}
@@ -712,7 +717,7 @@ func (f *flags) setTLS() {
 	case f.healthcheck || f.hashPassword: // they read no files
 		return
 	case (cert == "") != (key == ""):
-		f.fault("--web.tls-cert-file and --web.tls-key-file belong together")
+		f.fault("--web.tls-cert-file and --web.tls-key-file belong together (they may name one file that has both)")
 	case served && cert == "":
 		f.fault("--web.listen-address: one begins with https://, so --web.tls-cert-file and --web.tls-key-file are needed")
 	case cert != "" && !served:
@@ -1246,6 +1251,7 @@ type program struct {
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	options := &slog.HandlerOptions{Level: c.logLevel}
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
+	p.pages.freed.L = &p.pages.mu
 	p.pages.zipped, p.pages.turn = make(pool, 1), make(chan struct{}, 1)
 	p.quiet = time.AfterFunc(quiet, p.rest)
 	p.quiet.Stop() // until there is a large page
@@ -1330,7 +1336,9 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
 	defer cancel()
-	results := p.await(ctx, shares)
+	await(ctx, shares)
+	results := take(shares)
+	leave(shares, ctx.Err() == context.DeadlineExceeded)
 	pg := p.render(sources, results, false)
 	code := 0
 	for _, chunk := range pg.chunks {
@@ -1526,18 +1534,19 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
 	defer cancel()
 	defer context.AfterFunc(p.stopping, cancel)()
-	results := p.await(ctx, shares)
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
-	if r.Context().Err() != nil {
+	await(ctx, shares)
+	late := ctx.Err() == context.DeadlineExceeded
+	shared := p.pages.open(r.Context(), sources, acceptsQuotes(r.Header.Values("Accept")), func() []*result { return take(shares) }, p.render)
+	leave(shares, late)
+	if shared == nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	if down := required(sources, results); len(down) > 0 {
+	defer p.pages.close(shared)
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
+	if down := required(sources, shared.results); len(down) > 0 {
 		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
 		return
 	}
-	quoted := acceptsQuotes(r.Header.Values("Accept")) && slices.ContainsFunc(results, (*result).quoted)
-	shared := p.pages.open(sources, results, quoted, func() *page { return p.render(sources, results, quoted) })
-	defer p.pages.close(shared)
 	if shared.page().size > 1<<20 {
 		p.quiet.Reset(quiet)
 	}
@@ -1624,27 +1633,37 @@ func (s *source) arguments(query url.Values) (a arguments, err error) {
 	return a, err
 }
 
-// await waits for all shares until ctx is done, and takes what is there. What
-// the sources hold until then is not held by the scrape.
-func (p *program) await(ctx context.Context, shares []share) []*result {
+// await waits for all shares until ctx is done.
+func await(ctx context.Context, shares []share) {
 	for _, sh := range shares {
 		if sh.ticket != nil {
 			sh.source.wait(ctx, sh.ticket)
 		}
 	}
-	late := ctx.Err() == context.DeadlineExceeded
+}
+
+// take takes what is there for the shares, the newest. The caller has to release it.
+func take(shares []share) []*result {
 	results := make([]*result, len(shares))
 	for i, sh := range shares {
-		results[i] = refused
 		if sh.ticket != nil {
 			results[i] = sh.source.take(sh.ticket)
-			sh.source.leave(sh.ticket, late)
-		}
-		if results[i] == refused || results[i] == crowded && late {
-			sh.source.busy()
+		} else {
+			results[i] = refused
+			refused.use()
 		}
 	}
 	return results
+}
+
+// leave hands all shares back. A scrape that found no place, or spent its time in
+// line, found the source busy; late says that its deadline passed.
+func leave(shares []share, late bool) {
+	for _, sh := range shares {
+		if sh.ticket == nil || sh.source.leave(sh.ticket, late) && late {
+			sh.source.busy()
+		}
+	}
 }
 
 // required returns the names of the sources that --require wants up and that
@@ -1661,8 +1680,9 @@ func required(sources []*source, results []*result) []string {
 
 // pages shares the page of scrapes that would render the same.
 type pages struct {
-	mu    sync.Mutex // guards alive, and the readers of each page
+	mu    sync.Mutex // guards alive, and the readers and the time of each page
 	alive []*sharedPage
+	freed sync.Cond     // waits for a page to be closed, or to be old enough to be cut off
 	turn  chan struct{} // has room for the one who renders or compresses
 
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
@@ -1670,8 +1690,9 @@ type pages struct {
 	writers sync.Pool // of *bufio.Writer
 }
 
-// maxPages is how many pages may be alive at once.
-const maxPages = 8
+// maxPages is how many pages may be alive at once. When another is needed, one whose
+// readers have had their time is cut off.
+const maxPages, readTime = 8, 500 * time.Millisecond
 
 // sharedPage is a page, plain and compressed, and those who read it.
 type sharedPage struct {
@@ -1679,6 +1700,7 @@ type sharedPage struct {
 	results []*result
 	quoted  bool // names that need quotes have them, not underscores
 	readers int
+	sent    time.Time       // when the first reader began, zero before
 	ctx     context.Context // done when its readers are to be cut off
 	cut     context.CancelFunc
 
@@ -1687,27 +1709,65 @@ type sharedPage struct {
 	buf    []byte // of zipped, nil without
 }
 
-// open returns the page of results, which render makes if nobody has it yet. The
-// page takes the results over. When too many are alive, the readers of the oldest
-// are cut off.
-func (ps *pages) open(sources []*source, results []*result, quoted bool, render func() *page) *sharedPage {
+// open returns the page of what take returns, which render makes if nobody has it yet.
+// It waits until there is room for a page, and only then takes: so scrapes that wait
+// hold nothing and end up with one page. It returns nil if the client has left.
+func (ps *pages) open(client context.Context, sources []*source, quotes bool, take func() []*result, render func([]*source, []*result, bool) *page) *sharedPage {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	for _, sp := range ps.alive {
-		if sp.quoted == quoted && slices.Equal(sp.sources, sources) && slices.Equal(sp.results, results) {
-			sp.readers++
-			releaseAll(results) // it has them already
+	for client.Err() == nil {
+		sp := &sharedPage{sources: sources, results: take(), readers: 1}
+		sp.quoted = quotes && slices.ContainsFunc(sp.results, (*result).quoted)
+		if i := slices.IndexFunc(ps.alive, sp.same); i >= 0 {
+			releaseAll(sp.results) // the other has them
+			ps.alive[i].readers++
+			return ps.alive[i]
+		}
+		if len(ps.alive) < maxPages || ps.cutOldest() {
+			ps.add(sp, render)
 			return sp
 		}
+		releaseAll(sp.results)
+		ps.wait(client)
 	}
-	if len(ps.alive) == maxPages {
-		ps.alive[0].cut()
-		ps.alive = slices.Delete(ps.alive, 0, 1)
+	return nil
+}
+
+// same reports whether the pages would be the same.
+func (sp *sharedPage) same(other *sharedPage) bool {
+	return sp.quoted == other.quoted && slices.Equal(sp.sources, other.sources) && slices.Equal(sp.results, other.results)
+}
+
+// cutOldest cuts off the readers of the page that has been read for longest, if they
+// have had their time.
+func (ps *pages) cutOldest() bool {
+	for i, sp := range ps.alive {
+		if !sp.sent.IsZero() && time.Since(sp.sent) >= readTime {
+			sp.cut()
+			ps.alive = slices.Delete(ps.alive, i, i+1)
+			return true
+		}
 	}
-	sp := &sharedPage{sources: sources, results: results, quoted: quoted, readers: 1}
+	return false
+}
+
+// wait waits until there may be room for another page, or the client has left.
+func (ps *pages) wait(client context.Context) {
+	wake := func() {
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		ps.freed.Broadcast()
+	}
+	defer time.AfterFunc(readTime, wake).Stop()
+	defer context.AfterFunc(client, wake)()
+	ps.freed.Wait()
+}
+
+// add makes a page one of those that are alive.
+func (ps *pages) add(sp *sharedPage, render func([]*source, []*result, bool) *page) {
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	sp.page = sync.OnceValue(func() (pg *page) {
-		ps.alone(sp, func() { pg = render() })
+		ps.alone(sp, func() { pg = render(sp.sources, sp.results, sp.quoted) })
 		return pg
 	})
 	sp.zipped = sync.OnceValue(func() []byte {
@@ -1716,7 +1776,15 @@ func (ps *pages) open(sources []*source, results []*result, quoted bool, render 
 		return sp.buf
 	})
 	ps.alive = append(ps.alive, sp)
-	return sp
+}
+
+// begin notes that a reader begins.
+func (ps *pages) begin(sp *sharedPage) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if sp.sent.IsZero() {
+		sp.sent = time.Now()
+	}
 }
 
 // alone runs what takes much memory for a page, unless its readers were cut off
@@ -1750,6 +1818,7 @@ func (ps *pages) close(sp *sharedPage) {
 	if sp.buf != nil {
 		ps.zipped.put(sp.buf)
 	}
+	ps.freed.Broadcast()
 }
 
 // zip returns a page compressed.
@@ -1800,6 +1869,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	if r.Method == http.MethodHead {
 		return
 	}
+	p.pages.begin(sp)
 	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
 	stop := context.AfterFunc(sp.ctx, func() { out.control.SetWriteDeadline(time.Now()) })
 	defer stop()
@@ -1812,6 +1882,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 		buffered.Write(chunk)
 	}
 	err := buffered.Flush()
+	buffered.Reset(nil)
 	p.pages.writers.Put(buffered)
 	if err != nil {
 		p.log.Debug("a scraper was cut off", "err", err)
@@ -1917,7 +1988,7 @@ func (p *program) render(sources []*source, results []*result, quoted bool) *pag
 			p.tellOnce(name, "the types of a metric family are in conflict: served untyped", "family", name)
 		}
 		for _, name := range pg.repeating {
-			p.tellOnce(name, "sources without a telling label have the same series: the first is served", "family", name)
+			p.tellOnce(name, "the same series is there twice, from sources without a telling label or by names that lost their quotes: the first is served", "family", name)
 		}
 	}
 }
@@ -2571,12 +2642,17 @@ func stretch(password string, salt []byte, iterations int) []byte {
 	return key
 }
 
-// hashPassword prints the hash of the password on standard input, stretched for about
-// a quarter of a second.
+// hashPassword prints the hash of the password in the first line of standard input,
+// stretched for about a quarter of a second.
 func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
-	text, err := io.ReadAll(io.LimitReader(stdin, 4<<10))
-	password := strings.TrimSuffix(strings.TrimSuffix(string(text), "\n"), "\r")
-	if err != nil || password == "" || strings.ContainsAny(password, "\r\n") || len(text) == 4<<10 {
+	if file, ok := stdin.(*os.File); ok {
+		if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			fmt.Fprint(stderr, "Password (it will be seen): ")
+		}
+	}
+	line, err := bufio.NewReader(io.LimitReader(stdin, 4<<10)).ReadString('\n')
+	password := strings.TrimRight(line, "\r\n")
+	if err != nil && err != io.EOF || password == "" || len(line) == 4<<10 {
 		fmt.Fprintln(stderr, "reverse_exporter: --hash-password reads one line, the password, from standard input")
 		return 1
 	}

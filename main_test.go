@@ -1204,6 +1204,10 @@ func TestQuotedNames(t *testing.T) {
 a_b 4
 a_b{c_d="1"} 5
 {"é\"1"} 6
+{"t.s"} 7 1000
+{"t.s"} 8 2000
+{"t/s"} 9
+{"t.s"} 10 3000
 `
 	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", body))
 	for _, c := range scrapers {
@@ -1219,7 +1223,8 @@ a_b{c_d="1"} 5
 		wantContains(t, page, "# HELP a_b Dots.\n# TYPE a_b gauge\n"+`a_b{exporter_name="x"} 4
 a_b{exporter_name="x",c_d="1"} 5
 a_b{exporter_name="x",c_d_2="1",c_d="2"} 3
-`, `__1{exporter_name="x"} 6`, `reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 1`)
+`, `__1{exporter_name="x"} 6`, `t_s{exporter_name="x"} 7 1000`+"\n"+`t_s{exporter_name="x"} 8 2000`+"\n"+`t_s{exporter_name="x"} 10 3000`+"\n",
+			`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 2`)
 	}
 }
 
@@ -1634,9 +1639,11 @@ func TestBusy(t *testing.T) {
 				cancel()
 			}
 			shares, _ := p.ask(p.sources, url.Values{"a": {"c"}})
-			if r := p.await(ctx, shares); r[0] != crowded {
+			await(ctx, shares)
+			if r := take(shares); r[0] != crowded {
 				t.Errorf("got %v", r[0].failure)
 			}
+			leave(shares, ctx.Err() == context.DeadlineExceeded)
 			cancel()
 		}
 		if n := s.status.copy().failures["busy"]; n != 1 {
@@ -2333,7 +2340,10 @@ func TestHungSource(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			go p.await(ctx, shares)
+			go func() {
+				await(ctx, shares)
+				leave(shares, false)
+			}()
 			synctest.Wait()
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -2464,12 +2474,13 @@ func httpGet(t testing.TB, url string) string {
 	t.Helper()
 	resp, err := http.Get(url)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
+		return ""
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
-		t.Fatal(err)
+		t.Error(err)
 	}
 	return string(body)
 }
@@ -2524,6 +2535,7 @@ func TestBadFlags(t *testing.T) {
 		{"--exec c=x_{y} --exec d=x --path /a", []string{"--exec c: the command itself"}},
 		{src + " --log.level loud --log.format xml --web.listen-address 99999", []string{"--log.level loud", "--log.format xml", "--web.listen-address 99999: an address"}},
 		{src + " --bogus --also=x word --timeout", []string{"no flag --bogus", "no flag --also", "argument 4 is no flag", "--timeout needs a value"}},
+		{src + " --log-level debug --timeout 400d --interval pg:1ms", []string{"no flag --log-level", "--timeout 400d: a duration", "--interval pg:1ms: 100ms is the least"}},
 		{src + " ---x --once=maybe --", []string{"no flag ---x", "--once takes no value", "no flag --;"}},
 		{src + " --path /.. --path /a/../b --path /a?b --path /%61 --path /é", []string{"--path /..:", "--path /a/../b:", "--path /a?b:", "--path /%61:", "--path /é:"}},
 		{src + " --web.tls-cert-file x --web.basic-auth-file a --web.basic-auth-file b", []string{"belong together", "--web.basic-auth-file b: one file"}},
@@ -2579,7 +2591,7 @@ func TestScopes(t *testing.T) {
 func TestDurations(t *testing.T) {
 	for text, want := range map[string]time.Duration{
 		"10s": 10 * time.Second, "1h30m": 90 * time.Minute, "2d": 48 * time.Hour, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, "0": 0,
-		"": -1, "5": -1, "-1s": -1, "d": -1, "1d1d": -1, "NaNd": -1, "1e300d": -1, "200000d": -1, "1d-1h": -1,
+		"": -1, "5": -1, "-1s": -1, "d": -1, "1d1d": -1, "NaNd": -1, "1e300d": -1, "367d": -1, "1d-1h": -1,
 	} {
 		d, err := parseDuration(text, false)
 		if (err != nil) != (want < 0) || err == nil && d != want {
@@ -2670,8 +2682,11 @@ func startIn(t *testing.T, wrapper []string, args ...string) *started {
 		s.Args = append(wrapper, s.Args...)
 		s.Path = wrapper[0]
 	}
-	r, w := io.Pipe()
-	s.Stderr = io.MultiWriter(s.log, w)
+	out, err := s.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := io.TeeReader(out, s.log)
 	if err := s.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -3178,7 +3193,7 @@ func TestHashes(t *testing.T) {
 
 // TestHashPassword prints what a password file takes.
 func TestHashPassword(t *testing.T) {
-	for _, input := range []string{"correct horse", "correct horse\n", "correct horse\r\n"} {
+	for _, input := range []string{"correct horse", "correct horse\n", "correct horse\r\nmore"} {
 		cmd := programCommand("--hash-password")
 		cmd.Stdin = strings.NewReader(input)
 		out, err := cmd.Output()
@@ -3194,7 +3209,7 @@ func TestHashPassword(t *testing.T) {
 			t.Errorf("%q: %d", out, code)
 		}
 	}
-	for _, input := range []string{"", "\n", "a\nb", strings.Repeat("x", 5000)} {
+	for _, input := range []string{"", "\n", "\na", strings.Repeat("x", 5000)} {
 		cmd := programCommand("--hash-password")
 		cmd.Stdin = strings.NewReader(input)
 		if out, err := cmd.CombinedOutput(); exitCode(err) != 1 || !strings.Contains(string(out), "reads one line") {
@@ -3549,53 +3564,108 @@ func TestSlowClients(t *testing.T) {
 }
 
 // TestPages lets eight pages be alive, shared by who would get the same, compressed
-// once. One more cuts off the readers of the oldest.
+// once. Who needs one more waits until a page is closed, or the readers of the oldest
+// had their time and are cut off.
 func TestPages(t *testing.T) {
-	p, _ := newTestProgram(t, backup)
-	var all []*sharedPage
-	open := func(r *result) *sharedPage {
-		r.use()
-		return p.pages.open(p.sources, []*result{r}, false, func() *page { return p.render(p.sources, []*result{r}, false) })
-	}
-	for range 8 {
-		r := &result{}
-		sp, again := open(r), open(r)
-		if sp != again || &sp.zipped()[0] != &again.zipped()[0] || sp.page() != again.page() {
-			t.Fatal("two who would get the same have two pages")
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup)
+		open := func(ctx context.Context, r *result) *sharedPage {
+			return p.pages.open(ctx, p.sources, false, func() []*result { r.use(); return []*result{r} }, p.render)
 		}
-		all = append(all, sp)
-	}
-	for _, sp := range all {
-		if sp.ctx.Err() != nil {
-			t.Error("one of eight pages is cut off")
+		var all []*sharedPage
+		for range 8 {
+			r := &result{}
+			sp, again := open(t.Context(), r), open(t.Context(), r)
+			if sp != again || &sp.zipped()[0] != &again.zipped()[0] || sp.page() != again.page() {
+				t.Fatal("two who would get the same have two pages")
+			}
+			all = append(all, sp)
 		}
-	}
-	ninth := open(&result{})
-	if all[0].ctx.Err() == nil || all[1].ctx.Err() != nil || ninth.ctx.Err() != nil {
-		t.Error("the ninth page does not cut off the oldest, and that alone")
-	}
-	p.pages.close(all[1])
-	if all[1].ctx.Err() != nil {
-		t.Error("a page with a reader left is dropped")
-	}
-	p.pages.close(all[1])
-	if len(p.pages.alive) != 7 {
-		t.Errorf("%d pages are alive, want 7", len(p.pages.alive))
-	}
-	late := open(&result{})
-	p.pages.turn <- struct{}{} // somebody renders
-	var got any
-	var waiting sync.WaitGroup
-	waiting.Go(func() {
-		defer func() { got = recover() }()
-		late.page()
+		ninth, opened := (*sharedPage)(nil), time.Time{}
+		next := &result{}
+		go func() {
+			ninth = open(t.Context(), next)
+			opened = time.Now()
+		}()
+		left, leave := context.WithCancel(t.Context())
+		leave()
+		if open(left, &result{}) != nil {
+			t.Error("who has left gets a page")
+		}
+		time.Sleep(time.Hour)
+		if ninth != nil || all[0].ctx.Err() != nil {
+			t.Error("a page that nobody reads yet is cut off")
+		}
+		p.pages.begin(all[1])
+		begin := time.Now()
+		time.Sleep(time.Hour)
+		if all[1].ctx.Err() == nil || all[0].ctx.Err() != nil || ninth == nil || opened.Sub(begin) > time.Second {
+			t.Errorf("the ninth page came after %v", opened.Sub(begin))
+		}
+		go func() { ninth = open(t.Context(), &result{}) }()
+		p.pages.close(all[0])
+		synctest.Wait()
+		if ninth.results[0] != next {
+			t.Error("a page is dropped though a reader is left")
+		}
+		p.pages.close(all[0])
+		synctest.Wait()
+		if ninth.results[0] == next || len(p.pages.alive) != 8 {
+			t.Error("a closed page makes no room")
+		}
+		p.pages.turn <- struct{}{} // somebody renders
+		var got any
+		go func() {
+			defer func() { got = recover() }()
+			ninth.page()
+		}()
+		ninth.cut()
+		<-p.pages.turn
+		synctest.Wait()
+		if got != http.ErrAbortHandler {
+			t.Errorf("a page is rendered for readers who were cut off: %v", got)
+		}
 	})
-	late.cut()
-	<-p.pages.turn
-	waiting.Wait()
-	if got != http.ErrAbortHandler {
-		t.Errorf("a page is rendered for readers who were cut off: %v", got)
+}
+
+// TestManyScrapers serves whole pages to more scrapers at once than there are pages.
+func TestManyScrapers(t *testing.T) {
+	p, _ := newTestProgram(t, backup, "--file", "node=testdata/scrapes/node_exporter.prom")
+	url := "http://" + serve(t, p) + "/metrics"
+	var scrapers sync.WaitGroup
+	for range 40 {
+		scrapers.Go(func() {
+			for range 10 {
+				if page := httpGet(t, url); !strings.Contains(page, "backup_size_bytes") || !strings.HasSuffix(page, "\n") {
+					t.Errorf("got %d bytes", len(page))
+				}
+			}
+		})
 	}
+	scrapers.Wait()
+}
+
+// TestBuffersInUse gives a buffer back with the last who has its result, and not before.
+func TestBuffersInUse(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", string(generate(10, 10))))
+	back := func(when string, want int) {
+		t.Helper()
+		if got := len(p.sources[0].spares.bodies); got != want {
+			t.Errorf("%s: %d buffers came back, want %d", when, got, want)
+		}
+	}
+	shares, _ := p.ask(p.sources, nil)
+	await(t.Context(), shares)
+	open := func() *sharedPage {
+		return p.pages.open(t.Context(), p.sources, false, func() []*result { return take(shares) }, p.render)
+	}
+	first, second := open(), open()
+	leave(shares, false)
+	back("two read", 0)
+	p.pages.close(first)
+	back("one reads", 0)
+	p.pages.close(second)
+	back("all have left", 1)
 }
 
 // TestConnections has room for so many connections. One more closes that which has been
@@ -4423,7 +4493,7 @@ func BenchmarkFloodMemory(b *testing.B) {
 	}
 	for b.Loop() {
 		before := memory()
-		ctx, leave := context.WithCancel(context.Background())
+		ctx, cancel := context.WithCancel(context.Background())
 		var left sync.WaitGroup
 		var joined sync.WaitGroup
 		for range scrapes {
@@ -4431,12 +4501,13 @@ func BenchmarkFloodMemory(b *testing.B) {
 			left.Go(func() {
 				shares, _ := p.ask(p.sources, nil)
 				joined.Done()
-				p.await(ctx, shares)
+				await(ctx, shares)
+				leave(shares, false)
 			})
 		}
 		joined.Wait()
 		b.ReportMetric(float64(memory()-before)/scrapes, "B/scrape")
-		leave()
+		cancel()
 		left.Wait()
 	}
 	close(release)

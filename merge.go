@@ -1,7 +1,7 @@
 // This file turns bodies into one valid exposition.
 //
 // read labels the lines of one body and sorts them by metric family into an
-// exposition, which never changes again. merge puts any number of expositions
+// exposition, which does not change while anybody has it. merge puts any number of expositions
 // on one page. It works on families and refers to their lines as ranges of
 // bytes: its work grows with the families, not with the samples.
 
@@ -11,6 +11,7 @@ import (
 	"bytes"
 	"cmp"
 	"errors"
+	"fmt"
 	"hash/maphash"
 	"io"
 	"math"
@@ -20,9 +21,12 @@ import (
 	"unicode/utf8"
 )
 
-// errTooLarge is the failure of a body that is longer than --max-bytes, or of
-// which more than four times that would have to be held.
-var errTooLarge = errors.New("larger than --max-bytes allows")
+// Failures of a body that is longer than --max-bytes, and of one of which more than
+// four times that would have to be held.
+var (
+	errTooLarge = errors.New("larger than --max-bytes allows")
+	errTooMuch  = fmt.Errorf("so many metric families that they would take four times --max-bytes in memory: %w", errTooLarge)
+)
 
 // span is a range of an exposition's buf.
 type span struct{ from, to uint32 }
@@ -42,14 +46,17 @@ type family struct {
 const familySize = 128
 
 // exposition is one body with its labels added, its families in the order of
-// their names. It is immutable, so that scrapes can share it.
+// their names. It does not change while anybody has it, so that scrapes can share it.
 type exposition struct {
 	buf      []byte // names, HELP texts and lines of the families
 	families []family
 	samples  int
 	telling  bool // its labels tell its series from those of all other bodies
 	quoted   bool // some of its families are
-	escaped  bool // its series may have fallen together where quotes were given up
+	escaped  bool // its names had quotes, so others may have its series, too
+
+	dropped   int      // samples left out because without quotes another series is the same
+	repeating []string // families that those were of
 }
 
 // text returns a range of the exposition.
@@ -88,6 +95,9 @@ type reader struct {
 	taken  [][]byte       // names given to labels of the sample under way
 	bare   bool           // write underscores for what needs quotes
 	given  map[string]int // bare names of its labels, with how many wanted each
+
+	hash    *hasher
+	origins map[[2]uint64][2]uint64 // by bare series, of which series it is
 }
 
 // read takes a body whole, or fails; it may be OpenMetrics. It takes its buffers from
@@ -129,7 +139,7 @@ func (r *reader) read(limit int) error {
 			r.typ()
 		}
 		if r.e.held() > limit {
-			return errTooLarge
+			return errTooMuch
 		}
 		if cap(r.e.buf)-len(r.e.buf) < 1<<10 {
 			r.grow(limit)
@@ -427,7 +437,7 @@ func (e *exposition) regroup(limit int) error {
 		return nil
 	}
 	if len(e.buf)+e.held() > limit {
-		return errTooLarge
+		return errTooMuch
 	}
 	e.adopt()
 	whole := exposition{buf: make([]byte, 0, len(e.buf))}
@@ -455,6 +465,7 @@ func (e *exposition) unquoted() []*exposition {
 	}
 	rest := &exposition{buf: e.buf, telling: e.telling}
 	r := reader{e: &exposition{telling: e.telling, escaped: true}, added: &addedLabels{}, bare: true}
+	r.hash, r.origins = newHasher(), map[[2]uint64][2]uint64{}
 	for _, f := range e.families {
 		if f.quoted {
 			r.rewrite(e, f)
@@ -479,9 +490,31 @@ func (r *reader) rewrite(from *exposition, f family) {
 		if !bytes.Equal(r.p.name, name) {
 			name, bare = r.p.name, underscores(r.p.name)
 		}
+		series := r.hash.series(&r.p)
+		before := r.last().lines.to
 		r.p.name = bare
 		r.sample()
+		r.distinguish(series, before)
 	}
+}
+
+// distinguish takes the last sample back if, without quotes, it is of the same series
+// as one of another series was. The line before it ends at before.
+func (r *reader) distinguish(series [2]uint64, before uint32) {
+	f := r.last()
+	line := span{max(before, f.lines.from), f.lines.to}
+	text := r.e.text(line)
+	p := parser{buf: text, end: len(text), eof: true}
+	p.next()
+	bare := r.hash.series(&p)
+	if first, there := r.origins[bare]; there && first != series {
+		r.e.buf, f.lines.to = r.e.buf[:line.from], line.from
+		r.e.samples--
+		r.e.dropped++
+		r.e.repeating = append(r.e.repeating, string(r.e.text(f.name)))
+		return
+	}
+	r.origins[bare] = series
 }
 
 // sort sorts the families by name, and those of one name as they came.
@@ -644,6 +677,10 @@ func merge(bodies []*exposition) *page {
 		groups = sorted(settle(parts, v))
 	}
 	pg := &page{conflicts: v.conflicts()}
+	for _, e := range bodies {
+		pg.duplicates += e.dropped
+		pg.repeating = append(pg.repeating, slices.Compact(e.repeating)...)
+	}
 	for _, g := range groups {
 		pg.addFamily(g)
 	}
@@ -861,33 +898,28 @@ func (pg *page) flush() {
 	}
 }
 
-// mayRepeat reports whether the family may have the same series twice by way of
-// two bodies, or of names that lost their quotes.
+// mayRepeat reports whether two bodies may have the same series in the family.
 func (g group) mayRepeat() bool {
-	untold := func(p part) bool { return !p.body.telling }
-	escaped := func(p part) bool { return p.body.escaped }
-	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold) || slices.ContainsFunc(g, escaped)
+	untold := func(p part) bool { return !p.body.telling || p.body.escaped }
+	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
 }
 
 // addDistinct adds the samples of a family but for those whose series an earlier
-// body has. Series are told apart by 128 bits of keyed hash: of a million, two
-// share one with a probability of 10⁻²⁷.
+// body has.
 func (pg *page) addDistinct(g group) {
-	seeds := [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}
+	hash := newHasher()
 	before := pg.duplicates
 	ranks := map[[2]uint64]int32{} // of the first body that has the series
-	var key []byte
 	for _, part := range g {
 		lines := part.text(part.lines)
 		p := parser{buf: lines, end: len(lines), eof: true}
 		kept := 0
 		for p.next() {
-			key = p.appendSeries(key[:0])
-			sum := [2]uint64{maphash.Bytes(seeds[0], key), maphash.Bytes(seeds[1], key)}
-			rank, there := ranks[sum]
+			series := hash.series(&p)
+			rank, there := ranks[series]
 			if !there {
-				ranks[sum] = part.rank
-			} else if rank != part.rank || part.body.escaped {
+				ranks[series] = part.rank
+			} else if rank != part.rank {
 				pg.addLines(lines[kept:p.start])
 				pg.duplicates++
 				kept = p.pos
@@ -898,6 +930,24 @@ func (pg *page) addDistinct(g group) {
 	if pg.duplicates > before {
 		pg.repeating = append(pg.repeating, string(g.name()))
 	}
+}
+
+// hasher tells series apart by 128 bits of keyed hash: of a million, two share one
+// with a probability of 10⁻²⁷.
+type hasher struct {
+	seeds [2]maphash.Seed
+	key   []byte
+}
+
+// newHasher returns one with keys of its own.
+func newHasher() *hasher {
+	return &hasher{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
+}
+
+// series hashes the series of the parser's sample.
+func (h *hasher) series(p *parser) [2]uint64 {
+	h.key = p.appendSeries(h.key[:0])
+	return [2]uint64{maphash.Bytes(h.seeds[0], h.key), maphash.Bytes(h.seeds[1], h.key)}
 }
 
 // appendSeries appends a spelling of the sample's series that does not depend

@@ -378,7 +378,7 @@ func (p *parser) model(i int) *model { return &p.models[int(p.buf[i])%len(p.mode
 // become makes the model, which stands there, one of the sample that stands here,
 // and reports whether it could; half done, it is no model any more.
 func (m *model) become(here, there []byte) bool {
-	i := common(here, there)
+	i := common(here[:min(len(here), m.end+7)], there) // no further: lines may repeat to the body's end
 	for j := i; i < m.end; {
 		end, was := m.adopt(here, i)
 		if end < 0 {
@@ -388,7 +388,7 @@ func (m *model) become(here, there []byte) bool {
 			return end < len(here) && here[end] == '}'
 		}
 		j += was - i
-		n := common(here[end:], there[j:])
+		n := common(here[end:min(len(here), m.end+7)], there[j:])
 		i, j = end+n, j+n
 	}
 	return true
