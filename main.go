@@ -1682,7 +1682,7 @@ func required(sources []*source, results []*result) []string {
 type pages struct {
 	mu    sync.Mutex // guards alive, and the readers and the time of each page
 	alive []*sharedPage
-	freed sync.Cond     // waits for a page to be closed, or to be old enough to be cut off
+	freed sync.Cond     // waits for a page to be made, to be closed, or to be old enough to be cut off
 	turn  chan struct{} // has room for the one who renders or compresses
 
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
@@ -1710,8 +1710,9 @@ type sharedPage struct {
 }
 
 // open returns the page of what take returns, which render makes if nobody has it yet.
-// It waits until there is room for a page, and only then takes: so scrapes that wait
-// hold nothing and end up with one page. It returns nil if the client has left.
+// It waits until there is room for a page and no other is in the making, and only then
+// takes: so scrapes that wait hold nothing and end up with one page. It returns nil if
+// the client has left.
 func (ps *pages) open(client context.Context, sources []*source, quotes bool, take func() []*result, render func([]*source, []*result, bool) *page) *sharedPage {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -1723,7 +1724,8 @@ func (ps *pages) open(client context.Context, sources []*source, quotes bool, ta
 			ps.alive[i].readers++
 			return ps.alive[i]
 		}
-		if len(ps.alive) < maxPages || ps.cutOldest() {
+		inMaking := func(sp *sharedPage) bool { return sp.sent.IsZero() }
+		if !slices.ContainsFunc(ps.alive, inMaking) && (len(ps.alive) < maxPages || ps.cutOldest()) {
 			ps.add(sp, render)
 			return sp
 		}
@@ -1742,7 +1744,7 @@ func (sp *sharedPage) same(other *sharedPage) bool {
 // have had their time.
 func (ps *pages) cutOldest() bool {
 	for i, sp := range ps.alive {
-		if !sp.sent.IsZero() && time.Since(sp.sent) >= readTime {
+		if time.Since(sp.sent) >= readTime {
 			sp.cut()
 			ps.alive = slices.Delete(ps.alive, i, i+1)
 			return true
@@ -1784,6 +1786,7 @@ func (ps *pages) begin(sp *sharedPage) {
 	defer ps.mu.Unlock()
 	if sp.sent.IsZero() {
 		sp.sent = time.Now()
+		ps.freed.Broadcast()
 	}
 }
 
