@@ -1587,9 +1587,11 @@ func TestKeptResultsMakeRoom(t *testing.T) {
 			s.leave(tk, false)
 			time.Sleep(time.Second)
 		}
+		s.waterfall.mu.Lock()
 		if n := len(s.keys); n != 16 || s.keys["39"] == nil || s.keys["23"] != nil {
 			t.Errorf("%d results are kept", n)
 		}
+		s.waterfall.mu.Unlock()
 		time.Sleep(2 * time.Hour)
 		s.empty(t)
 	})
@@ -3575,6 +3577,13 @@ func TestPages(t *testing.T) {
 		open := func(ctx context.Context, r *result) *sharedPage {
 			return p.pages.open(ctx, p.sources, false, func() []*result { r.use(); return []*result{r} }, p.render)
 		}
+		read := func(pages []*sharedPage) { // from now on
+			p.pages.mu.Lock()
+			defer p.pages.mu.Unlock()
+			for _, sp := range pages {
+				sp.sent = time.Now()
+			}
+		}
 		var all []*sharedPage
 		for range 8 {
 			r := &result{}
@@ -3589,6 +3598,7 @@ func TestPages(t *testing.T) {
 			var next *sharedPage
 			go func() { next = open(t.Context(), &result{}) }()
 			time.Sleep(time.Hour)
+			synctest.Wait()
 			if next != nil {
 				t.Error("a page is made while another is in the making")
 			}
@@ -3608,22 +3618,20 @@ func TestPages(t *testing.T) {
 			t.Error("who has left gets a page")
 		}
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if ninth != nil || all[0].ctx.Err() != nil {
 			t.Error("a page is cut off for one that cannot be made yet")
 		}
-		for _, sp := range all[:7] {
-			sp.sent = time.Now()
-		}
+		read(all[:7])
 		p.pages.begin(all[7])
 		begin := time.Now()
 		time.Sleep(time.Hour)
+		synctest.Wait()
 		if all[0].ctx.Err() == nil || all[1].ctx.Err() != nil || ninth == nil || opened.Sub(begin) != readTime {
 			t.Errorf("the ninth page came after %v", opened.Sub(begin))
 		}
 		p.pages.begin(ninth)
-		for _, sp := range p.pages.alive {
-			sp.sent = time.Now()
-		}
+		read(p.pages.alive)
 		go func() { ninth = open(t.Context(), &result{}) }()
 		p.pages.close(all[1])
 		synctest.Wait()
