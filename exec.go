@@ -4,7 +4,8 @@
 // A waterfall gives each scrape a ticket for a fetch that is waiting or running
 // anyway, or queues one. Scrapes that give up hand their tickets back; a fetch
 // without tickets is cancelled. Results stay with the waterfall: a ticket only
-// keeps the newest of its key from being dropped.
+// keeps the newest of its key from being dropped. Who takes a result gives it back,
+// so that its buffers can be used again.
 
 package main
 
@@ -39,69 +40,22 @@ type result struct {
 	end     time.Time
 
 	users  atomic.Int32 // who have it: its waterfall, scrapes and pages
-	spares *spares      // where its buffers go when nobody has it any more
+	spares *spares      // where its buffers go when nobody has it any more; nil if it has none
 }
 
 // use notes one more who has the result. The caller knows one who has it still.
-func (r *result) use() { r.users.Add(1) }
+func (r *result) use() {
+	if r.spares != nil {
+		r.users.Add(1)
+	}
+}
 
 // release gives the result back. With the last who had it, its buffers are used
 // again. Who forgets to leaves them to the garbage collector.
 func (r *result) release() {
-	if r.users.Add(-1) == 0 {
+	if r.spares != nil && r.users.Add(-1) == 0 {
 		for _, e := range r.bodies {
 			r.spares.keep(e.buf)
-		}
-	}
-}
-
-// spares are the buffers of a source that are not in use, so that the next body needs
-// no new memory, which takes longer to come by than to fill.
-type spares struct {
-	bodies  pool         // for expositions; nil if a fetch may bring many
-	windows pool         // for parsers
-	size    atomic.Int64 // that the next exposition is likely to have, in bytes
-}
-
-// keep keeps the buffer of an exposition, unless most of it was not used.
-func (s *spares) keep(buf []byte) {
-	if s == nil || s.bodies == nil {
-		return
-	}
-	s.size.Store(int64(len(buf) + len(buf)/16))
-	if len(buf) >= cap(buf)/4 {
-		s.bodies.put(buf)
-	}
-}
-
-// pool keeps as many buffers as the channel takes, none if it is nil.
-type pool chan []byte
-
-// get returns a buffer, a new one of the size if none is there.
-func (p pool) get(size int) []byte {
-	select {
-	case buf := <-p:
-		return buf[:0]
-	default:
-		return make([]byte, 0, size)
-	}
-}
-
-// put keeps a buffer, if there is room.
-func (p pool) put(buf []byte) {
-	select {
-	case p <- buf:
-	default:
-	}
-}
-
-// drop gives all buffers to the garbage collector.
-func (p pool) drop() {
-	for {
-		select {
-		case <-p:
-		default:
-			return
 		}
 	}
 }

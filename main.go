@@ -1237,8 +1237,8 @@ type program struct {
 	started     time.Time
 	pages       pages
 	connections connections
-	refused     atomic.Uint64 // requests without a right password or certificate
-	quiet       *time.Timer   // runs rest
+	refusals    atomic.Uint64 // requests without a right password or certificate
+	idle        *time.Timer   // runs freeMemory
 
 	stopping context.Context // done when scrapes have to do with what is there
 	stop     context.CancelFunc
@@ -1253,8 +1253,8 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
 	p.pages.freed.L = &p.pages.mu
 	p.pages.zipped, p.pages.turn = make(pool, 1), make(chan struct{}, 1)
-	p.quiet = time.AfterFunc(quiet, p.rest)
-	p.quiet.Stop() // until there is a large page
+	p.idle = time.AfterFunc(idleTime, p.freeMemory)
+	p.idle.Stop() // until there is a large page
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {
@@ -1487,7 +1487,7 @@ func (p *program) recoverPanic() {
 // and counts it.
 func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	if p.tls.clients && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
-		p.refused.Add(1)
+		p.refusals.Add(1)
 		http.Error(w, "a client certificate is needed", http.StatusForbidden)
 		return false
 	}
@@ -1508,7 +1508,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		http.Error(w, "too many passwords are being checked", code)
 	}
 	if code != http.StatusOK {
-		p.refused.Add(1)
+		p.refusals.Add(1)
 	}
 	return code == http.StatusOK
 }
@@ -1548,7 +1548,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		return
 	}
 	if shared.page().size > 1<<20 {
-		p.quiet.Reset(quiet)
+		p.idle.Reset(idleTime)
 	}
 	p.send(w, r, shared)
 }
@@ -1650,7 +1650,6 @@ func take(shares []share) []*result {
 			results[i] = sh.source.take(sh.ticket)
 		} else {
 			results[i] = refused
-			refused.use()
 		}
 	}
 	return results
@@ -1769,12 +1768,12 @@ func (ps *pages) wait(client context.Context) {
 func (ps *pages) add(sp *sharedPage, render func([]*source, []*result, bool) *page) {
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	sp.page = sync.OnceValue(func() (pg *page) {
-		ps.alone(sp, func() { pg = render(sp.sources, sp.results, sp.quoted) })
+		ps.exclusively(sp, func() { pg = render(sp.sources, sp.results, sp.quoted) })
 		return pg
 	})
 	sp.zipped = sync.OnceValue(func() []byte {
 		pg := sp.page() // in a turn of its own
-		ps.alone(sp, func() { sp.buf = ps.zip(pg) })
+		ps.exclusively(sp, func() { sp.buf = ps.zip(pg) })
 		return sp.buf
 	})
 	ps.alive = append(ps.alive, sp)
@@ -1790,9 +1789,9 @@ func (ps *pages) begin(sp *sharedPage) {
 	}
 }
 
-// alone runs what takes much memory for a page, unless its readers were cut off
+// exclusively runs what takes much memory for a page, unless its readers were cut off
 // before its turn came.
-func (ps *pages) alone(sp *sharedPage, do func()) {
+func (ps *pages) exclusively(sp *sharedPage, do func()) {
 	ps.turn <- struct{}{}
 	defer func() { <-ps.turn }()
 	if sp.ctx.Err() != nil {
@@ -1840,11 +1839,11 @@ func (ps *pages) zip(pg *page) []byte {
 	return out.Bytes()
 }
 
-// quiet is how long after a large page the memory it took is given back.
-const quiet = 30 * time.Second
+// idleTime is how long after a large page the memory it took is given back.
+const idleTime = 30 * time.Second
 
-// rest gives memory back to the system.
-func (p *program) rest() {
+// freeMemory gives memory back to the system.
+func (p *program) freeMemory() {
 	for _, s := range p.sources {
 		s.spares.bodies.drop()
 		s.spares.windows.drop()
@@ -2098,7 +2097,7 @@ func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
 	}
 
 	if p.tls.clients || p.passwords != nil {
-		one(ownName+"_requests_refused_total", "counter", "Requests without a right password or client certificate.", float64(p.refused.Load()))
+		one(ownName+"_requests_refused_total", "counter", "Requests without a right password or client certificate.", float64(p.refusals.Load()))
 	}
 
 	var mem runtime.MemStats

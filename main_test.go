@@ -2319,7 +2319,7 @@ func TestBuffersAreUsedAgain(t *testing.T) {
 	if s.spares.size.Load() == 0 || len(s.spares.bodies) == 0 || len(s.spares.windows) == 0 {
 		t.Error("no buffer came back")
 	}
-	p.rest()
+	p.freeMemory()
 	if len(s.spares.bodies) != 0 || len(s.spares.windows) != 0 {
 		t.Error("a buffer is kept though all is quiet")
 	}
@@ -2687,28 +2687,35 @@ func startIn(t *testing.T, wrapper []string, args ...string) *started {
 		s.Args = append(wrapper, s.Args...)
 		s.Path = wrapper[0]
 	}
-	out, err := s.StderrPipe()
+	s.url = startListening(t, s.Cmd, s.log)
+	return s
+}
+
+// startListening starts a command that says where it listens, and returns that.
+func startListening(t testing.TB, cmd *exec.Cmd, log io.Writer) (url string) {
+	t.Helper()
+	out, err := cmd.StderrPipe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := io.TeeReader(out, s.log)
-	if err := s.Start(); err != nil {
+	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		s.Process.Kill()
-		s.Wait()
+		cmd.Process.Kill()
+		cmd.Wait()
 	})
-	lines := bufio.NewScanner(r)
+	said := io.TeeReader(out, log)
+	lines := bufio.NewScanner(said)
 	for lines.Scan() {
 		if _, rest, ok := strings.Cut(lines.Text(), "msg=listening address=127."); ok {
 			addr, _, _ := strings.Cut(rest, " ")
-			s.url = "http://127." + addr
-			break
+			go io.Copy(io.Discard, said)
+			return "http://127." + addr
 		}
 	}
-	go io.Copy(io.Discard, r)
-	return s
+	t.Fatal("it does not listen")
+	return ""
 }
 
 // TestEmptyRoot runs the program and a command, itself once more, in a root that
@@ -4248,8 +4255,7 @@ var built = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// startBuilt starts the built program, or the test binary as a proxy, and returns its
-// process and where it listens.
+// startBuilt starts the built program, and returns its process and where it listens.
 func startBuilt(b *testing.B, args ...string) (*os.Process, string) {
 	b.Helper()
 	path, err := built()
@@ -4257,33 +4263,8 @@ func startBuilt(b *testing.B, args ...string) (*os.Process, string) {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(path, append(args, "--web.listen-address", "127.0.0.1:0")...)
-	return startListening(b, cmd)
-}
-
-// startListening starts a command that says where it listens.
-func startListening(b *testing.B, cmd *exec.Cmd) (*os.Process, string) {
-	b.Helper()
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if _, rest, ok := strings.Cut(lines.Text(), "msg=listening address="); ok {
-			addr, _, _ := strings.Cut(rest, " ")
-			go io.Copy(io.Discard, out)
-			return cmd.Process, "http://" + addr
-		}
-	}
-	b.Fatal("it does not listen")
-	return nil, ""
+	url := startListening(b, cmd, io.Discard)
+	return cmd.Process, url
 }
 
 // cpuTime returns the time that a process has spent, and its peak and present memory
@@ -4387,8 +4368,8 @@ func BenchmarkProgram(b *testing.B) {
 func BenchmarkProxy(b *testing.B) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "RUN_AS_PROXY="+exporters(b, 100))
-	process, addr := startListening(b, cmd)
-	load(b, process, addr, "identity", 1)
+	url := startListening(b, cmd, io.Discard)
+	load(b, cmd.Process, url, "identity", 1)
 }
 
 // runAsProxy is a program that passes on what is at a URL.

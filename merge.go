@@ -18,6 +18,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"unicode/utf8"
 )
 
@@ -117,6 +118,57 @@ func read(src io.Reader, openMetrics bool, added *addedLabels, spares *spares, l
 		return nil, err
 	}
 	return r.e, nil
+}
+
+// spares are the buffers of a source that are not in use, so that the next body needs
+// no new memory, which takes longer to come by than to fill.
+type spares struct {
+	bodies  pool         // for expositions; nil if a fetch may bring many
+	windows pool         // for parsers
+	size    atomic.Int64 // that the next exposition is likely to have, in bytes
+}
+
+// keep keeps the buffer of an exposition, unless most of it was not used.
+func (s *spares) keep(buf []byte) {
+	if s.bodies == nil {
+		return
+	}
+	s.size.Store(int64(len(buf) + len(buf)/16))
+	if len(buf) >= cap(buf)/4 {
+		s.bodies.put(buf)
+	}
+}
+
+// pool keeps as many buffers as the channel takes, none if it is nil.
+type pool chan []byte
+
+// get returns a buffer, a new one of the size if none is there.
+func (p pool) get(size int) []byte {
+	select {
+	case buf := <-p:
+		return buf[:0]
+	default:
+		return make([]byte, 0, size)
+	}
+}
+
+// put keeps a buffer, if there is room.
+func (p pool) put(buf []byte) {
+	select {
+	case p <- buf:
+	default:
+	}
+}
+
+// drop gives all buffers to the garbage collector.
+func (p pool) drop() {
+	for {
+		select {
+		case <-p:
+		default:
+			return
+		}
+	}
 }
 
 // readText takes a body that is there already, and ends in a newline.
@@ -441,13 +493,8 @@ func (e *exposition) regroup(limit int) error {
 	}
 	e.adopt()
 	whole := exposition{buf: make([]byte, 0, len(e.buf))}
-	for rest := e.families; len(rest) > 0; {
-		n := 1
-		for n < len(rest) && bytes.Equal(e.text(rest[n].name), e.text(rest[0].name)) {
-			n++
-		}
-		whole.join(e, rest[:n])
-		rest = rest[n:]
+	for _, g := range groupsOf(gather([]*exposition{e})) {
+		whole.join(g)
 	}
 	e.buf, e.families = whole.buf, whole.families
 	return nil
@@ -585,20 +632,19 @@ func (f *family) fold(e *exposition) {
 
 // join appends the pieces of one family that another exposition holds: the
 // first HELP text, the type, and all lines. Without lines there is no family.
-func (e *exposition) join(from *exposition, pieces []family) {
-	f := family{name: e.copy(from.text(pieces[0].name))}
+func (e *exposition) join(pieces group) {
+	f := family{name: e.copy(pieces.name()), metricType: pieces.metricType()}
 	for _, piece := range pieces {
 		if f.help.from == f.help.to {
-			f.help = e.copy(from.text(piece.help))
+			f.help = e.copy(piece.text(piece.help))
 		}
-		f.metricType = f.metricType.with(piece.metricType)
 		f.quoted = f.quoted || piece.quoted
 		f.noHistogram = f.noHistogram || piece.noHistogram
 		f.noSummary = f.noSummary || piece.noSummary
 	}
 	f.lines.from = uint32(len(e.buf))
 	for _, piece := range pieces {
-		e.copy(from.text(piece.lines))
+		e.copy(piece.text(piece.lines))
 	}
 	if f.lines.to = uint32(len(e.buf)); f.lines.from < f.lines.to {
 		e.families = append(e.families, f)
@@ -671,10 +717,10 @@ func (g group) contradicts(t metricType) bool {
 // samples of each in the order of the bodies.
 func merge(bodies []*exposition) *page {
 	parts := gather(bodies)
-	groups := sorted(parts)
+	groups := groupsOf(parts)
 	v := judge(groups)
 	if len(v) > 0 {
-		groups = sorted(settle(parts, v))
+		groups = groupsOf(settle(parts, v))
 	}
 	pg := &page{conflicts: v.conflicts()}
 	for _, e := range bodies {
@@ -703,8 +749,8 @@ func gather(bodies []*exposition) []part {
 	return parts
 }
 
-// sorted sorts parts by name, and puts those of one name into a group.
-func sorted(parts []part) []group {
+// groupsOf sorts parts by name, and puts those of one name into a group.
+func groupsOf(parts []part) []group {
 	slices.SortFunc(parts, func(a, b part) int {
 		if c := bytes.Compare(a.text(a.name), b.text(b.name)); c != 0 {
 			return c
@@ -740,14 +786,16 @@ func judge(groups []group) verdicts {
 	v := verdicts{}
 	for _, g := range groups {
 		t := g.metricType()
-		claimed := claimed(groups, g)
-		typed := func(g group) bool { return g.metricType() != untyped }
-		contradicts := func(g group) bool { return g.contradicts(t) }
-		if t == conflicting || contradicts(g) || slices.ContainsFunc(claimed, typed) || slices.ContainsFunc(claimed, contradicts) {
+		below := claimed(groups, g)
+		clash := t == conflicting || g.contradicts(t)
+		for _, c := range below {
+			clash = clash || c.metricType() != untyped || c.contradicts(t)
+		}
+		if clash {
 			v[string(g.name())] = split
 		}
-		for _, c := range claimed {
-			if typed(c) {
+		for _, c := range below {
+			if c.metricType() != untyped {
 				v[string(c.name())] = split
 			} else if v[string(g.name())] != split {
 				v[string(c.name())] = fold
@@ -816,7 +864,7 @@ func (p *part) split() []part {
 		if i < 0 {
 			i = len(all)
 			e := &exposition{telling: p.body.telling, escaped: p.body.escaped}
-			f := &family{name: e.copy(name), quoted: p.quoted}
+			f := &family{name: e.copy(name)}
 			if bytes.Equal(name, p.text(p.name)) {
 				f.help = e.copy(p.text(p.help))
 			}

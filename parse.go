@@ -413,13 +413,13 @@ func (m *model) adopt(here []byte, i int) (end, was int) {
 		return -1, 0
 	}
 	if end = quote + 1; end != was {
-		m.stretch(k, int32(end-was))
+		m.lengthen(k, int32(end-was))
 	}
 	return end, was
 }
 
-// stretch makes label k longer by n bytes.
-func (m *model) stretch(k int, n int32) {
+// lengthen makes label k longer by n bytes.
+func (m *model) lengthen(k int, n int32) {
 	m.end += int(n)
 	m.labels[k].end += n
 	for k++; k < len(m.labels); k++ {
