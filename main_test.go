@@ -2670,7 +2670,6 @@ func TestModes(t *testing.T) {
 type started struct {
 	*exec.Cmd
 	url string
-	log *syncBuffer
 }
 
 // startProgram starts the program on a free port and waits until it listens.
@@ -2682,17 +2681,17 @@ func startProgram(t *testing.T, args ...string) *started {
 // startIn starts the program through another command.
 func startIn(t *testing.T, wrapper []string, args ...string) *started {
 	t.Helper()
-	s := &started{Cmd: programCommand(append(args, "--web.listen-address", "127.0.0.1:0")...), log: &syncBuffer{}}
+	s := &started{Cmd: programCommand(append(args, "--web.listen-address", "127.0.0.1:0")...)}
 	if wrapper != nil {
 		s.Args = append(wrapper, s.Args...)
 		s.Path = wrapper[0]
 	}
-	s.url = startListening(t, s.Cmd, s.log)
+	s.url = startListening(t, s.Cmd)
 	return s
 }
 
 // startListening starts a command that says where it listens, and returns that.
-func startListening(t testing.TB, cmd *exec.Cmd, log io.Writer) (url string) {
+func startListening(t testing.TB, cmd *exec.Cmd) (url string) {
 	t.Helper()
 	out, err := cmd.StderrPipe()
 	if err != nil {
@@ -2705,12 +2704,11 @@ func startListening(t testing.TB, cmd *exec.Cmd, log io.Writer) (url string) {
 		cmd.Process.Kill()
 		cmd.Wait()
 	})
-	said := io.TeeReader(out, log)
-	lines := bufio.NewScanner(said)
+	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		if _, rest, ok := strings.Cut(lines.Text(), "msg=listening address=127."); ok {
 			addr, _, _ := strings.Cut(rest, " ")
-			go io.Copy(io.Discard, said)
+			go io.Copy(io.Discard, out)
 			return "http://127." + addr
 		}
 	}
@@ -4263,7 +4261,7 @@ func startBuilt(b *testing.B, args ...string) (*os.Process, string) {
 		b.Fatal(err)
 	}
 	cmd := exec.Command(path, append(args, "--web.listen-address", "127.0.0.1:0")...)
-	url := startListening(b, cmd, io.Discard)
+	url := startListening(b, cmd)
 	return cmd.Process, url
 }
 
@@ -4368,7 +4366,7 @@ func BenchmarkProgram(b *testing.B) {
 func BenchmarkProxy(b *testing.B) {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), "RUN_AS_PROXY="+exporters(b, 100))
-	url := startListening(b, cmd, io.Discard)
+	url := startListening(b, cmd)
 	load(b, cmd.Process, url, "identity", 1)
 }
 
