@@ -308,7 +308,7 @@ func parseAll(src io.Reader) (string, error) {
 			for _, l := range p.labels {
 				fmt.Fprintf(&b, " %s=%s", p.labelName(l), p.labelText(l))
 			}
-			fmt.Fprintf(&b, " | %s %s\n", p.value, p.stamp)
+			fmt.Fprintf(&b, " | %s %s\n", p.valueText(), p.stamp)
 		case helpLine:
 			fmt.Fprintf(&b, "HELP %s %s\n", p.name, p.text)
 		case typeLine:
@@ -3970,7 +3970,7 @@ func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 		for _, l := range p.byName() {
 			line = fmt.Appendf(line, " %q=%q", unescape.Replace(string(p.labelName(l))), unescape.Replace(string(p.labelText(l))))
 		}
-		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.value, p.stamp))
+		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.valueText(), p.stamp))
 	}
 	if p.err != nil {
 		t.Fatalf("%v in\n%s", p.err, text)

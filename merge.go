@@ -225,7 +225,7 @@ func (r *reader) sample() {
 	f := r.last()
 	f.lines.to = uint32(len(r.e.buf))
 	r.e.samples++
-	if r.p.seen()&boundNames != 0 || r.p.value[0] == '-' {
+	if r.p.seen()&boundNames != 0 || r.p.buf[r.p.value] == '-' {
 		f.contradict(&r.p)
 	}
 }
@@ -262,8 +262,8 @@ func (f *family) contradict(p *parser) {
 			}
 		}
 	}
-	if p.value[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
-		value, _ := strconv.ParseFloat(string(p.value), 64)
+	if p.valueText()[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
+		value, _ := strconv.ParseFloat(string(p.valueText()), 64)
 		f.noHistogram = f.noHistogram || value < 0
 	}
 }
@@ -309,7 +309,7 @@ func (r *reader) relay() {
 			out = append(out, '}')
 		}
 	}
-	r.e.buf = append(out, r.p.tail...)
+	r.e.buf = append(out, r.p.tail()...)
 }
 
 // relabel appends a sample that has to be written anew: it is not plain, or one
@@ -331,7 +331,7 @@ func (r *reader) relabel() {
 	if open == ',' {
 		out = append(out, '}')
 	}
-	out = append(append(out, ' '), r.p.value...)
+	out = append(append(out, ' '), r.p.valueText()...)
 	if len(r.p.stamp) > 0 {
 		out = append(append(out, ' '), r.p.stamp...)
 	}

@@ -36,11 +36,11 @@ const (
 	maxLabels  = 1 << 16  // labels that one sample may have
 )
 
-// lineKind tells which fields of a parser the line that next found has set.
+// lineKind tells which fields and methods of a parser are for the line that next found.
 type lineKind uint8
 
 const (
-	sampleLine lineKind = iota // name, labels, value, stamp, repeated, plain, tail
+	sampleLine lineKind = iota // name, labels, valueText, stamp, repeated, plain, tail
 	helpLine                   // name, text
 	typeLine                   // name, metricType
 	unitLine                   // checked, and never handed out
@@ -105,29 +105,29 @@ type parser struct {
 	text       []byte // HELP text, escapes as written
 	metricType metricType
 	labels     []label
-	value      []byte
 	stamp      []byte // timestamp in milliseconds, empty if there is none
 	repeated   bool   // the line before is a sample of the same name
 	plain      bool   // tail is as the text format's own encoder would write it
-	tail       []byte // what stands behind the name and its brace, newline included
 
-	buf    []byte   // window over the body
-	start  int      // where the line begins in buf
-	pos    int      // where the next line begins
-	end    int      // where the last whole line ends; buf[end-1] is a newline
-	line   int      // lines begun so far
-	extra  int      // newlines inside the label values of the line
-	aside  bool     // the labels are an exemplar's, and go
-	brace  int      // bytes of the name and the brace that all models have, 0 if the line cannot have them
-	empty  int      // reads in a row that brought nothing
-	eof    bool     // src has ended
-	short  bool     // the line runs on behind end
-	rest   int      // where tail begins
-	loose  int      // behind the first byte of the sample that OpenMetrics would refuse, 0 without
-	ended  bool     // # EOF was there
-	models [8]model // by the first byte of the labels; with but one, mixed families take 40 % more instructions
-	order  []label  // scratch of byName and exemplar
-	clock  []byte   // scratch of seconds
+	buf      []byte   // window over the body
+	start    int      // where the line begins in buf
+	pos      int      // where the next line begins
+	end      int      // where the last whole line ends; buf[end-1] is a newline
+	line     int      // lines begun so far
+	extra    int      // newlines inside the label values of the line
+	aside    bool     // the labels are an exemplar's, and go
+	brace    int      // bytes of the name and the brace that all models have, 0 if the line cannot have them
+	empty    int      // reads in a row that brought nothing
+	eof      bool     // src has ended
+	short    bool     // the line runs on behind end
+	rest     int      // behind the name and its brace
+	value    int      // where the value begins
+	valueEnd int      // and ends
+	loose    int      // behind the first byte of the sample that OpenMetrics would refuse, 0 without
+	ended    bool     // # EOF was there
+	models   [8]model // by the first byte of the labels; with but one, mixed families take 40 % more instructions
+	order    []label  // scratch of byName and exemplar
+	clock    []byte   // scratch of seconds
 }
 
 // next finds the next line that says something. It is false at the end of the
@@ -140,7 +140,7 @@ func (p *parser) next() bool {
 		}
 		p.line++
 		p.start = p.pos
-		said = p.scan()
+		said = p.follow() || p.scan()
 		if p.short { // again, with more of the line in the window
 			p.pos, p.extra, p.short, said = p.start, 0, false, false
 			p.line--
@@ -207,6 +207,27 @@ func (p *parser) read() {
 	}
 }
 
+// follow scans a sample if nothing but label values and what stands behind them tells
+// it from its model, which it then becomes. It reports whether that is so.
+func (p *parser) follow() bool {
+	rest := p.start + p.brace
+	if rest == p.start || rest >= p.end {
+		return false
+	}
+	m := p.model(rest)
+	if m.end == 0 || !m.become(p.buf[p.start:p.end], p.buf[m.at:p.end]) {
+		m.end = 0
+		return false
+	}
+	m.at, p.rest, p.labels, p.repeated = p.start, rest, m.labels, true
+	p.kind, p.plain, p.loose = sampleLine, true, 0
+	p.values(p.start + m.end)
+	return true
+}
+
+// model returns the model for samples whose labels begin at i.
+func (p *parser) model(i int) *model { return &p.models[int(p.buf[i])%len(p.models)] }
+
 // scan scans one line and reports whether it says something or is at fault.
 func (p *parser) scan() bool {
 	i := p.blanks(p.start)
@@ -266,7 +287,7 @@ func (p *parser) comment(i int) bool {
 func (p *parser) directive(end int) bool {
 	switch line := p.buf[p.start:end]; {
 	case string(line) == "# EOF":
-		p.ended = true
+		p.ended, p.brace = true, 0
 		return false
 	case bytes.HasPrefix(line, []byte("# HELP ")):
 		p.kind = helpLine
@@ -334,46 +355,29 @@ func (p *parser) sample(i int) int {
 	if i > p.start {
 		p.loosen(p.start)
 	}
-	if end := p.follow(); end > 0 {
-		i = end
-	} else if i = p.series(i); i < 0 {
+	if i = p.series(i); i < 0 {
 		return i
 	}
+	if len(p.labels) >= fewLabels && p.repeatsLabel() {
+		return p.fail(p.rest, "a label name is there twice")
+	}
+	return p.values(i)
+}
+
+// values scans what stands behind the labels of a sample.
+func (p *parser) values(i int) int {
 	if i = p.number(i); i < 0 {
 		return i
 	}
-	p.stamp = nil
+	p.stamp = p.stamp[:0]
 	if p.buf[i] != '\n' || p.openMetrics {
 		if i = p.lineEnd(i); i < 0 {
 			return i
 		}
 	}
-	if len(p.labels) >= fewLabels && p.repeatsLabel() {
-		return p.fail(p.rest, "a label name is there twice")
-	}
 	p.pos = i + 1
-	p.tail = p.buf[p.rest:p.pos]
 	return p.pos
 }
-
-// follow scans the name and the labels of a sample if only label values tell it
-// from its model, which it then becomes. Otherwise it returns 0.
-func (p *parser) follow() int {
-	rest := p.start + p.brace
-	if rest == p.start || rest >= p.end {
-		return 0
-	}
-	m := p.model(rest)
-	if m.end == 0 || !m.become(p.buf[p.start:p.end], p.buf[m.at:p.end]) {
-		m.end = 0
-		return 0
-	}
-	m.at, p.rest, p.labels, p.repeated = p.start, rest, m.labels, true
-	return p.start + m.end
-}
-
-// model returns the model for samples whose labels begin at i.
-func (p *parser) model(i int) *model { return &p.models[int(p.buf[i])%len(p.models)] }
 
 // become makes the model, which stands there, one of the sample that stands here,
 // and reports whether it could; half done, it is no model any more.
@@ -714,7 +718,7 @@ func (p *parser) number(i int) int {
 			return j
 		}
 	}
-	p.value = b[i:j]
+	p.value, p.valueEnd = i, j
 	return j
 }
 
@@ -787,7 +791,7 @@ func (p *parser) exemplar(i int) int {
 	if !bytes.HasPrefix(p.buf[i:], []byte(" # {")) {
 		return i
 	}
-	value, rest := p.value, p.rest
+	value, valueEnd, rest := p.value, p.valueEnd, p.rest
 	p.labels, p.order = p.order[:0], p.labels
 	p.rest, p.aside = i+len(" # {"), true
 	if i = p.labelSet(p.rest); i >= 0 {
@@ -795,12 +799,12 @@ func (p *parser) exemplar(i int) int {
 	}
 	if i >= 0 && p.buf[i] == ' ' {
 		stamp := i + 1
-		if i = p.number(i); i >= 0 && bytes.ContainsAny(p.value, "nN") {
+		if i = p.number(i); i >= 0 && bytes.ContainsAny(p.valueText(), "nN") {
 			i = p.fail(stamp, "expected a timestamp in seconds")
 		}
 	}
 	p.labels, p.order = p.order, p.labels
-	p.value, p.rest, p.plain, p.aside = value, rest, false, false
+	p.value, p.valueEnd, p.rest, p.plain, p.aside = value, valueEnd, rest, false, false
 	return i
 }
 
@@ -956,6 +960,12 @@ func (p *parser) seen() uint64 {
 	}
 	return 0
 }
+
+// valueText returns the value of the sample, as written.
+func (p *parser) valueText() []byte { return p.buf[p.value:p.valueEnd] }
+
+// tail returns what stands behind the name of the sample and its brace, newline included.
+func (p *parser) tail() []byte { return p.buf[p.rest:p.pos] }
 
 // labelName returns the name of a label of the sample, as written.
 func (p *parser) labelName(l label) []byte {
