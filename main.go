@@ -1373,6 +1373,7 @@ func (p *program) serve(ctx context.Context) int {
 			go p.repeat(ctx, s)
 		}
 	}
+	unloadCode()
 	code := 0
 	select {
 	case <-ctx.Done():

@@ -2458,8 +2458,29 @@ func TestInit(t *testing.T) {
 	}
 }
 
+// TestUnloadCode looks at what of the program's files is in its memory.
+func TestUnloadCode(t *testing.T) {
+	resident := func() (kB int) {
+		status, err := os.ReadFile("/proc/self/status")
+		if err != nil {
+			t.Skip("there is no /proc")
+		}
+		_, rest, _ := strings.Cut(string(status), "RssFile:")
+		fmt.Sscan(rest, &kB)
+		return kB
+	}
+	before := resident()
+	if before < 2<<10 {
+		t.Skip("the system does not tell what is in memory")
+	}
+	unloadCode()
+	if after := resident(); after > before-1024 {
+		t.Errorf("%d kB of the program are in memory, %d before", after, before)
+	}
+}
+
 // childrenOf lists the children of a process, zombies too.
-func childrenOf(t *testing.T, pid int) []int {
+func childrenOf(t testing.TB, pid int) []int {
 	t.Helper()
 	var children []int
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
@@ -4407,8 +4428,8 @@ func BenchmarkStart(b *testing.B) {
 	}
 }
 
-// BenchmarkSize reports the size of the built program, and its memory when idle and
-// after 1,000 scrapes of two node_exporters.
+// BenchmarkSize reports the size of the built program, and its memory once it listens
+// and after 1,000 scrapes of two node_exporters.
 func BenchmarkSize(b *testing.B) {
 	text, err := os.ReadFile("testdata/scrapes/node_exporter.prom")
 	if err != nil {
@@ -4418,7 +4439,6 @@ func BenchmarkSize(b *testing.B) {
 	defer exporter.Close()
 	for b.Loop() {
 		process, addr := startBuilt(b, "--http", "one="+exporter.URL, "--http", "other="+exporter.URL)
-		httpGet(b, addr+"/-/healthy")
 		_, _, idle := cpuTime(b, process)
 		for range 1000 {
 			httpGet(b, addr+"/metrics")
@@ -4431,6 +4451,27 @@ func BenchmarkSize(b *testing.B) {
 	path, _ := built()
 	if info, err := os.Stat(path); err == nil {
 		b.ReportMetric(float64(info.Size()), "binary-B")
+	}
+}
+
+// BenchmarkInit reports the memory of the built program as PID 1, beside that of its
+// child, which does the work.
+func BenchmarkInit(b *testing.B) {
+	path, err := built()
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		cmd := exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
+			path, "--exec", "x=true", "--web.listen-address", "127.0.0.1:0")
+		if exec.Command("unshare", "--pid", "--fork", "--mount-proc", "true").Run() != nil {
+			b.Skip("no PID namespace can be made here")
+		}
+		httpGet(b, startListening(b, cmd)+"/metrics")
+		init, _ := os.FindProcess(childrenOf(b, cmd.Process.Pid)[0])
+		_, _, now := cpuTime(b, init)
+		b.ReportMetric(float64(now)/(1<<20), "init-MiB")
+		cmd.Process.Kill()
 	}
 }
 
