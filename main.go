@@ -1373,7 +1373,7 @@ func (p *program) serve(ctx context.Context) int {
 			go p.repeat(ctx, s)
 		}
 	}
-	unloadCode()
+	unloadCode() // for the start is over
 	code := 0
 	select {
 	case <-ctx.Done():
@@ -1874,8 +1874,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	}
 	p.pages.begin(sp)
 	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
-	stop := context.AfterFunc(sp.ctx, func() { out.control.SetWriteDeadline(time.Now()) })
-	defer stop()
+	defer out.untilCut()()
 	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
 	if !ok {
 		buffered = bufio.NewWriterSize(nil, 32<<10)
@@ -1918,6 +1917,22 @@ func (o *pacer) Write(b []byte) (n int, err error) {
 		}
 	}
 	return n, nil
+}
+
+// untilCut has writes fail once the page is cut off, until stop is called. A cut under
+// way then would hit the end of this answer, or the next of the connection.
+func (o *pacer) untilCut() (stop func()) {
+	cut := make(chan struct{})
+	cancel := context.AfterFunc(o.page, func() {
+		o.control.SetWriteDeadline(time.Now())
+		close(cut)
+	})
+	return func() {
+		if !cancel() {
+			<-cut
+			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		}
+	}
 }
 
 // acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3): whether gzip is welcome, and

@@ -3594,6 +3594,29 @@ func TestSlowClients(t *testing.T) {
 	})
 }
 
+// TestUntilCut cuts a page off in the moment its reader is done.
+func TestUntilCut(t *testing.T) {
+	conn := &deadlines{ResponseWriter: httptest.NewRecorder()}
+	ctx, cut := context.WithCancel(t.Context())
+	stop := (&pacer{control: http.NewResponseController(conn), page: ctx}).untilCut()
+	cut()
+	stop()
+	if left := time.Until(conn.last); left <= 0 {
+		t.Errorf("what comes next is to be written by %v ago", -left)
+	}
+}
+
+// deadlines keeps the last deadline that it was given for writing.
+type deadlines struct {
+	http.ResponseWriter
+	last time.Time
+}
+
+func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	d.last = t
+	return nil
+}
+
 // TestPages lets eight pages be alive, shared by who would get the same, compressed
 // once. Who needs one more waits until a page is closed, or the readers of the oldest
 // had their time and are cut off.
