@@ -4,9 +4,10 @@
 // A parser pulls lines out of a reader: next finds the next sample, HELP or
 // TYPE line and leaves its parts in the parser's fields, as subslices of a
 // window over the body. Nothing is copied and nothing is allocated per line.
-// Below next stand the states in the order of the grammar, then the predicates.
-// Each state takes the index at which it begins in the window and returns the
-// index behind what it took, or -1 after a failure.
+// Below next stands follow, the short way that most samples take, then the states in
+// the order of the grammar, then the predicates. Each state takes the index at which
+// it begins in the window and returns the index behind what it took, or -1 after a
+// failure.
 //
 // Two things make it fast: a sample is compared with a model, an earlier sample of
 // its name whose labels begin with the same letter, and only the label values in
@@ -228,6 +229,73 @@ func (p *parser) follow() bool {
 // model returns the model for samples whose labels begin at i.
 func (p *parser) model(i int) *model { return &p.models[int(p.buf[i])%len(p.models)] }
 
+// become makes the model, which stands there, one of the sample that stands here,
+// and reports whether it could; half done, it is no model any more.
+func (m *model) become(here, there []byte) bool {
+	i := common(here[:min(len(here), m.end+7)], there) // no further: lines may repeat to the body's end
+	for j := i; i < m.end; {
+		end, was := m.adopt(here, i)
+		if end < 0 {
+			return false
+		}
+		if end == m.end-1 { // of the last label
+			return end < len(here) && here[end] == '}'
+		}
+		j += was - i
+		n := common(here[end:min(len(here), m.end+7)], there[j:])
+		i, j = end+n, j+n
+	}
+	return true
+}
+
+// adopt takes over the label value that differs from the model's at i. It returns
+// the label's end here and before, -1 if no plain value is there.
+func (m *model) adopt(here []byte, i int) (end, was int) {
+	k := len(m.labels) - 1
+	for k > 0 && i < int(m.labels[k].value) {
+		k--
+	}
+	l := &m.labels[k]
+	if was = int(l.end); i < int(l.value) || i >= was {
+		return -1, 0
+	}
+	if c := here[i-1]; c == '\\' || c >= utf8.RuneSelf { // i is within an escape or a character
+		i = int(l.value)
+	}
+	quote := plainValue(here, i)
+	if quote < 0 {
+		return -1, 0
+	}
+	if end = quote + 1; end != was {
+		m.lengthen(k, int32(end-was))
+	}
+	return end, was
+}
+
+// lengthen makes label k longer by n bytes.
+func (m *model) lengthen(k int, n int32) {
+	m.end += int(n)
+	m.labels[k].end += n
+	for k++; k < len(m.labels); k++ {
+		l := &m.labels[k]
+		l.name, l.nameEnd, l.value, l.end = l.name+n, l.nameEnd+n, l.value+n, l.end+n
+	}
+}
+
+// common counts the bytes that a, the shorter one, has in common with b, or up to
+// seven less. Written with [n:n+8], a step is 12 instructions, with [n:] 23.
+func common(a, b []byte) int {
+	b = b[:len(a)]
+	n := 0
+	for ; n < len(a)-7; n += 8 {
+		differ := binary.LittleEndian.Uint64(a[n:n+8]) ^ binary.LittleEndian.Uint64(b[n:n+8])
+		if differ != 0 {
+			return n + bits.TrailingZeros64(differ)/8
+		}
+	}
+	return n
+}
+
 // scan scans one line and reports whether it says something or is at fault.
 func (p *parser) scan() bool {
 	i := p.blanks(p.start)
@@ -362,88 +430,6 @@ func (p *parser) sample(i int) int {
 		return p.fail(p.rest, "a label name is there twice")
 	}
 	return p.values(i)
-}
-
-// values scans what stands behind the labels of a sample.
-func (p *parser) values(i int) int {
-	if i = p.number(i); i < 0 {
-		return i
-	}
-	p.stamp = p.stamp[:0]
-	if p.buf[i] != '\n' || p.openMetrics {
-		if i = p.lineEnd(i); i < 0 {
-			return i
-		}
-	}
-	p.pos = i + 1
-	return p.pos
-}
-
-// become makes the model, which stands there, one of the sample that stands here,
-// and reports whether it could; half done, it is no model any more.
-func (m *model) become(here, there []byte) bool {
-	i := common(here[:min(len(here), m.end+7)], there) // no further: lines may repeat to the body's end
-	for j := i; i < m.end; {
-		end, was := m.adopt(here, i)
-		if end < 0 {
-			return false
-		}
-		if end == m.end-1 { // of the last label
-			return end < len(here) && here[end] == '}'
-		}
-		j += was - i
-		n := common(here[end:min(len(here), m.end+7)], there[j:])
-		i, j = end+n, j+n
-	}
-	return true
-}
-
-// adopt takes over the label value that differs from the model's at i. It returns
-// the label's end here and before, -1 if no plain value is there.
-func (m *model) adopt(here []byte, i int) (end, was int) {
-	k := len(m.labels) - 1
-	for k > 0 && i < int(m.labels[k].value) {
-		k--
-	}
-	l := &m.labels[k]
-	if was = int(l.end); i < int(l.value) || i >= was {
-		return -1, 0
-	}
-	if c := here[i-1]; c == '\\' || c >= utf8.RuneSelf { // i is within an escape or a character
-		i = int(l.value)
-	}
-	quote := plainValue(here, i)
-	if quote < 0 {
-		return -1, 0
-	}
-	if end = quote + 1; end != was {
-		m.lengthen(k, int32(end-was))
-	}
-	return end, was
-}
-
-// lengthen makes label k longer by n bytes.
-func (m *model) lengthen(k int, n int32) {
-	m.end += int(n)
-	m.labels[k].end += n
-	for k++; k < len(m.labels); k++ {
-		l := &m.labels[k]
-		l.name, l.nameEnd, l.value, l.end = l.name+n, l.nameEnd+n, l.value+n, l.end+n
-	}
-}
-
-// common counts the bytes that a, the shorter one, has in common with b, or up to
-// seven less. Written with [n:n+8], a step is 12 instructions, with [n:] 23.
-func common(a, b []byte) int {
-	b = b[:len(a)]
-	n := 0
-	for ; n < len(a)-7; n += 8 {
-		differ := binary.LittleEndian.Uint64(a[n:n+8]) ^ binary.LittleEndian.Uint64(b[n:n+8])
-		if differ != 0 {
-			return n + bits.TrailingZeros64(differ)/8
-		}
-	}
-	return n
 }
 
 // series scans the name and the labels of a sample: name, name{…}, {"name",…}.
@@ -680,6 +666,21 @@ func (p *parser) labelValue(i int) int {
 	}
 }
 
+// values scans what stands behind the labels of a sample.
+func (p *parser) values(i int) int {
+	if i = p.number(i); i < 0 {
+		return i
+	}
+	p.stamp = p.stamp[:0]
+	if p.buf[i] != '\n' || p.openMetrics {
+		if i = p.lineEnd(i); i < 0 {
+			return i
+		}
+	}
+	p.pos = i + 1
+	return p.pos
+}
+
 // number scans the value of a sample and the blanks before it. Its own pass
 // takes what exporters write; the rest, and all that could overflow, is oddNumber's.
 func (p *parser) number(i int) int {
@@ -732,6 +733,33 @@ func (p *parser) oddNumber(i int) int {
 		return p.fail(i, "expected a number as the value")
 	}
 	return j
+}
+
+// lineEnd scans what may stand between the value of a sample and the newline, and
+// returns where that is.
+func (p *parser) lineEnd(i int) int {
+	if i = p.timestamp(i); i < 0 {
+		return i
+	}
+	if p.openMetrics {
+		if i = p.exemplar(i); i < 0 {
+			return i
+		}
+	}
+	end := p.blanks(i)
+	if p.buf[end] == '\r' {
+		end++
+	}
+	if end > i {
+		p.loosen(i)
+	}
+	if p.buf[end] != '\n' {
+		return p.fail(end, "expected the line's end, or a timestamp of digits only, behind the value")
+	}
+	if p.openMetrics && p.loose > 0 {
+		return p.fail(p.loose-1, "OpenMetrics has one blank before a value or timestamp, no other blanks, commas between labels, and no line end in a label value")
+	}
+	return end
 }
 
 // timestamp scans a timestamp and the blanks before it, if there is one.
@@ -806,33 +834,6 @@ func (p *parser) exemplar(i int) int {
 	p.labels, p.order = p.order, p.labels
 	p.value, p.valueEnd, p.rest, p.plain, p.aside = value, valueEnd, rest, false, false
 	return i
-}
-
-// lineEnd scans what may stand between the value of a sample and the newline, and
-// returns where that is.
-func (p *parser) lineEnd(i int) int {
-	if i = p.timestamp(i); i < 0 {
-		return i
-	}
-	if p.openMetrics {
-		if i = p.exemplar(i); i < 0 {
-			return i
-		}
-	}
-	end := p.blanks(i)
-	if p.buf[end] == '\r' {
-		end++
-	}
-	if end > i {
-		p.loosen(i)
-	}
-	if p.buf[end] != '\n' {
-		return p.fail(end, "expected the line's end, or a timestamp of digits only, behind the value")
-	}
-	if p.openMetrics && p.loose > 0 {
-		return p.fail(p.loose-1, "OpenMetrics has one blank before a value or timestamp, no other blanks, commas between labels, and no line end in a label value")
-	}
-	return end
 }
 
 // bareName scans a metric name of the classic character set into name.
