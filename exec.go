@@ -45,7 +45,7 @@ type result struct {
 
 // use notes one more who has the result. The caller knows one who has it still.
 func (r *result) use() {
-	if r.spares != nil {
+	if r != nil && r.spares != nil {
 		r.users.Add(1)
 	}
 }
@@ -53,7 +53,7 @@ func (r *result) use() {
 // release gives the result back. With the last who had it, its buffers are used
 // again. Who forgets to leaves them to the garbage collector.
 func (r *result) release() {
-	if r.spares != nil && r.users.Add(-1) == 0 {
+	if r != nil && r.spares != nil && r.users.Add(-1) == 0 {
 		for _, e := range r.bodies {
 			r.spares.keep(e.buf)
 		}
@@ -312,18 +312,18 @@ func (w *waterfall) finish(f *fetch, r *result) (tell func()) {
 func (w *waterfall) keep(k *key, r *result) {
 	k.hold(r)
 	if w.maxAge > 0 && r.failure == nil {
-		k.expiry = time.AfterFunc(w.maxAge, func() { w.expire(k) })
+		k.expiry = time.AfterFunc(w.maxAge, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.tidy(k)
+		})
 	}
 }
 
 // hold makes a result the newest of the key, nil to have none.
 func (k *key) hold(r *result) {
-	if r != nil {
-		r.use()
-	}
-	if k.newest != nil {
-		k.newest.release()
-	}
+	r.use()
+	k.newest.release()
 	k.newest = r
 }
 
@@ -346,13 +346,6 @@ func (w *waterfall) guard(ctx context.Context, values []string) (r *result) {
 	return r
 }
 
-// expire drops the result of a key once it is too old to be served again.
-func (w *waterfall) expire(k *key) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.tidy(k)
-}
-
 // tidy drops what nobody needs any more of a key.
 func (w *waterfall) tidy(k *key) {
 	if k.tickets == 0 && !w.keeps(k.newest) {
@@ -365,10 +358,7 @@ func (w *waterfall) tidy(k *key) {
 
 // keeps reports whether a result is served to scrapes that come after it.
 func (w *waterfall) keeps(r *result) bool {
-	if r == nil || w.pinned {
-		return r != nil
-	}
-	return r.failure == nil && time.Since(r.end) < w.maxAge
+	return r != nil && (w.pinned || r.failure == nil && time.Since(r.end) < w.maxAge)
 }
 
 // idle reports whether nobody has a share in the key and nothing of it runs.
@@ -432,7 +422,7 @@ func (s *source) fetchCommand(ctx context.Context, r *result, values []string) *
 	if failure != nil {
 		return failure
 	}
-	return s.readBody(ctx, r, bytes.NewReader(out), endsOpenMetrics(out))
+	return s.readBody(r, &body{ctx: ctx, src: bytes.NewReader(out)}, endsOpenMetrics(out))
 }
 
 // command is a command line: words, each made of pieces, and the URL parameters
@@ -502,12 +492,13 @@ func splitWords(line string) ([]string, error) {
 			if i++; i == len(line) {
 				return nil, errors.New(`a \ with nothing behind it`)
 			}
-			if quote == '"' && strings.IndexByte("\"\\$`\n", line[i]) < 0 {
+			if line[i] == '\n' { // both go, and are no word of their own
+				continue
+			}
+			if quote == '"' && strings.IndexByte("\"\\$`", line[i]) < 0 {
 				word = append(word, '\\')
 			}
-			if line[i] != '\n' {
-				word = append(word, line[i])
-			}
+			word = append(word, line[i])
 		default:
 			word = append(word, c)
 		}
@@ -570,17 +561,14 @@ func (c *command) addParam(inside string) (int, error) {
 	if hasDefault {
 		p.choices = strings.Split(choices, "|")
 	}
-	for i, other := range c.params {
-		if other.name != name {
-			continue
-		}
-		if hasDefault && !slices.Equal(other.choices, p.choices) {
-			return 0, fmt.Errorf("the placeholder {%s} has two different defaults", name)
-		}
-		return i, nil
+	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
+	if i < 0 {
+		i = len(c.params)
+		c.params = append(c.params, p)
+	} else if hasDefault && !slices.Equal(c.params[i].choices, p.choices) {
+		return 0, fmt.Errorf("the placeholder {%s} has two different defaults", name)
 	}
-	c.params = append(c.params, p)
-	return len(c.params) - 1, nil
+	return i, nil
 }
 
 // isParamName reports whether a placeholder may have the name.

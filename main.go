@@ -135,7 +135,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return unlessDone(ctx, func() int { return hashPassword(stdin, stdout, stderr) })
 	case c.healthcheck:
 		return healthcheck(ctx, c.listen[0], stdout, stderr)
-	case os.Getpid() == 1 && c.hasCommands():
+	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *source) bool { return s.command != nil }):
 		return asInit(ctx, args, stderr)
 	}
 	life, end := context.WithCancel(context.Background())
@@ -156,7 +156,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 }
 
 // unlessDone returns what do returns, or 1 once ctx is done: what waits for standard
-// input or for a disk cannot be told to stop.
+// input, a disk or the end of a process cannot be told to stop.
 func unlessDone(ctx context.Context, do func() int) int {
 	code := make(chan int, 1)
 	go func() { code <- do() }()
@@ -171,19 +171,16 @@ func unlessDone(ctx context.Context, do func() int) int {
 // waitForRuns waits until all fetches have ended and their commands are killed,
 // or d has passed: what hangs in the kernel is left to it.
 func (p *program) waitForRuns(d time.Duration) {
-	ended := make(chan struct{})
-	go func() {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	unlessDone(ctx, func() int {
 		for _, s := range p.sources {
 			s.mu.Lock() // who started a run before the end has done so by now
 			s.mu.Unlock()
 			s.runs.Wait()
 		}
-		close(ended)
-	}()
-	select {
-	case <-ended:
-	case <-time.After(d):
-	}
+		return 0
+	})
 }
 
 // asInit runs the program as a child of itself.
@@ -210,11 +207,6 @@ type config struct {
 	logFormat string
 
 	help, version, check, once, healthcheck, hashPassword bool
-}
-
-// hasCommands reports whether there is an exec source.
-func (c *config) hasCommands() bool {
-	return slices.ContainsFunc(c.sources, func(s *source) bool { return s.kind == "exec" })
 }
 
 // source is one part of the appliance, behind its waterfall.
@@ -300,7 +292,7 @@ func (f *flags) readArgs(args []string) {
 
 // give keeps what a flag was given.
 func (f *flags) give(name, value string) {
-	if name == "http" || name == "file" || name == "exec" {
+	if _, isSource := kinds[name]; isSource {
 		f.addSource(name, value)
 	} else {
 		f.given[name] = append(f.given[name], value)
@@ -318,7 +310,7 @@ func (f *flags) addSource(kind, value string) {
 	name, what, ok := strings.Cut(value, "=")
 	if !ok || !isSourceName(name) {
 		f.fault("--%s, source %d: NAME=%s is needed, with a NAME of letters, digits, _ . and - that begins with a letter or digit",
-			kind, f.number, map[string]string{"http": "URL", "file": "PATTERN", "exec": "COMMAND"}[kind])
+			kind, f.number, kinds[kind].what)
 		return
 	}
 	if name == ownName {
@@ -331,22 +323,25 @@ func (f *flags) addSource(kind, value string) {
 	s := &source{name: name, kind: kind}
 	f.byName[name] = s
 	f.sources = append(f.sources, s)
-	var err error
-	switch kind {
-	case "http":
-		err = s.setURL(what)
-	case "file":
-		err = s.setPattern(what)
-	case "exec":
-		err = s.setCommand(what)
-	}
-	if err != nil {
+	if err := kinds[kind].set(s, what); err != nil {
 		f.fault("--%s %s: %v", kind, name, err)
 	}
 	s.spares.windows = make(pool, 2)
 	if !hasMeta(s.pattern) {
 		s.spares.bodies = make(pool, 2)
 	}
+}
+
+// kinds are the flags that make a source: what they are given, what takes it, and the
+// reasons that such a source can fail for.
+var kinds = map[string]struct {
+	what    string
+	set     func(s *source, what string) error
+	reasons []string
+}{
+	"http": {"URL", (*source).setURL, []string{"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"}},
+	"file": {"PATTERN", (*source).setPattern, []string{"busy", "file", "internal", "parse", "read", "timeout", "too_large"}},
+	"exec": {"COMMAND", (*source).setCommand, []string{"busy", "exit", "internal", "parse", "start", "timeout", "too_large"}},
 }
 
 // ownName is the exporter_name of the program itself.
@@ -510,23 +505,16 @@ func parseDuration(text string, positive bool) (time.Duration, error) {
 
 // parseSize parses a whole number with its unit.
 func parseSize(text string) (int64, error) {
-	units := []struct {
-		name  string
-		bytes int64
-	}{{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"B", 1}}
-	for _, u := range units {
-		if number, ok := strings.CutSuffix(text, u.name); ok {
-			n, err := strconv.ParseUint(number, 10, 31)
-			if err != nil || n == 0 {
-				break
-			}
-			if int64(n) > 1<<30/u.bytes {
-				return 0, errors.New("1GiB is the most")
-			}
-			return int64(n) * u.bytes, nil
-		}
+	number := strings.TrimRight(text, "KMGiB")
+	unit := map[string]uint64{"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[text[len(number):]]
+	n, err := strconv.ParseUint(number, 10, 31)
+	switch {
+	case unit == 0 || err != nil || n == 0:
+		return 0, errors.New("a whole number with B, KiB, MiB or GiB is needed, as 32MiB")
+	case n > 1<<30/unit:
+		return 0, errors.New("1GiB is the most")
 	}
-	return 0, errors.New("a whole number with B, KiB, MiB or GiB is needed, as 32MiB")
+	return int64(n * unit), nil
 }
 
 // setPaths gives the sources their endpoints: their own, or else the general ones.
@@ -734,17 +722,13 @@ func (f *flags) setTLS() {
 }
 
 // one returns the value of an option that can have only one, "" without.
-func (f *flags) one(option string) string {
-	given := f.given[option]
-	for _, value := range given {
-		if value == "" || value != given[0] {
-			f.fault("--%s %s: one file is needed", option, value)
+func (f *flags) one(option string) (file string) {
+	for _, file = range f.given[option] {
+		if file == "" || file != f.given[option][0] {
+			f.fault("--%s %s: one file is needed", option, file)
 		}
 	}
-	if len(given) == 0 {
-		return ""
-	}
-	return given[0]
+	return file
 }
 
 // address is where the program listens.
@@ -832,7 +816,7 @@ func (s *source) readFile(ctx context.Context, r *result, name string) *failure 
 	defer file.Close()
 	r.files = append(r.files, fileTime{name, before.ModTime()})
 	bodies := len(r.bodies)
-	if f := s.readBody(ctx, r, file, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
+	if f := s.readBody(r, &body{ctx: ctx, src: file}, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
 		f.err = fmt.Errorf("%s: %w", name, f.err)
 		return f
 	}
@@ -916,20 +900,24 @@ func (s *source) setURL(text string) error {
 	}
 	s.exporter = &exporter{url: u, socket: socket, fixed: fixed}
 	s.exporter.headers.Store(&fixed)
-	s.exporter.client = http.Client{CheckRedirect: stayThere, Transport: s.newTransport()}
+	s.exporter.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
+		DialContext:            s.dial,
+		DialTLSContext:         s.dialTLS,
+		DisableCompression:     true, // it would hide that the body was compressed
+		MaxResponseHeaderBytes: 64 << 10,
+		MaxIdleConnsPerHost:    2,
+		IdleConnTimeout:        5 * time.Minute,
+	}}
 	s.places, s.fetch = 128, s.fetchHTTP
 	return nil
 }
 
 // parseURL parses a URL, or what nginx writes for one at a Unix socket.
 func parseURL(text string) (u *url.URL, socket string, err error) {
-	socket, isSocket := strings.CutPrefix(text, "http://unix:")
+	rest, isSocket := strings.CutPrefix(text, "http://unix:")
 	if isSocket {
-		var path string
-		socket, path, _ = strings.Cut(socket, ":")
-		text = "http://localhost" + path
-	} else {
-		socket = ""
+		socket, rest, _ = strings.Cut(rest, ":")
+		text = "http://localhost" + rest
 	}
 	u, err = url.Parse(text)
 	switch {
@@ -952,19 +940,6 @@ func isPort(text string, mayBeEmpty bool) bool {
 
 // isHTTPS reports whether s is an exporter with TLS.
 func (s *source) isHTTPS() bool { return s.exporter != nil && s.exporter.url.Scheme == "https" }
-
-// newTransport returns what carries requests to the exporter. It takes no proxy from
-// the environment.
-func (s *source) newTransport() *http.Transport {
-	return &http.Transport{
-		DialContext:            s.dial,
-		DialTLSContext:         s.dialTLS,
-		DisableCompression:     true, // it would hide that the body was compressed
-		MaxResponseHeaderBytes: 64 << 10,
-		MaxIdleConnsPerHost:    2,
-		IdleConnTimeout:        5 * time.Minute,
-	}
-}
 
 // dial connects to the exporter. The context of a dial is not that of the fetch.
 func (s *source) dial(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -1041,20 +1016,18 @@ func (s *source) fetchHTTP(ctx context.Context, r *result, values []string) *fai
 	if f != nil {
 		return f
 	}
-	var body io.Reader = resp.Body
-	if resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 {
-		body = &untilClose{src: body}
-	}
+	in := &body{ctx: ctx, src: resp.Body, untilClose: resp.ContentLength < 0 && len(resp.TransferEncoding) == 0}
 	switch encoding := strings.ToLower(resp.Header.Get("Content-Encoding")); encoding {
 	case "", "identity":
 	case "gzip":
-		if body, err = gzip.NewReader(resp.Body); err != nil { // which has an end of its own
+		in.untilClose = false // it has an end of its own
+		if in.src, err = gzip.NewReader(resp.Body); err != nil {
 			return readFailure(err)
 		}
 	default:
 		return fail("encoding", "the body has a Content-Encoding that was not asked for")
 	}
-	return s.readBody(ctx, r, body, openMetrics)
+	return s.readBody(r, in, openMetrics)
 }
 
 // checkContentType tells OpenMetrics from the text format and refuses all else.
@@ -1106,24 +1079,6 @@ func withoutURL(err error) error {
 		return withURL.Err
 	}
 	return err
-}
-
-// untilClose reads a body that nothing but the end of the connection ends: only
-// its last newline tells that it was not cut short.
-type untilClose struct {
-	src  io.Reader
-	last byte
-}
-
-func (u *untilClose) Read(p []byte) (int, error) {
-	n, err := u.src.Read(p)
-	if n > 0 {
-		u.last = p[n-1]
-	}
-	if err == io.EOF && u.last != '\n' && u.last != 0 {
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
 }
 
 // takeHeaders keeps the headers that header files hold beside those of the command
@@ -1179,8 +1134,8 @@ func newPool(text []byte) (*x509.CertPool, error) {
 }
 
 // readBody reads one more body into a result.
-func (s *source) readBody(ctx context.Context, r *result, src io.Reader, openMetrics bool) *failure {
-	in := &body{ctx: ctx, src: src, limit: s.maxBytes - r.bytes}
+func (s *source) readBody(r *result, in *body, openMetrics bool) *failure {
+	in.limit = s.maxBytes - r.bytes
 	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
 	for _, e := range r.bodies {
 		budget -= int64(e.held())
@@ -1201,6 +1156,9 @@ type body struct {
 	ctx      context.Context
 	src      io.Reader
 	n, limit int64
+
+	untilClose bool // only its last newline tells that it was not cut short
+	last       byte
 }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -1210,6 +1168,12 @@ func (b *body) Read(p []byte) (int, error) {
 	n, err := b.src.Read(p)
 	if b.n += int64(n); b.n > b.limit {
 		return 0, errTooLarge
+	}
+	if n > 0 {
+		b.last = p[n-1]
+	}
+	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' {
+		err = io.ErrUnexpectedEOF
 	}
 	return n, err
 }
@@ -1339,20 +1303,15 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	await(ctx, shares)
 	results := take(shares)
 	leave(shares, ctx.Err() == context.DeadlineExceeded)
-	pg := p.render(sources, results, false)
-	code := 0
-	for _, chunk := range pg.chunks {
-		if _, err := stdout.Write(chunk); err != nil {
-			p.log.Error("failed to print", "err", err)
-			return 1
-		}
+	page := net.Buffers(p.render(sources, results, false).chunks)
+	if _, err := page.WriteTo(stdout); err != nil {
+		p.log.Error("failed to print", "err", err)
+		return 1
 	}
-	for _, r := range results {
-		if r.failure != nil {
-			code = 1
-		}
+	if slices.ContainsFunc(results, func(r *result) bool { return r.failure != nil }) {
+		return 1
 	}
-	return code
+	return 0
 }
 
 // serve listens and answers until ctx is done, then lets running scrapes end.
@@ -1437,7 +1396,6 @@ func (p *program) newServer() *http.Server {
 		MaxHeaderBytes:               8 << 10,
 		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		Protocols:                    new(http.Protocols),
-		ConnContext:                  p.connections.add,
 		ConnState:                    p.connections.changed,
 	}
 	server.Protocols.SetHTTP1(true)
@@ -1446,8 +1404,6 @@ func (p *program) newServer() *http.Server {
 
 // ServeHTTP answers one request.
 func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	p.connections.mark(r.Context(), true)
-	defer p.connections.mark(r.Context(), false)
 	defer p.recoverPanic()
 	if r.ContentLength != 0 { // a body, which is not read: its sender has 10 s to go
 		w.Header().Set("Connection", "close")
@@ -2059,7 +2015,7 @@ func (p *program) appendStatus(dst []byte, sources []*source, results []*result,
 	each("fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(i int) float64 { return float64(counted[i].fetches) })
 	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
 	for i, s := range sources {
-		for _, reason := range reasons[s.kind] {
+		for _, reason := range kinds[s.kind].reasons {
 			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
 		}
 	}
@@ -2090,7 +2046,7 @@ func (m *metrics) sample(value float64, pairs ...string) {
 	m.buf = append(m.buf, m.family...)
 	for i := 0; i < len(pairs); i += 2 {
 		m.buf = append(append(append(m.buf, "{,"[min(i, 1)]), pairs[i]...), `="`...)
-		m.buf = append(appendEscaped(m.buf, strings.ToValidUTF8(pairs[i+1], "\uFFFD")), '"')
+		m.buf = append(append(m.buf, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
 	}
 	m.buf = append(m.buf, "} "...)
 	m.buf = append(strconv.AppendFloat(m.buf, value, 'g', -1, 64), '\n')
@@ -2191,13 +2147,6 @@ func (st *status) copy() counts {
 	c := st.counts
 	c.failures = maps.Clone(c.failures)
 	return c
-}
-
-// reasons are those that a kind of source can fail for.
-var reasons = map[string][]string{
-	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"},
-	"file": {"busy", "file", "internal", "parse", "read", "timeout", "too_large"},
-	"exec": {"busy", "exit", "internal", "parse", "start", "timeout", "too_large"},
 }
 
 // count counts a fetch. It returns what logs it: a change of the state, at most
@@ -2522,16 +2471,11 @@ func (w *watched) read() error {
 // quarter of a second, so few are at a time, and one that was right is remembered.
 type passwords struct {
 	file  *watched
-	users atomic.Pointer[users]
-	key   []byte        // of digests
-	line  chan struct{} // has room for those who stretch or wait to
-	turn  chan struct{} // has room for the one who stretches
-}
+	users atomic.Pointer[map[string]*user] // by name
 
-// users are what a password file holds.
-type users struct {
-	byName map[string]*user
-	all    []*user
+	key  []byte        // of digests
+	line chan struct{} // has room for those who stretch or wait to
+	turn chan struct{} // has room for the one who stretches
 }
 
 // user is what is known of a password.
@@ -2550,25 +2494,24 @@ func newPasswords() *passwords {
 
 // take keeps the users of a password file.
 func (ps *passwords) take(texts [][]byte) error {
-	us, old := &users{byName: map[string]*user{}}, ps.users.Load()
+	us, old := map[string]*user{}, ps.users.Load()
 	err := eachLine(texts[0], func(line string) error {
 		name, hash, _ := strings.Cut(line, ":")
 		u, err := parseHash(hash)
-		if err == nil && (name == "" || us.byName[name] != nil) {
+		if err == nil && (name == "" || us[name] != nil) {
 			err = errors.New("the user has no name, or one that was there before")
 		}
-		if err == nil && old != nil && old.byName[name].same(u) {
-			u = old.byName[name] // with what is known of it
+		if err == nil && old != nil && (*old)[name].same(u) {
+			u = (*old)[name] // with what is known of it
 		}
-		us.byName[name] = u
-		us.all = append(us.all, u)
+		us[name] = u
 		return err
 	})
-	if err == nil && len(us.all) == 0 {
+	if err == nil && len(us) == 0 {
 		err = errors.New("there is no user in it")
 	}
 	if err == nil {
-		ps.users.Store(us)
+		ps.users.Store(&us)
 	}
 	return err
 }
@@ -2606,10 +2549,11 @@ const minIterations, maxIterations = 100_000, 2_000_000
 // wait to be checked or ctx is done. An unknown user costs as much as a known one.
 func (ps *passwords) check(ctx context.Context, name, password string) int {
 	ps.file.refresh()
-	us := ps.users.Load()
-	u, known := us.byName[name]
+	us := *ps.users.Load()
+	u, known := us[name]
 	if !known {
-		u = us.all[int(ps.digest(name)[0])%len(us.all)] // always the same
+		names := slices.Sorted(maps.Keys(us))
+		u = us[names[int(ps.digest(name)[0])%len(names)]] // always the same
 	}
 	digest := ps.digest(password)
 	if u.knows(digest) && known {
@@ -2705,21 +2649,26 @@ type connection struct {
 	since  time.Time
 }
 
-// connKey finds the connection in the context of a request.
-type connKey struct{}
-
-// add makes room for a connection.
-func (cs *connections) add(ctx context.Context, conn net.Conn) context.Context {
+// changed makes room for a new connection, notes whether a request of it is being
+// answered, and forgets it once it is closed.
+func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if cs.all == nil {
 		cs.all, cs.room = map[net.Conn]connection{}, maxConnections()
 	}
-	if len(cs.all) >= cs.room {
-		cs.evict()
+	_, here := cs.all[conn]
+	switch {
+	case state == http.StateNew:
+		if len(cs.all) >= cs.room {
+			cs.evict()
+		}
+		cs.all[conn] = connection{since: time.Now()}
+	case state == http.StateClosed:
+		delete(cs.all, conn)
+	case here: // it did not have to make room
+		cs.all[conn] = connection{state == http.StateActive, time.Now()}
 	}
-	cs.all[conn] = connection{since: time.Now()}
-	return context.WithValue(ctx, connKey{}, conn)
 }
 
 // maxConnections is how many connections there may be at once.
@@ -2745,25 +2694,6 @@ func (cs *connections) evict() {
 		first = secure.NetConn() // which says no goodbye, for that could take long
 	}
 	first.Close()
-}
-
-// changed forgets a connection that was closed.
-func (cs *connections) changed(conn net.Conn, state http.ConnState) {
-	if state == http.StateClosed || state == http.StateHijacked {
-		cs.mu.Lock()
-		defer cs.mu.Unlock()
-		delete(cs.all, conn)
-	}
-}
-
-// mark notes whether a request of a connection is being answered.
-func (cs *connections) mark(ctx context.Context, served bool) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	conn, _ := ctx.Value(connKey{}).(net.Conn)
-	if _, here := cs.all[conn]; here {
-		cs.all[conn] = connection{served, time.Now()}
-	}
 }
 
 // healthcheck asks the program that listens at an address whether it is well. It does

@@ -1940,6 +1940,7 @@ func TestSplitWords(t *testing.T) {
 	f(`'\' "\\ \" \$ \x" \\ \'`, `\`, `\ " $ \x`, `\`, `'`)
 	f(`'' "" a''`, "", "", "a")
 	f("a\\\nb \"c\\\nd\"", "ab", "cd")
+	f("a \\\n  b \\\n\tc \"\\\n\" \\\n", "a", "b", "c", "")
 	f("$HOME `x` * | > ; # ~", "$HOME", "`x`", "*", "|", ">", ";", "#", "~")
 	for _, line := range []string{`'a`, `"a`, `a\`, `"a\`, `"a\"`} {
 		if words, err := splitWords(line); err == nil {

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -77,8 +78,7 @@ func (a *addedLabels) add(name, value string) {
 		a.text = append(a.text, ',')
 	}
 	a.names = append(a.names, name)
-	a.text = append(append(a.text, name...), `="`...)
-	a.text = append(appendEscaped(a.text, value), '"')
+	a.text = fmt.Appendf(a.text, `%s="%s"`, name, escape.Replace(value))
 	a.seen |= nameBit([]byte(name))
 }
 
@@ -162,12 +162,8 @@ func (p pool) put(buf []byte) {
 
 // drop gives all buffers to the garbage collector.
 func (p pool) drop() {
-	for {
-		select {
-		case <-p:
-		default:
-			return
-		}
+	for len(p) > 0 {
+		p.get(0)
 	}
 }
 
@@ -253,13 +249,9 @@ func (f *family) contradict(p *parser) {
 		switch string(p.labelName(*l)) {
 		case "le":
 			bucket = true
-			if !isNumber(p.labelText(*l)) {
-				f.noHistogram = true
-			}
+			f.noHistogram = f.noHistogram || !isNumber(p.labelText(*l))
 		case "quantile":
-			if !isNumber(p.labelText(*l)) {
-				f.noSummary = true
-			}
+			f.noSummary = f.noSummary || !isNumber(p.labelText(*l))
 		}
 	}
 	if p.valueText()[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
@@ -438,6 +430,9 @@ func (r *reader) help() {
 	}
 }
 
+// escape makes of a text what stands for it in a label value.
+var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
 // unescape makes of a label value or a quoted name what it means.
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
@@ -467,15 +462,9 @@ func (r *reader) last() *family {
 
 // begin begins a family of the name that the parser stands at.
 func (r *reader) begin() *family {
-	from := uint32(len(r.e.buf))
-	r.e.buf = append(r.e.buf, r.p.name...)
-	to := uint32(len(r.e.buf))
-	r.e.families = append(r.e.families, family{
-		name:   span{from, to},
-		help:   span{to, to},
-		lines:  span{to, to},
-		quoted: !isBareName(r.p.name),
-	})
+	name := r.e.copy(r.p.name)
+	none := span{name.to, name.to}
+	r.e.families = append(r.e.families, family{name: name, help: none, lines: none, quoted: !isBareName(r.p.name)})
 	return r.last()
 }
 
@@ -725,7 +714,7 @@ func merge(bodies []*exposition) *page {
 	pg := &page{conflicts: v.conflicts()}
 	for _, e := range bodies {
 		pg.duplicates += e.dropped
-		pg.repeating = append(pg.repeating, slices.Compact(e.repeating)...)
+		pg.repeating = append(pg.repeating, slices.Compact(slices.Clone(e.repeating))...)
 	}
 	for _, g := range groups {
 		pg.addFamily(g)
@@ -825,14 +814,8 @@ func claimed(groups []group, g group) []group {
 
 // conflicts lists the families that are split, in order.
 func (v verdicts) conflicts() []string {
-	var names []string
-	for name, verdict := range v {
-		if verdict == split {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
+	names := slices.Sorted(maps.Keys(v))
+	return slices.DeleteFunc(names, func(name string) bool { return v[name] != split })
 }
 
 // settle returns the parts as the verdicts want them.
@@ -1026,21 +1009,6 @@ func appendRespelled(dst, text []byte, escapes string) []byte {
 			dst = append(dst, c, text[i])
 		case c == '\\':
 			dst = append(dst, `\\`...)
-		default:
-			dst = append(dst, c)
-		}
-	}
-	return dst
-}
-
-// appendEscaped appends a text as it stands in a label value or a quoted name.
-func appendEscaped(dst []byte, text string) []byte {
-	for _, c := range []byte(text) {
-		switch c {
-		case '\n':
-			dst = append(dst, `\n`...)
-		case '\\', '"':
-			dst = append(dst, '\\', c)
 		default:
 			dst = append(dst, c)
 		}

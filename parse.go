@@ -682,7 +682,7 @@ func (p *parser) values(i int) int {
 }
 
 // number scans the value of a sample and the blanks before it. Its own pass
-// takes what exporters write; the rest, and all that could overflow, is oddNumber's.
+// takes what exporters write; the rest, and all that could overflow, is isOddNumber's.
 func (p *parser) number(i int) int {
 	b := p.buf
 	if b[i] == ' ' {
@@ -715,23 +715,14 @@ func (p *parser) number(i int) int {
 		}
 	}
 	if n == 0 || n > 99 || b[j] > ' ' {
-		if j = p.oddNumber(i); j < 0 {
-			return j
+		for j = i; b[j] > ' '; {
+			j++
+		}
+		if !isOddNumber(b[i:j]) {
+			return p.fail(i, "expected a number as the value")
 		}
 	}
 	p.value, p.valueEnd = i, j
-	return j
-}
-
-// oddNumber scans the spellings of a value that are rare.
-func (p *parser) oddNumber(i int) int {
-	j := i
-	for p.buf[j] > ' ' {
-		j++
-	}
-	if !isOddNumber(p.buf[i:j]) {
-		return p.fail(i, "expected a number as the value")
-	}
 	return j
 }
 
@@ -926,23 +917,13 @@ const fewLabels = 32
 
 // hasLabel reports whether the sample has a label of that name.
 func (p *parser) hasLabel(name []byte) bool {
-	for _, l := range p.labels {
-		if bytes.Equal(p.labelName(l), name) {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(p.labels, func(l label) bool { return bytes.Equal(p.labelName(l), name) })
 }
 
 // repeatsLabel reports whether two labels of the sample have one name.
 func (p *parser) repeatsLabel() bool {
-	sorted := p.byName()
-	for i, l := range sorted[1:] {
-		if bytes.Equal(p.labelName(l), p.labelName(sorted[i])) {
-			return true
-		}
-	}
-	return false
+	same := func(a, b label) bool { return bytes.Equal(p.labelName(a), p.labelName(b)) }
+	return len(slices.CompactFunc(p.byName(), same)) < len(p.labels)
 }
 
 // byName returns the labels of the sample in the order of their names.
