@@ -824,22 +824,3 @@ func supervise(ctx context.Context, path string, args []string) (int, error) {
 		}
 	}
 }
-
-// unloadCode has the system take back the pages of the program's code: most were only
-// needed to start, 2.5 MB. What is needed again is read again.
-func unloadCode() {
-	path, _ := os.Executable()
-	maps, _ := os.ReadFile("/proc/self/maps")
-	for line := range strings.Lines(string(maps)) {
-		fields := strings.Fields(line) // 00400000-006f6000 r-xp 00000000 fe:00 987021 /reverse_exporter
-		if len(fields) != 6 || fields[1] != "r-xp" || fields[5] != path {
-			continue
-		}
-		from, to, _ := strings.Cut(fields[0], "-")
-		begin, err1 := strconv.ParseUint(from, 16, 64)
-		end, err2 := strconv.ParseUint(to, 16, 64)
-		if err1 == nil && err2 == nil {
-			syscall.Syscall(syscall.SYS_MADVISE, uintptr(begin), uintptr(end-begin), syscall.MADV_DONTNEED)
-		}
-	}
-}

@@ -274,7 +274,7 @@ func (f *flags) readArgs(args []string) {
 			*mode = true
 		case mode != nil:
 			f.fault("--%s takes no value", name)
-		case !strings.Contains(usage, "\n  --"+name+" "):
+		case strings.ContainsAny(name, " ,") || !strings.Contains(usage, "\n  --"+name+" "):
 			f.fault("there is no flag --%s; see --help", name)
 			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
 				i++ // its value
@@ -422,18 +422,14 @@ func (f *flags) values(option string, named bool) []scoped {
 	for _, given := range f.given[option] {
 		name, value, ok := strings.Cut(given, ":")
 		ok = ok && isSourceName(name)
-		wrong, _, equals := strings.Cut(given, "=")
+		wrong, _, equals := strings.Cut(given, "=") // behind it may be a secret
 		switch {
 		case ok && f.byName[name] == nil:
 			f.fault("--%s %s: no source has this name", option, name)
 		case ok:
 			specific = append(specific, scoped{[]*source{f.byName[name]}, name, value})
 		case equals && option != "label" && f.byName[wrong] != nil:
-			shown := strings.TrimPrefix(given, wrong+"=")
-			if option == "header" {
-				shown = "…" // it may be secret
-			}
-			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:%s", option, wrong, option, wrong, shown)
+			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:…", option, wrong, option, wrong)
 		case named:
 			f.fault("--%s: a NAME: is needed in front", option)
 		default:
@@ -677,6 +673,7 @@ func (f *flags) alone(s *source) bool {
 
 // setServer sets what is not of a source.
 func (f *flags) setServer() {
+	f.setListen(len(f.given["web.tls-cert-file"]) > 0)
 	f.setTLS()
 	if file := f.one("web.basic-auth-file"); file != "" {
 		f.passwords = newPasswords()
@@ -695,10 +692,9 @@ func (f *flags) setServer() {
 	}
 }
 
-// setTLS sets where to listen, and with what certificates.
+// setTLS sets the certificates that listeners serve with.
 func (f *flags) setTLS() {
 	cert, key, ca := f.one("web.tls-cert-file"), f.one("web.tls-key-file"), f.one("web.tls-client-ca-file")
-	f.setListen(cert != "")
 	served := slices.ContainsFunc(f.listen, func(a address) bool { return a.tls })
 	names := []string{cert, key}
 	switch {
@@ -776,94 +772,6 @@ func parseAddress(text string, withTLS bool) (address, error) {
 	return a, nil
 }
 
-// setPattern makes s a pattern of files.
-func (s *source) setPattern(pattern string) error {
-	s.pattern, s.origin = pattern, pattern
-	s.serial, s.fetch = true, s.fetchFiles
-	if _, err := filepath.Match(pattern, ""); err != nil || pattern == "" {
-		return errors.New("a file name or a glob is needed")
-	}
-	return nil
-}
-
-// fetchFiles reads the files of the pattern. Those that are whole are served even
-// if others fail.
-func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure {
-	names, _ := filepath.Glob(s.pattern)
-	if len(names) == 0 && !hasMeta(s.pattern) {
-		names = []string{s.pattern}
-	}
-	var failed *failure
-	for _, name := range names {
-		failed = cmp.Or(failed, s.readFile(ctx, r, name))
-	}
-	for _, e := range r.bodies {
-		e.telling = e.telling && len(r.bodies) == 1
-	}
-	return failed
-}
-
-// hasMeta reports whether a pattern is more than the name of one file.
-func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
-
-// readFile adds one file to a result. It takes nothing of a file that changes
-// while it is read.
-func (s *source) readFile(ctx context.Context, r *result, name string) *failure {
-	file, before, err := openRegular(name)
-	if err != nil {
-		return &failure{reason: "file", err: err}
-	}
-	defer file.Close()
-	r.files = append(r.files, fileTime{name, before.ModTime()})
-	bodies := len(r.bodies)
-	if f := s.readBody(r, &body{ctx: ctx, src: file}, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
-		f.err = fmt.Errorf("%s: %w", name, f.err)
-		return f
-	}
-	after, err := file.Stat()
-	if err != nil || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
-		r.bodies = r.bodies[:bodies]
-		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
-	}
-	return nil
-}
-
-// openRegular opens a file, unless it is none that can be read to an end: to open a
-// device may do something, and a FIFO would wait for its writer.
-func openRegular(name string) (*os.File, os.FileInfo, error) {
-	info, err := os.Stat(name)
-	if err == nil && !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is no regular file", name)
-	}
-	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", name)
-	}
-	if err != nil {
-		file.Close()
-		return nil, nil, err
-	}
-	return file, info, nil
-}
-
-// readEnd returns the last bytes of a file, enough to see its last line if that is
-// short.
-func readEnd(file *os.File, size int64) []byte {
-	end := make([]byte, min(size, 8))
-	n, _ := file.ReadAt(end, size-int64(len(end)))
-	return end[:n]
-}
-
-// endsOpenMetrics reports whether the last line of a body is # EOF, which makes it
-// OpenMetrics where no header tells.
-func endsOpenMetrics(body []byte) bool {
-	line := bytes.TrimSuffix(body, []byte("\n"))
-	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
-}
-
 // exporter is what an http source fetches from.
 type exporter struct {
 	url      *url.URL
@@ -881,6 +789,9 @@ type exporter struct {
 
 // accept asks for the text format. Some exporters answer 406 without it.
 const accept = "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+
+// timeoutHeader tells how long a scraper waits, in seconds.
+const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // setURL makes s an exporter.
 func (s *source) setURL(text string) error {
@@ -1133,6 +1044,94 @@ func newPool(text []byte) (*x509.CertPool, error) {
 	return pool, nil
 }
 
+// setPattern makes s a pattern of files.
+func (s *source) setPattern(pattern string) error {
+	s.pattern, s.origin = pattern, pattern
+	s.serial, s.fetch = true, s.fetchFiles
+	if _, err := filepath.Match(pattern, ""); err != nil || pattern == "" {
+		return errors.New("a file name or a glob is needed")
+	}
+	return nil
+}
+
+// fetchFiles reads the files of the pattern. Those that are whole are served even
+// if others fail.
+func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure {
+	names, _ := filepath.Glob(s.pattern)
+	if len(names) == 0 && !hasMeta(s.pattern) {
+		names = []string{s.pattern}
+	}
+	var failed *failure
+	for _, name := range names {
+		failed = cmp.Or(failed, s.readFile(ctx, r, name))
+	}
+	for _, e := range r.bodies {
+		e.telling = e.telling && len(r.bodies) == 1
+	}
+	return failed
+}
+
+// hasMeta reports whether a pattern is more than the name of one file.
+func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
+
+// readFile adds one file to a result. It takes nothing of a file that changes
+// while it is read.
+func (s *source) readFile(ctx context.Context, r *result, name string) *failure {
+	file, before, err := openRegular(name)
+	if err != nil {
+		return &failure{reason: "file", err: err}
+	}
+	defer file.Close()
+	r.files = append(r.files, fileTime{name, before.ModTime()})
+	bodies := len(r.bodies)
+	if f := s.readBody(r, &body{ctx: ctx, src: file}, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
+		f.err = fmt.Errorf("%s: %w", name, f.err)
+		return f
+	}
+	after, err := file.Stat()
+	if err != nil || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
+		r.bodies = r.bodies[:bodies]
+		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
+	}
+	return nil
+}
+
+// openRegular opens a file, unless it is none that can be read to an end: to open a
+// device may do something, and a FIFO would wait for its writer.
+func openRegular(name string) (*os.File, os.FileInfo, error) {
+	info, err := os.Stat(name)
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is no regular file", name)
+	}
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", name)
+	}
+	if err != nil {
+		file.Close()
+		return nil, nil, err
+	}
+	return file, info, nil
+}
+
+// readEnd returns the last bytes of a file, enough to see its last line if that is
+// short.
+func readEnd(file *os.File, size int64) []byte {
+	end := make([]byte, min(size, 8))
+	n, _ := file.ReadAt(end, size-int64(len(end)))
+	return end[:n]
+}
+
+// endsOpenMetrics reports whether the last line of a body is # EOF, which makes it
+// OpenMetrics where no header tells.
+func endsOpenMetrics(body []byte) bool {
+	line := bytes.TrimSuffix(body, []byte("\n"))
+	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
+}
+
 // readBody reads one more body into a result.
 func (s *source) readBody(r *result, in *body, openMetrics bool) *failure {
 	in.limit = s.maxBytes - r.bytes
@@ -1301,7 +1300,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
 	defer cancel()
 	await(ctx, shares)
-	results := take(shares)
+	results := resultsOf(shares)
 	leave(shares, ctx.Err() == context.DeadlineExceeded)
 	page := net.Buffers(p.render(sources, results, false).chunks)
 	if _, err := page.WriteTo(stdout); err != nil {
@@ -1493,7 +1492,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	defer context.AfterFunc(p.stopping, cancel)()
 	await(ctx, shares)
 	late := ctx.Err() == context.DeadlineExceeded
-	shared := p.pages.open(r.Context(), sources, acceptsQuotes(r.Header.Values("Accept")), func() []*result { return take(shares) }, p.render)
+	shared := p.pages.open(r.Context(), sources, acceptsQuotes(r.Header.Values("Accept")), func() []*result { return resultsOf(shares) }, p.render)
 	leave(shares, late)
 	if shared == nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
@@ -1521,9 +1520,6 @@ func selected(sources []*source, names []string) []*source {
 	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 }
 
-// timeoutHeader tells how long a scraper waits, in seconds.
-const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
-
 // patience is how long a scrape may take. Without a deadline of the scraper's it
 // is what a run under way and one of its own may take.
 func (p *program) patience(sources []*source, header string) time.Duration {
@@ -1532,10 +1528,10 @@ func (p *program) patience(sources []*source, header string) time.Duration {
 		longest = max(longest, s.timeout)
 	}
 	seconds, err := strconv.ParseFloat(header, 64)
-	if err != nil || !(seconds > 0) || seconds > 1e6 {
+	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
 		return 2 * longest
 	}
-	d := time.Duration(seconds * float64(time.Second))
+	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
 		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
 	}
@@ -1599,8 +1595,8 @@ func await(ctx context.Context, shares []share) {
 	}
 }
 
-// take takes what is there for the shares, the newest. The caller has to release it.
-func take(shares []share) []*result {
+// resultsOf takes what is there for the shares, the newest. The caller has to release it.
+func resultsOf(shares []share) []*result {
 	results := make([]*result, len(shares))
 	for i, sh := range shares {
 		if sh.ticket != nil {
@@ -1793,6 +1789,7 @@ func (ps *pages) zip(pg *page) []byte {
 		z.Write(chunk)
 	}
 	z.Close()
+	z.Reset(nil)
 	return out.Bytes()
 }
 
@@ -1808,6 +1805,26 @@ func (p *program) freeMemory() {
 	p.pages.zipped.drop()
 	runtime.GC() // what pools hold outlives one collection
 	debug.FreeOSMemory()
+}
+
+// unloadCode has the system take back the pages of the program's code. Most were only
+// needed to start: 1.5 MB less are resident when idle. What is needed again is read
+// again.
+func unloadCode() {
+	path, _ := os.Executable()
+	maps, _ := os.ReadFile("/proc/self/maps")
+	for line := range strings.Lines(string(maps)) {
+		fields := strings.Fields(line) // 00400000-006f6000 r-xp 00000000 fe:00 987021 /reverse_exporter
+		if len(fields) != 6 || fields[1] != "r-xp" || fields[5] != path {
+			continue
+		}
+		from, to, _ := strings.Cut(fields[0], "-")
+		begin, err1 := strconv.ParseUint(from, 16, 64)
+		end, err2 := strconv.ParseUint(to, 16, 64)
+		if err1 == nil && err2 == nil {
+			syscall.Syscall(syscall.SYS_MADVISE, uintptr(begin), uintptr(end-begin), syscall.MADV_DONTNEED)
+		}
+	}
 }
 
 // send writes a page to a scraper, which has to take 256 KiB every 10 s.
@@ -2450,13 +2467,13 @@ const maxFile = 1 << 20
 func (w *watched) read() error {
 	var texts [][]byte
 	for _, name := range w.names {
-		file, info, err := openRegular(name)
+		file, _, err := openRegular(name)
 		if err != nil {
 			return fmt.Errorf("%s: %w", w.flag, err)
 		}
-		text, err := io.ReadAll(io.LimitReader(file, maxFile))
+		text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
 		file.Close()
-		if err != nil || info.Size() > maxFile {
+		if err != nil || len(text) > maxFile {
 			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
 		}
 		texts = append(texts, text)

@@ -1013,6 +1013,38 @@ func TestFiles(t *testing.T) {
 	wantContains(t, get(t, p, "/metrics").Body.String(), `reverse_exporter_file_mtime_seconds{exporter_name="x",file="`+dir+`/good.prom"} 1.234567890123e+09`)
 }
 
+// TestSmallFiles holds of many small files not much more than what is in them.
+func TestSmallFiles(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 100 {
+		writeFile(t, dir, fmt.Sprintf("%d.prom", i), fmt.Sprintf("m%d 1\n", i))
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
+	r := &result{}
+	if f := p.sources[0].fetchFiles(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
+		t.Fatalf("%d bodies, %v", len(r.bodies), f)
+	}
+	for _, e := range r.bodies {
+		if cap(e.buf) > 2*len(e.buf) {
+			t.Fatalf("%d bytes for %q", cap(e.buf), e.buf)
+		}
+	}
+}
+
+// TestPatience reads what a scraper says of its deadline.
+func TestPatience(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "x=y", "--timeout", "3s")
+	for header, want := range map[string]time.Duration{
+		"": 6 * time.Second, "x": 6 * time.Second, "NaN": 6 * time.Second, "-1": 6 * time.Second, "0": 6 * time.Second,
+		"+Inf": 6 * time.Second, "1e400": 6 * time.Second,
+		"1": 900 * time.Millisecond, "10": 9500 * time.Millisecond, "1e12": 1e6*time.Second - 500*time.Millisecond,
+	} {
+		if got := p.patience(p.sources, header); got != want {
+			t.Errorf("%q: %v, want %v", header, got, want)
+		}
+	}
+}
+
 // TestFileChanges takes nothing of a file that is written while it is read, and
 // all of one that is renamed away.
 func TestFileChanges(t *testing.T) {
@@ -1645,7 +1677,7 @@ func TestBusy(t *testing.T) {
 			}
 			shares, _ := p.ask(p.sources, url.Values{"a": {"c"}})
 			await(ctx, shares)
-			if r := take(shares); r[0] != crowded {
+			if r := resultsOf(shares); r[0] != crowded {
 				t.Errorf("got %v", r[0].failure)
 			}
 			leave(shares, ctx.Err() == context.DeadlineExceeded)
@@ -2547,7 +2579,7 @@ func TestBadFlags(t *testing.T) {
 		{"--http a=http://u:p@unix:/run/x.sock:/m", []string{"--http a: a URL"}},
 		{"--file a=[", []string{"--file a: a file name or a glob"}},
 		{`--exec a= --exec b='x --exec c={x} --exec d=x|{`, []string{"--exec a: there is no command", "--exec b: the quote ' is not closed", "--exec c: the command itself", "--exec d: a brace"}},
-		{src + " --timeout pg=5s", []string{"write --timeout pg:5s"}},
+		{src + " --timeout pg=5s", []string{"write --timeout pg:"}},
 		{src + " --timeout 5 --timeout pg:0s --timeout x:5s", []string{"--timeout 5: a duration", "--timeout pg:0s: the duration", "--timeout x: no source"}},
 		{src + " --timeout 5s --timeout 6s", []string{"--timeout 6s: given twice"}},
 		{src + " --max-bytes 10 --max-bytes pg:1.5MiB --max-age pg:x", []string{"--max-bytes 10: a whole number", "--max-bytes pg:1.5MiB", "--max-age pg:x"}},
@@ -2561,6 +2593,7 @@ func TestBadFlags(t *testing.T) {
 		{src + " --exec c=x --params c:x", []string{"--params c:x: only an http source"}},
 		{"--exec c=x_{y} --exec d=x --path /a", []string{"--exec c: the command itself"}},
 		{src + " --log.level loud --log.format xml --web.listen-address 99999", []string{"--log.level loud", "--log.format xml", "--web.listen-address 99999: an address"}},
+		{src + " --version, --help,=5", []string{"no flag --version,", "no flag --help,"}},
 		{src + " --bogus --also=x word --timeout", []string{"no flag --bogus", "no flag --also", "argument 4 is no flag", "--timeout needs a value"}},
 		{src + " --log-level debug --timeout 400d --interval pg:1ms", []string{"no flag --log-level", "--timeout 400d: a duration", "--interval pg:1ms: 100ms is the least"}},
 		{src + " ---x --once=maybe --", []string{"no flag ---x", "--once takes no value", "no flag --;"}},
@@ -3737,7 +3770,7 @@ func TestBuffersInUse(t *testing.T) {
 	shares, _ := p.ask(p.sources, nil)
 	await(t.Context(), shares)
 	open := func() *sharedPage {
-		return p.pages.open(t.Context(), p.sources, false, func() []*result { return take(shares) }, p.render)
+		return p.pages.open(t.Context(), p.sources, false, func() []*result { return resultsOf(shares) }, p.render)
 	}
 	first, second := open(), open()
 	leave(shares, false)

@@ -117,7 +117,51 @@ func read(src io.Reader, openMetrics bool, added *addedLabels, spares *spares, l
 		spares.keep(r.e.buf)
 		return nil, err
 	}
+	if spares.bodies == nil && len(r.e.buf) < cap(r.e.buf)/2 { // there may be many as small
+		r.e.buf = slices.Clone(r.e.buf)
+	}
 	return r.e, nil
+}
+
+// read reads the lines of the body, until its end or until more than limit bytes
+// would have to be held, and brings the families into order.
+func (r *reader) read(limit int) error {
+	for r.p.next() {
+		switch r.p.kind {
+		case sampleLine:
+			r.sample()
+		case helpLine:
+			r.help()
+		case typeLine:
+			r.typ()
+		}
+		if r.e.held() > limit {
+			return errTooMuch
+		}
+		if cap(r.e.buf)-len(r.e.buf) < 1<<10 {
+			r.grow(limit)
+		}
+	}
+	if r.p.err != nil {
+		return r.p.err
+	}
+	return r.e.regroup(limit)
+}
+
+// grow doubles the buffer, but for what is beyond limit. To let append do it, by
+// a quarter at a time, leaves four times as much for the garbage collector.
+func (r *reader) grow(limit int) {
+	size := len(r.e.buf)
+	buf := make([]byte, size, max(min(2*size, limit), size)+2<<10)
+	copy(buf, r.e.buf)
+	r.e.buf = buf
+}
+
+// readText takes a body that is there already, and ends in a newline.
+func readText(text []byte) (*exposition, error) {
+	r := reader{p: parser{buf: text, end: len(text), eof: true}, e: &exposition{}, added: &addedLabels{}}
+	err := r.read(math.MaxInt32)
+	return r.e, err
 }
 
 // spares are the buffers of a source that are not in use, so that the next body needs
@@ -167,47 +211,6 @@ func (p pool) drop() {
 	}
 }
 
-// readText takes a body that is there already, and ends in a newline.
-func readText(text []byte) (*exposition, error) {
-	r := reader{p: parser{buf: text, end: len(text), eof: true}, e: &exposition{}, added: &addedLabels{}}
-	err := r.read(math.MaxInt32)
-	return r.e, err
-}
-
-// read reads the lines of the body, until its end or until more than limit bytes
-// would have to be held, and brings the families into order.
-func (r *reader) read(limit int) error {
-	for r.p.next() {
-		switch r.p.kind {
-		case sampleLine:
-			r.sample()
-		case helpLine:
-			r.help()
-		case typeLine:
-			r.typ()
-		}
-		if r.e.held() > limit {
-			return errTooMuch
-		}
-		if cap(r.e.buf)-len(r.e.buf) < 1<<10 {
-			r.grow(limit)
-		}
-	}
-	if r.p.err != nil {
-		return r.p.err
-	}
-	return r.e.regroup(limit)
-}
-
-// grow doubles the buffer, but for what is beyond limit. To let append do it, by
-// a quarter at a time, leaves four times as much for the garbage collector.
-func (r *reader) grow(limit int) {
-	size := len(r.e.buf)
-	buf := make([]byte, size, max(min(2*size, limit), size)+2<<10)
-	copy(buf, r.e.buf)
-	r.e.buf = buf
-}
-
 // sample appends a sample, with the labels that are added to it, to its family.
 func (r *reader) sample() {
 	if !r.p.repeated {
@@ -228,7 +231,7 @@ func (r *reader) sample() {
 
 // enter makes the family of the sample's name the last one.
 func (r *reader) enter() {
-	if f := r.last(); f == nil || !f.takes(r.e.text(f.name), r.p.name) && !r.renames(f) {
+	if f := r.last(); f == nil || !f.takes(r.e.text(f.name), r.p.name) && !r.renames() {
 		r.begin()
 	}
 	r.prefix = append(append(r.prefix[:0], r.p.name...), '{')
@@ -260,18 +263,24 @@ func (f *family) contradict(p *parser) {
 	}
 }
 
-// renames gives a family of OpenMetrics that has no samples yet the name of this
-// one, if the text format has that name for it: foo_total for the counter foo,
-// foo_info for the info foo, which is a gauge here.
-func (r *reader) renames(f *family) bool {
-	suffix, ok := bytes.CutPrefix(r.p.name, r.e.text(f.name))
-	ok = ok && (f.metricType == counter && string(suffix) == "_total" || f.metricType == gauge && string(suffix) == "_info")
-	if !ok || !r.p.openMetrics || f.lines.from < f.lines.to {
-		return false
+// renames makes a family of OpenMetrics that has no samples yet the last one, under the
+// name of this sample, if the text format has that name for it: foo_total for the
+// counter foo, foo_info for the info foo, which is a gauge here. One other family may
+// stand between: foo_created.
+func (r *reader) renames() bool {
+	n := len(r.e.families)
+	for i := n - 1; i >= max(0, n-2) && r.p.openMetrics; i-- {
+		f := r.e.families[i]
+		suffix, ok := bytes.CutPrefix(r.p.name, r.e.text(f.name))
+		ok = ok && (f.metricType == counter && string(suffix) == "_total" || f.metricType == gauge && string(suffix) == "_info")
+		if ok && f.lines.from == f.lines.to {
+			f.name = r.e.copy(r.p.name)
+			f.lines = span{f.name.to, f.name.to}
+			r.e.families = append(slices.Delete(r.e.families, i, i+1), f)
+			return true
+		}
 	}
-	f.name = r.e.copy(r.p.name)
-	f.lines = span{f.name.to, f.name.to}
-	return true
+	return false
 }
 
 // takes reports whether samples of a name belong to the family.
@@ -764,8 +773,8 @@ type verdicts map[string]verdict
 type verdict uint8
 
 const (
-	split verdict = iota + 1 // into untyped families, one for each sample name
-	fold                     // into the histogram or summary that claims the name
+	toSplit verdict = iota + 1 // into untyped families, one for each sample name
+	toFold                     // into the histogram or summary that claims the name
 )
 
 // judge finds the families whose types differ or that have samples which no such
@@ -781,13 +790,13 @@ func judge(groups []group) verdicts {
 			clash = clash || c.metricType() != untyped || c.contradicts(t)
 		}
 		if clash {
-			v[string(g.name())] = split
+			v[string(g.name())] = toSplit
 		}
 		for _, c := range below {
 			if c.metricType() != untyped {
-				v[string(c.name())] = split
-			} else if v[string(g.name())] != split {
-				v[string(c.name())] = fold
+				v[string(c.name())] = toSplit
+			} else if v[string(g.name())] != toSplit {
+				v[string(c.name())] = toFold
 			}
 		}
 	}
@@ -815,7 +824,7 @@ func claimed(groups []group, g group) []group {
 // conflicts lists the families that are split, in order.
 func (v verdicts) conflicts() []string {
 	names := slices.Sorted(maps.Keys(v))
-	return slices.DeleteFunc(names, func(name string) bool { return v[name] != split })
+	return slices.DeleteFunc(names, func(name string) bool { return v[name] != toSplit })
 }
 
 // settle returns the parts as the verdicts want them.
@@ -823,9 +832,9 @@ func settle(parts []part, v verdicts) []part {
 	settled := make([]part, 0, len(parts))
 	for _, p := range parts {
 		switch v[string(p.text(p.name))] {
-		case split:
+		case toSplit:
 			settled = append(settled, p.split()...)
-		case fold:
+		case toFold:
 			folded := *p.family
 			folded.fold(p.body)
 			p.family = &folded

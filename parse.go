@@ -3,16 +3,17 @@
 //
 // A parser pulls lines out of a reader: next finds the next sample, HELP or
 // TYPE line and leaves its parts in the parser's fields, as subslices of a
-// window over the body. Nothing is copied and nothing is allocated per line.
+// window over the body. Nothing is allocated per line, and but for OpenMetrics'
+// timestamps nothing is copied.
 // Below next stands follow, the short way that most samples take, then the states in
 // the order of the grammar, then the predicates. Each state takes the index at which
 // it begins in the window and returns the index behind what it took, or -1 after a
 // failure.
 //
 // Two things make it fast: a sample is compared with a model, an earlier sample of
-// its name whose labels begin with the same letter, and only the label values in
-// which the two differ are scanned (the lines of a family mostly have the same
-// labels); and it compares and scans eight bytes at a time.
+// its name whose labels begin alike, and only the label values in which the two
+// differ are scanned (the lines of a family mostly have the same labels); and it
+// compares and scans eight bytes at a time.
 //
 // The text format is read as forgivingly as Prometheus does or more so, where the
 // meaning is clear; OpenMetrics as strictly as Prometheus does: one blank where
@@ -35,6 +36,7 @@ import (
 const (
 	windowSize = 64 << 10 // bytes that a parser reads at once
 	maxLabels  = 1 << 16  // labels that one sample may have
+	fewLabels  = 32       // labels that are compared one by one; above, sorting is faster
 )
 
 // lineKind tells which fields and methods of a parser are for the line that next found.
@@ -107,7 +109,7 @@ type parser struct {
 	metricType metricType
 	labels     []label
 	stamp      []byte // timestamp in milliseconds, empty if there is none
-	repeated   bool   // the line before is a sample of the same name
+	repeated   bool   // the sample before has this name, too, and no metadata is between; may be missed
 	plain      bool   // tail is as the text format's own encoder would write it
 
 	buf      []byte   // window over the body
@@ -117,7 +119,7 @@ type parser struct {
 	line     int      // lines begun so far
 	extra    int      // newlines inside the label values of the line
 	aside    bool     // the labels are an exemplar's, and go
-	brace    int      // bytes of the name and the brace that all models have, 0 if the line cannot have them
+	prefix   int      // bytes of the name and the brace that the models share, 0 if there is no model
 	empty    int      // reads in a row that brought nothing
 	eof      bool     // src has ended
 	short    bool     // the line runs on behind end
@@ -165,11 +167,11 @@ func (p *parser) close() {
 	}
 }
 
-// fill slides the unread rest of the window to its front and reads until the
-// window is full and more than have bytes of it are whole lines, or the body
-// has ended. It reports whether any line is left.
+// fill slides the unread rest of the window to its front, forgets the models, and
+// reads until the window is full and more than have bytes of it are whole lines, or
+// the body has ended. It reports whether any line is left.
 func (p *parser) fill(have int) bool {
-	p.brace = 0 // the samples before slide out
+	p.prefix = 0 // the models slide out
 	p.buf = p.buf[:copy(p.buf, p.buf[p.pos:])]
 	p.end -= p.pos
 	p.pos = 0
@@ -211,23 +213,23 @@ func (p *parser) read() {
 // follow scans a sample if nothing but label values and what stands behind them tells
 // it from its model, which it then becomes. It reports whether that is so.
 func (p *parser) follow() bool {
-	rest := p.start + p.brace
+	rest := p.start + p.prefix
 	if rest == p.start || rest >= p.end {
 		return false
 	}
-	m := p.model(rest)
+	m := p.modelFor(rest)
 	if m.end == 0 || !m.become(p.buf[p.start:p.end], p.buf[m.at:p.end]) {
 		m.end = 0
 		return false
 	}
 	m.at, p.rest, p.labels, p.repeated = p.start, rest, m.labels, true
 	p.kind, p.plain, p.loose = sampleLine, true, 0
-	p.values(p.start + m.end)
+	p.ending(p.start + m.end)
 	return true
 }
 
-// model returns the model for samples whose labels begin at i.
-func (p *parser) model(i int) *model { return &p.models[int(p.buf[i])%len(p.models)] }
+// modelFor returns the model for samples whose labels begin at i.
+func (p *parser) modelFor(i int) *model { return &p.models[int(p.buf[i])%len(p.models)] }
 
 // become makes the model, which stands there, one of the sample that stands here,
 // and reports whether it could; half done, it is no model any more.
@@ -355,7 +357,7 @@ func (p *parser) comment(i int) bool {
 func (p *parser) directive(end int) bool {
 	switch line := p.buf[p.start:end]; {
 	case string(line) == "# EOF":
-		p.ended, p.brace = true, 0
+		p.ended, p.prefix = true, 0
 		return false
 	case bytes.HasPrefix(line, []byte("# HELP ")):
 		p.kind = helpLine
@@ -373,7 +375,7 @@ func (p *parser) directive(end int) bool {
 
 // metadata scans the metric name at i and what a line of metadata says of it.
 func (p *parser) metadata(i, end int) int {
-	p.brace = 0 // a sample behind metadata repeats nothing
+	p.prefix = 0 // a sample behind metadata repeats nothing
 	if p.buf[i] == '"' {
 		name := i + 1
 		if i = p.quotedName(i); i < 0 {
@@ -418,44 +420,43 @@ func (p *parser) setType() (known bool) {
 }
 
 // sample scans a sample.
-func (p *parser) sample(i int) int {
+func (p *parser) sample(i int) {
 	p.kind, p.plain, p.loose = sampleLine, true, 0
 	if i > p.start {
 		p.loosen(p.start)
 	}
-	if i = p.series(i); i < 0 {
-		return i
+	if i = p.series(i); i >= 0 && len(p.labels) >= fewLabels && p.repeatsLabel() {
+		i = p.fail(p.rest, "a label name is there twice")
 	}
-	if len(p.labels) >= fewLabels && p.repeatsLabel() {
-		return p.fail(p.rest, "a label name is there twice")
+	if i >= 0 {
+		p.ending(i)
 	}
-	return p.values(i)
 }
 
 // series scans the name and the labels of a sample: name, name{…}, {"name",…}.
 func (p *parser) series(i int) int {
-	p.repeated = p.brace > 0 && bytes.HasPrefix(p.buf[i:p.end], p.name) && p.buf[i+len(p.name)] == '{'
+	p.repeated = p.prefix > 0 && bytes.HasPrefix(p.buf[i:p.end], p.name) && p.buf[i+len(p.name)] == '{'
 	if p.repeated {
-		p.rest = i + p.brace
+		p.rest = i + p.prefix
 	} else if i = p.nameAndBrace(i); i < 0 || p.buf[i-1] != '{' {
 		return i
 	}
-	m := p.model(p.rest)
+	m := p.modelFor(p.rest)
 	m.end, p.labels = 0, m.labels[:0]
 	if i = p.labelSet(p.rest); i >= 0 && p.name == nil {
 		return p.fail(i, "no metric name before or in the braces")
 	}
 	m.labels = p.labels
 	if n := len(p.labels); i >= 0 && p.plain && 0 < n && n < fewLabels {
-		m.at, m.end, p.brace = p.start, i-p.start, p.rest-p.start
+		m.at, m.end, p.prefix = p.start, i-p.start, p.rest-p.start
 	}
 	return i
 }
 
 // nameAndBrace scans the name before the brace and the brace, what there is of
-// them, and drops the models, which are of another name.
+// them, and drops the models, which are of another name or have slid out.
 func (p *parser) nameAndBrace(i int) int {
-	p.name, p.labels, p.brace = nil, p.labels[:0], 0
+	p.name, p.labels, p.prefix = nil, p.labels[:0], 0
 	for k := range p.models {
 		p.models[k].end = 0
 	}
@@ -476,6 +477,53 @@ func (p *parser) nameAndBrace(i int) int {
 	}
 	p.rest = open + 1
 	return p.rest
+}
+
+// bareName scans a metric name of the classic character set into name.
+func (p *parser) bareName(i int) int {
+	name := i
+	for i = labelBytes(p.buf, i); class[p.buf[i]]&nameByte != 0; {
+		i++
+	}
+	if i == name || class[p.buf[name]]&digit != 0 {
+		return p.fail(name, p.notAName(name))
+	}
+	p.name = p.buf[name:i]
+	return i
+}
+
+// notAName guesses what stands at i in place of a metric name.
+func (p *parser) notAName(i int) string {
+	switch rest := p.buf[i:]; {
+	case bytes.HasPrefix(rest, []byte("\xef\xbb\xbf")):
+		return "a byte order mark: save the text without it"
+	case rest[0] == '<':
+		return "expected a metric name, this looks like HTML"
+	case rest[0] == 0:
+		return "NUL byte"
+	}
+	return "expected a metric name"
+}
+
+// quotedName scans a quoted name. Only one spelling of a name is taken, so that
+// names can be compared as they are written.
+func (p *parser) quotedName(i int) int {
+	name := i + 1
+	plain, extra := p.plain, p.extra
+	p.plain = true
+	i = p.labelValue(name)
+	switch {
+	case i < 0:
+		return i
+	case i == name:
+		return p.fail(name, "an empty name")
+	case !p.plain || p.extra != extra:
+		return p.fail(name, `an escape other than \\ \" \n in a name`)
+	case bytes.IndexByte(p.buf[name:i], 0) >= 0:
+		return p.fail(name, "NUL byte")
+	}
+	p.plain = plain
+	return i + 1
 }
 
 // labelSet scans labels up to the closing brace, from behind the opening one or
@@ -535,7 +583,7 @@ func (p *parser) plainLabels(i int) int {
 }
 
 // plainValue returns where the closing quote of the label value at i stands, -1
-// if the value needs a closer look.
+// if the value needs a closer look or the window ends within eight bytes.
 func plainValue(b []byte, i int) int {
 	for len(b)-i >= 8 {
 		m := special(binary.LittleEndian.Uint64(b[i:]))
@@ -618,7 +666,7 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 		return p.fail(name, "the label name __name__ is reserved")
 	}
 	if n == maxLabels {
-		return p.fail(name, "more than 65536 labels")
+		return p.fail(name, fmt.Sprintf("more than %d labels", maxLabels))
 	}
 	p.labels = append(p.labels, label{})
 	l := &p.labels[n] // set in place: appending a filled one stalls, 10 % of all time
@@ -666,19 +714,18 @@ func (p *parser) labelValue(i int) int {
 	}
 }
 
-// values scans what stands behind the labels of a sample.
-func (p *parser) values(i int) int {
+// ending scans what stands behind the labels of a sample.
+func (p *parser) ending(i int) {
 	if i = p.number(i); i < 0 {
-		return i
+		return
 	}
 	p.stamp = p.stamp[:0]
 	if p.buf[i] != '\n' || p.openMetrics {
 		if i = p.lineEnd(i); i < 0 {
-			return i
+			return
 		}
 	}
 	p.pos = i + 1
-	return p.pos
 }
 
 // number scans the value of a sample and the blanks before it. Its own pass
@@ -724,6 +771,22 @@ func (p *parser) number(i int) int {
 	}
 	p.value, p.valueEnd = i, j
 	return j
+}
+
+// digits returns the index behind the digits that begin at i. All that is
+// scanned ends in a newline, so there is no need to look for the end of b.
+func digits(b []byte, i int) int {
+	for len(b)-i >= 8 {
+		x := binary.LittleEndian.Uint64(b[i:])
+		if m := ((x ^ ones*'0') + ones*(0x80-10) | x) & highs; m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+		i += 8
+	}
+	for class[b[i]]&digit != 0 {
+		i++
+	}
+	return i
 }
 
 // lineEnd scans what may stand between the value of a sample and the newline, and
@@ -827,53 +890,6 @@ func (p *parser) exemplar(i int) int {
 	return i
 }
 
-// bareName scans a metric name of the classic character set into name.
-func (p *parser) bareName(i int) int {
-	name := i
-	for i = labelBytes(p.buf, i); class[p.buf[i]]&nameByte != 0; {
-		i++
-	}
-	if i == name || class[p.buf[name]]&digit != 0 {
-		return p.fail(name, p.notAName(name))
-	}
-	p.name = p.buf[name:i]
-	return i
-}
-
-// notAName guesses what stands at i in place of a metric name.
-func (p *parser) notAName(i int) string {
-	switch rest := p.buf[i:]; {
-	case bytes.HasPrefix(rest, []byte("\xef\xbb\xbf")):
-		return "a byte order mark: save the text without it"
-	case rest[0] == '<':
-		return "expected a metric name, this looks like HTML"
-	case rest[0] == 0:
-		return "NUL byte"
-	}
-	return "expected a metric name"
-}
-
-// quotedName scans a quoted name. Only one spelling of a name is taken, so that
-// names can be compared as they are written.
-func (p *parser) quotedName(i int) int {
-	name := i + 1
-	plain, extra := p.plain, p.extra
-	p.plain = true
-	i = p.labelValue(name)
-	switch {
-	case i < 0:
-		return i
-	case i == name:
-		return p.fail(name, "an empty name")
-	case !p.plain || p.extra != extra:
-		return p.fail(name, `an escape other than \\ \" \n in a name`)
-	case bytes.IndexByte(p.buf[name:i], 0) >= 0:
-		return p.fail(name, "NUL byte")
-	}
-	p.plain = plain
-	return i + 1
-}
-
 // gap skips blanks where a plain line has none.
 func (p *parser) gap(i int) int {
 	if c := p.buf[i]; c != ' ' && c != '\t' {
@@ -911,9 +927,6 @@ func (p *parser) fail(i int, fault string) int {
 	}
 	return -1
 }
-
-// fewLabels is how many labels are compared one by one; above, sorting is faster.
-const fewLabels = 32
 
 // hasLabel reports whether the sample has a label of that name.
 func (p *parser) hasLabel(name []byte) bool {
@@ -993,22 +1006,6 @@ func isEscape(c byte) bool {
 
 // ones times a byte is that byte eight times; highs are the high bits of all.
 const ones, highs = 0x0101010101010101, 0x8080808080808080
-
-// digits returns the index behind the digits that begin at i. All that is
-// scanned ends in a newline, so there is no need to look for the end of b.
-func digits(b []byte, i int) int {
-	for len(b)-i >= 8 {
-		x := binary.LittleEndian.Uint64(b[i:])
-		if m := ((x ^ ones*'0') + ones*(0x80-10) | x) & highs; m != 0 {
-			return i + bits.TrailingZeros64(m)/8
-		}
-		i += 8
-	}
-	for class[b[i]]&digit != 0 {
-		i++
-	}
-	return i
-}
 
 // isNumber reports whether a word is a number, as a bound of a bucket is.
 func isNumber(word []byte) bool {
