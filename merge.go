@@ -27,7 +27,7 @@ import (
 // four times that would have to be held.
 var (
 	errTooLarge = errors.New("larger than --max-bytes allows")
-	errTooMuch  = fmt.Errorf("so many metric families that they would take four times --max-bytes in memory: %w", errTooLarge)
+	errTooMuch  = fmt.Errorf("so many metric families or so much in added labels that it would take four times --max-bytes in memory: %w", errTooLarge)
 )
 
 // span is a range of an exposition's buf.
