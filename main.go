@@ -328,7 +328,7 @@ func (f *flags) addSource(kind, value string) {
 	}
 	s.spares.windows = make(pool, 2)
 	if !hasMeta(s.pattern) {
-		s.spares.bodies = make(pool, 2)
+		s.spares.bodies = make(pool, maxPages)
 	}
 }
 
@@ -1215,7 +1215,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	options := &slog.HandlerOptions{Level: c.logLevel}
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
 	p.pages.freed.L = &p.pages.mu
-	p.pages.zipped, p.pages.turn = make(pool, 1), make(chan struct{}, 1)
+	p.pages.zipped, p.pages.turn = make(pool, maxPages), make(chan struct{}, 1)
 	p.idle = time.AfterFunc(idleTime, p.freeMemory)
 	p.idle.Stop() // until there is a large page
 	p.stopping, p.stop = context.WithCancel(context.Background())
