@@ -4265,23 +4265,38 @@ func BenchmarkLines(b *testing.B) {
 	}
 }
 
-// BenchmarkScrape parses and labels a body.
+// BenchmarkScrape parses and labels a body: one that is in memory, as the body of
+// BenchmarkLines is, and one that is read from where it is, as a source does.
 func BenchmarkScrape(b *testing.B) {
 	added := &addedLabels{telling: true}
 	added.add("exporter_name", "bench")
 	for _, size := range sizes {
-		b.Run(size.name, func(b *testing.B) {
-			body := generate(size.families, 100)
-			used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
-			b.SetBytes(int64(len(body)))
-			b.ReportAllocs()
-			for b.Loop() {
-				e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
-				if err != nil {
-					b.Fatal(err)
+		body := generate(size.families, 100)
+		run := func(name string, once func() error) {
+			b.Run(size.name+"/"+name, func(b *testing.B) {
+				b.SetBytes(int64(len(body)))
+				b.ReportAllocs()
+				for b.Loop() {
+					if err := once(); err != nil {
+						b.Fatal(err)
+					}
 				}
+			})
+		}
+		var out []byte
+		run("memory", func() error {
+			r := reader{p: parser{buf: body, end: len(body), eof: true}, e: &exposition{buf: out[:0]}, added: added}
+			err := r.read(1 << 30)
+			out = r.e.buf
+			return err
+		})
+		used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
+		run("reader", func() error {
+			e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
+			if err == nil {
 				used.keep(e.buf)
 			}
+			return err
 		})
 	}
 }
