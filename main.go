@@ -2681,6 +2681,9 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 			cs.evict()
 		}
 		cs.all[conn] = connection{since: time.Now()}
+		if tcp, ok := bare(conn).(*net.TCPConn); ok {
+			tcp.SetWriteBuffer(128 << 10) // or megabytes are sent before anything shows how fast they are read
+		}
 	case state == http.StateClosed:
 		delete(cs.all, conn)
 	case here: // it did not have to make room
@@ -2707,10 +2710,15 @@ func (cs *connections) evict() {
 		}
 	}
 	delete(cs.all, first)
-	if secure, ok := first.(*tls.Conn); ok {
-		first = secure.NetConn() // which says no goodbye, for that could take long
+	bare(first).Close() // without a goodbye of TLS, for that could take long
+}
+
+// bare returns the connection that one with TLS is over, or itself.
+func bare(conn net.Conn) net.Conn {
+	if secure, ok := conn.(*tls.Conn); ok {
+		return secure.NetConn()
 	}
-	first.Close()
+	return conn
 }
 
 // healthcheck asks the program that listens at an address whether it is well. It does
