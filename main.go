@@ -422,14 +422,18 @@ func (f *flags) values(option string, named bool) []scoped {
 	for _, given := range f.given[option] {
 		name, value, ok := strings.Cut(given, ":")
 		ok = ok && isSourceName(name)
-		wrong, _, equals := strings.Cut(given, "=") // behind it may be a secret
+		wrong, _, equals := strings.Cut(given, "=")
 		switch {
 		case ok && f.byName[name] == nil:
 			f.fault("--%s %s: no source has this name", option, name)
 		case ok:
 			specific = append(specific, scoped{[]*source{f.byName[name]}, name, value})
 		case equals && option != "label" && f.byName[wrong] != nil:
-			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:…", option, wrong, option, wrong)
+			shown := given[len(wrong)+1:]
+			if option == "header" {
+				shown = "…" // it may be secret
+			}
+			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:%s", option, wrong, option, wrong, shown)
 		case named:
 			f.fault("--%s: a NAME: is needed in front", option)
 		default:
@@ -2568,12 +2572,8 @@ func (ps *passwords) check(ctx context.Context, name, password string) int {
 	ps.file.refresh()
 	us := *ps.users.Load()
 	u, known := us[name]
-	if !known {
-		names := slices.Sorted(maps.Keys(us))
-		u = us[names[int(ps.digest(name)[0])%len(names)]] // always the same
-	}
 	digest := ps.digest(password)
-	if u.knows(digest) && known {
+	if known && u.knows(digest) {
 		return http.StatusOK
 	}
 	select {
@@ -2588,8 +2588,12 @@ func (ps *passwords) check(ctx context.Context, name, password string) int {
 	case <-ctx.Done():
 		return http.StatusServiceUnavailable
 	}
-	if u.knows(digest) && known { // found right while this one waited
+	if known && u.knows(digest) { // found right while this one waited
 		return http.StatusOK
+	}
+	if !known {
+		names := slices.Sorted(maps.Keys(us))
+		u = us[names[int(ps.digest(name)[0])%len(names)]] // always the same
 	}
 	key := stretch(password, u.salt, u.iterations)
 	if hmac.Equal(key, u.key) && known {

@@ -774,6 +774,8 @@ func TestHTTPFailures(t *testing.T) {
 		{"no content type", "HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\n" + body, ""},
 		{"gzip unasked", ok + "Content-Encoding: gzip\r\n\r\n" + zipped(body), ""},
 		{"empty", ok + "Content-Length: 0\r\n\r\n", ""},
+		{"until close, empty", ok + "\r\n", ""},
+		{"gzip, no newline", ok + "Content-Encoding: gzip\r\n\r\n" + zipped("a 1\nb 2"), ""},
 		{"chunked", ok + "Transfer-Encoding: chunked\r\n\r\n8\r\n" + body + "\r\n0\r\n\r\n", ""},
 		{"until close, cut", ok + "\r\na 1\nb 12", "read"}, // of 123, for all one knows
 		{"length, no newline", ok + "Content-Length: 7\r\n\r\na 1\nb 2", ""},
@@ -2579,7 +2581,7 @@ func TestBadFlags(t *testing.T) {
 		{"--http a=http://u:p@unix:/run/x.sock:/m", []string{"--http a: a URL"}},
 		{"--file a=[", []string{"--file a: a file name or a glob"}},
 		{`--exec a= --exec b='x --exec c={x} --exec d=x|{`, []string{"--exec a: there is no command", "--exec b: the quote ' is not closed", "--exec c: the command itself", "--exec d: a brace"}},
-		{src + " --timeout pg=5s", []string{"write --timeout pg:"}},
+		{src + " --timeout pg=5s", []string{"write --timeout pg:5s"}},
 		{src + " --timeout 5 --timeout pg:0s --timeout x:5s", []string{"--timeout 5: a duration", "--timeout pg:0s: the duration", "--timeout x: no source"}},
 		{src + " --timeout 5s --timeout 6s", []string{"--timeout 6s: given twice"}},
 		{src + " --max-bytes 10 --max-bytes pg:1.5MiB --max-age pg:x", []string{"--max-bytes 10: a whole number", "--max-bytes pg:1.5MiB", "--max-age pg:x"}},
@@ -3630,25 +3632,70 @@ func TestSlowClients(t *testing.T) {
 
 // TestUntilCut cuts a page off in the moment its reader is done.
 func TestUntilCut(t *testing.T) {
-	conn := &deadlines{ResponseWriter: httptest.NewRecorder()}
-	ctx, cut := context.WithCancel(t.Context())
-	stop := (&pacer{control: http.NewResponseController(conn), page: ctx}).untilCut()
-	cut()
-	stop()
-	if left := time.Until(conn.last); left <= 0 {
-		t.Errorf("what comes next is to be written by %v ago", -left)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		conn := &deadlines{ResponseWriter: httptest.NewRecorder()}
+		ctx, cut := context.WithCancel(t.Context())
+		stop := (&pacer{control: http.NewResponseController(conn), page: ctx}).untilCut()
+		cut()
+		stop()
+		last := conn.last
+		time.Sleep(time.Minute)
+		if conn.last != last || last.Sub(conn.cut) != 10*time.Second {
+			t.Errorf("cut at %v, what comes next is to be written by %v, then by %v", conn.cut, last, conn.last)
+		}
+	})
 }
 
-// deadlines keeps the last deadline that it was given for writing.
+// deadlines keeps the last deadline that it was given for writing. To cut takes it a while.
 type deadlines struct {
 	http.ResponseWriter
-	last time.Time
+	cut, last time.Time
 }
 
 func (d *deadlines) SetWriteDeadline(t time.Time) error {
+	if t.Equal(time.Now()) {
+		time.Sleep(time.Second)
+		d.cut = time.Now()
+	}
 	d.last = t
 	return nil
+}
+
+// TestCut frees a page at once whose reader is stuck.
+func TestCut(t *testing.T) {
+	big := writeFile(t, t.TempDir(), "big.prom", strings.Repeat("a_long_enough_name{x=\"y\"} 1\n", 1<<15))
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--file", "x="+big)
+		conn := servePipes(t, p).dial()
+		io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+		synctest.Wait()
+		p.pages.alive[0].cut()
+		synctest.Wait()
+		if n := len(p.pages.alive); n != 0 {
+			t.Errorf("%d pages alive", n)
+		}
+	})
+}
+
+// TestWaitForRuns waits for a run that ends, and a while for one that hangs.
+func TestWaitForRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup)
+		waited := func() time.Duration {
+			begin := time.Now()
+			p.waitForRuns(time.Second)
+			return time.Since(begin)
+		}
+		p.sources[0].runs.Go(func() { time.Sleep(500 * time.Millisecond) })
+		if d := waited(); d != 500*time.Millisecond {
+			t.Errorf("waited %v for a run that ends", d)
+		}
+		p.sources[0].runs.Go(func() { time.Sleep(time.Minute) })
+		if d := waited(); d != time.Second {
+			t.Errorf("waited %v for a run that hangs", d)
+		}
+		time.Sleep(time.Minute)
+	})
 }
 
 // TestPages lets eight pages be alive, shared by who would get the same, compressed
@@ -3823,9 +3870,36 @@ func TestConnections(t *testing.T) {
 		close(release)
 		for _, conn := range []net.Conn{served2, served3, served4} {
 			conn.SetReadDeadline(time.Time{})
-			if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || resp.StatusCode != 200 {
-				t.Errorf("%v %v", resp, err)
+			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+			if err != nil || resp.StatusCode != 200 {
+				t.Fatalf("%v %v", resp, err)
 			}
+			io.Copy(io.Discard, resp.Body)
+		}
+		synctest.Wait()
+		release = make(chan struct{})
+		ask := func(conn net.Conn) {
+			io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+			synctest.Wait()
+			time.Sleep(time.Second)
+		}
+		ask(served3)
+		ask(served2)
+		io.WriteString(served4, "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
+		served4.SetReadDeadline(time.Time{})
+		http.ReadResponse(bufio.NewReader(served4), nil)
+		synctest.Wait()
+		last := dial("")
+		if closed(served2) || closed(served3) || !closed(served4) || closed(last) {
+			t.Error("the connection that is idle again is not the one that was closed")
+		}
+		ask(last)
+		one := dial("")
+		if closed(served2) || !closed(served3) || closed(last) || closed(one) {
+			t.Error("the connection whose request is the oldest is not the one that was closed")
+		}
+		close(release)
+		for _, conn := range []net.Conn{served2, last, one} {
 			conn.Close()
 		}
 		synctest.Wait()

@@ -219,11 +219,10 @@ func (p *parser) follow() bool {
 	}
 	m := p.modelFor(rest)
 	if m.end == 0 || !m.become(p.buf[p.start:p.end], p.buf[m.at:p.end]) {
-		m.end = 0
 		return false
 	}
 	m.at, p.rest, p.labels, p.repeated = p.start, rest, m.labels, true
-	p.kind, p.plain, p.loose = sampleLine, true, 0
+	p.kind, p.plain = sampleLine, true
 	p.ending(p.start + m.end)
 	return true
 }
