@@ -420,6 +420,7 @@ func (s *source) setCommand(line string) (err error) {
 func (s *source) fetchCommand(ctx context.Context, r *result, values []string) *failure {
 	out, failure := s.command.run(ctx, values, s.timeout, s.maxBytes)
 	if failure != nil {
+		r.bytes = int64(len(out))
 		return failure
 	}
 	return s.readBody(r, &body{ctx: ctx, src: bytes.NewReader(out)}, endsOpenMetrics(out))

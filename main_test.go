@@ -2595,7 +2595,7 @@ func TestBadFlags(t *testing.T) {
 		{src + " --exec c=x --params c:x", []string{"--params c:x: only an http source"}},
 		{"--exec c=x_{y} --exec d=x --path /a", []string{"--exec c: the command itself"}},
 		{src + " --log.level loud --log.format xml --web.listen-address 99999", []string{"--log.level loud", "--log.format xml", "--web.listen-address 99999: an address"}},
-		{src + " --version, --help,=5", []string{"no flag --version,", "no flag --help,"}},
+		{src + " --version, --help,=5 --header:pg:X:y", []string{"argument 2 is no flag; a flag and its value", "argument 3 is no", "argument 4 is no"}},
 		{src + " --bogus --also=x word --timeout", []string{"no flag --bogus", "no flag --also", "argument 4 is no flag", "--timeout needs a value"}},
 		{src + " --log-level debug --timeout 400d --interval pg:1ms", []string{"no flag --log-level", "--timeout 400d: a duration", "--interval pg:1ms: 100ms is the least"}},
 		{src + " ---x --once=maybe --", []string{"no flag ---x", "--once takes no value", "no flag --;"}},
@@ -3628,6 +3628,43 @@ func TestSlowClients(t *testing.T) {
 		io.ReadAll(conn)
 		spent("a body that never comes", 10*time.Second)
 	})
+}
+
+// TestMemoryOfFailures gives back what a large body took, though nothing came of it.
+func TestMemoryOfFailures(t *testing.T) {
+	large := writeFile(t, t.TempDir(), "large", strings.Repeat("a 1\n", 1<<19))
+	for _, c := range []struct {
+		source []string
+		armed  bool
+	}{
+		{[]string{"--file", "x=" + large, "--max-bytes", "1536KiB"}, true},
+		{[]string{"--exec", "x=cat " + large + " /nowhere"}, true},
+		{[]string{"--file", "x=/nowhere"}, false},
+	} {
+		p, _ := newTestProgram(t, c.source...)
+		wantContains(t, get(t, p, "/metrics").Body.String(), `source_up{exporter_name="x"} 0`)
+		if armed := p.idle.Stop(); armed != c.armed {
+			t.Errorf("%q: memory will be given back: %v, want %v", c.source, armed, c.armed)
+		}
+	}
+}
+
+// TestFloodEnds keeps no more buffers behind the last page than the next one needs.
+func TestFloodEnds(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "x=y")
+	bodies := p.sources[0].spares.bodies
+	for range maxPages {
+		bodies.put(make([]byte, 1))
+		p.pages.zipped.put(make([]byte, 1))
+	}
+	sp := p.pages.open(t.Context(), p.sources, false, func() []*result { return []*result{{}} }, p.render)
+	if len(bodies) != maxPages {
+		t.Errorf("%d buffers while a page is alive", len(bodies))
+	}
+	p.pages.close(sp)
+	if len(bodies) != 2 || len(p.pages.zipped) != 1 {
+		t.Errorf("%d buffers for bodies and %d for compressed pages are left", len(bodies), len(p.pages.zipped))
+	}
 }
 
 // TestUntilCut cuts a page off in the moment its reader is done.

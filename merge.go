@@ -204,9 +204,9 @@ func (p pool) put(buf []byte) {
 	}
 }
 
-// drop gives all buffers to the garbage collector.
-func (p pool) drop() {
-	for len(p) > 0 {
+// trim gives all but n buffers to the garbage collector.
+func (p pool) trim(n int) {
+	for len(p) > n {
 		p.get(0)
 	}
 }
