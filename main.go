@@ -1638,11 +1638,12 @@ func required(sources []*source, results []*result) []string {
 
 // pages shares the page of scrapes that would render the same.
 type pages struct {
-	mu    sync.Mutex // guards alive, and the readers and the time of each page
+	mu    sync.Mutex // guards alive, crowded, and the readers and the time of each page
 	alive []*sharedPage
 	freed sync.Cond     // waits for a page to be made, to be closed, or to be old enough to be cut off
 	turn  chan struct{} // has room for the one who renders or compresses
 
+	crowded time.Time // when a page was last made beside another
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
 	zipped  pool      // for compressed pages
 	writers sync.Pool // of *bufio.Writer
@@ -1735,7 +1736,9 @@ func (ps *pages) add(sp *sharedPage, render func([]*source, []*result, bool) *pa
 		ps.exclusively(sp, func() { sp.buf = ps.zip(pg) })
 		return sp.buf
 	})
-	ps.alive = append(ps.alive, sp)
+	if ps.alive = append(ps.alive, sp); len(ps.alive) > 1 {
+		ps.crowded = time.Now()
+	}
 }
 
 // begin notes that a reader begins.
@@ -1779,7 +1782,7 @@ func (ps *pages) close(sp *sharedPage) {
 	if sp.buf != nil {
 		ps.zipped.put(sp.buf)
 	}
-	if len(ps.alive) == 0 { // a flood is over
+	if len(ps.alive) == 0 && time.Since(ps.crowded) > idleTime { // a flood is over
 		ps.zipped.trim(1)
 		for _, s := range sp.sources {
 			s.spares.bodies.trim(2)
@@ -2701,9 +2704,6 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 			cs.evict()
 		}
 		cs.all[conn] = connection{since: time.Now()}
-		if tcp, ok := bare(conn).(*net.TCPConn); ok {
-			tcp.SetWriteBuffer(128 << 10) // or megabytes are sent before anything shows how fast they are read
-		}
 	case state == http.StateClosed:
 		delete(cs.all, conn)
 	case here: // it did not have to make room
@@ -2730,15 +2730,10 @@ func (cs *connections) evict() {
 		}
 	}
 	delete(cs.all, first)
-	bare(first).Close() // without a goodbye of TLS, for that could take long
-}
-
-// bare returns the connection that one with TLS is over, or itself.
-func bare(conn net.Conn) net.Conn {
-	if secure, ok := conn.(*tls.Conn); ok {
-		return secure.NetConn()
+	if secure, ok := first.(*tls.Conn); ok {
+		first = secure.NetConn() // which says no goodbye, for that could take long
 	}
-	return conn
+	first.Close()
 }
 
 // healthcheck asks the program that listens at an address whether it is well. It does
