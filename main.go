@@ -1223,7 +1223,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p.pages.freed.L = &p.pages.mu
 	p.pages.zipped, p.pages.turn = make(pool, maxPages), make(chan struct{}, 1)
 	p.idle = time.AfterFunc(idleTime, p.freeMemory)
-	p.idle.Stop() // until there is a large page
+	p.idle.Stop() // until there is a large page or body
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {
@@ -1908,8 +1908,9 @@ func (o *pacer) Write(b []byte) (n int, err error) {
 	return n, nil
 }
 
-// untilCut has writes fail once the page is cut off, until stop is called. A cut under
-// way then would hit the end of this answer, or the next of the connection.
+// untilCut has writes fail once the page is cut off, until stop is called. Stop waits
+// for a cut under way, which would hit the next answer of the connection, and gives the
+// end of this one its time.
 func (o *pacer) untilCut() (stop func()) {
 	cut := make(chan struct{})
 	cancel := context.AfterFunc(o.page, func() {

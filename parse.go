@@ -5,8 +5,8 @@
 // TYPE line and leaves its parts in the parser's fields, as subslices of a
 // window over the body. Nothing is allocated per line, and but for OpenMetrics'
 // timestamps nothing is copied.
-// Below next stands follow, the short way that most samples take, then the states in
-// the order of the grammar, then the predicates. Each state takes the index at which
+// Below next and what fills its window stands follow, the short way that most samples
+// take, then the states in the order of the grammar, then the predicates. Each state takes the index at which
 // it begins in the window and returns the index behind what it took, or -1 after a
 // failure.
 //
