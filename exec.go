@@ -11,13 +11,26 @@ package main
 
 import (
 	"bytes"
+	"cmp"
+	"compress/flate"
+	"compress/gzip"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
+	"maps"
+	"math"
+	"mime"
+	"net"
+	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
-	"os/signal"
+	"path/filepath"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -29,6 +42,64 @@ import (
 	"unicode"
 	"unicode/utf8"
 )
+
+// ---- Sources
+
+// source is one part of the appliance, behind its waterfall.
+type source struct {
+	name     string
+	kind     string // http, file or exec
+	origin   string // where it comes from, without secrets
+	maxBytes int64
+	interval time.Duration
+	paths    []string
+	labels   map[string]string
+	raw      bool
+	require  bool
+	added    addedLabels
+	command  *command  // of an exec source
+	exporter *exporter // of an http source
+	pattern  string    // of a file source
+	waterfall
+
+	status status
+	spares spares
+}
+
+// arguments returns what a query has for the source. An error names a parameter.
+func (s *source) arguments(query url.Values) (a arguments, err error) {
+	a.standard = true
+	switch {
+	case s.command != nil:
+		if a.values, a.standard, err = s.command.values(query); len(a.values) > 0 {
+			a.id = fmt.Sprintf("%q", a.values)
+		}
+	case s.exporter != nil && s.exporter.params != nil:
+		handed := url.Values{}
+		for name, given := range query {
+			if name != "exporter_name" && (slices.Contains(s.exporter.params, "*") || slices.Contains(s.exporter.params, name)) {
+				handed[name] = given
+			}
+		}
+		a.id = handed.Encode()
+		a.values, a.standard = []string{a.id}, a.id == ""
+	}
+	return a, err
+}
+
+// check looks at the file that a source names.
+func (s *source) check() error {
+	switch {
+	case s.kind == "exec":
+		_, err := exec.LookPath(s.origin)
+		return err
+	case s.kind == "file" && !hasMeta(s.pattern):
+		file, _, err := openRegular(s.pattern)
+		file.Close()
+		return err
+	}
+	return nil
+}
 
 // result is what one fetch yields. It is immutable while anybody has it.
 type result struct {
@@ -92,13 +163,7 @@ func fail(reason, format string, args ...any) *failure {
 	return &failure{reason: reason, err: fmt.Errorf(format, args...)}
 }
 
-// Results of scrapes that get none: whose deadline passed while the fetch ran, or
-// before it began, and for whose arguments there was no place.
-var (
-	missed  = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
-	crowded = &result{failure: fail("busy", "still in line at the deadline of the scrape")}
-	refused = &result{failure: fail("busy", "too many different arguments at once")}
-)
+// ---- The waterfall
 
 // waterfall lets many scrapes share few fetches. Set the first fields, then use
 // join, wait, take and leave.
@@ -159,6 +224,14 @@ type ticket struct {
 	place int       // in fetch.tickets
 	wake  sync.Cond // waits for fetch.ended, or for the context of wait to be done
 }
+
+// Results of scrapes that get none: whose deadline passed while the fetch ran, or
+// before it began, and for whose arguments there was no place.
+var (
+	missed  = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
+	crowded = &result{failure: fail("busy", "still in line at the deadline of the scrape")}
+	refused = &result{failure: fail("busy", "too many different arguments at once")}
+)
 
 // join gives a scrape a share in the fetch of a key that is waiting or running,
 // queues one if there is none, or lets a result do that is kept, unless refresh
@@ -405,6 +478,538 @@ func (w *waterfall) addKey(a arguments) *key {
 	w.keys[a.id] = k
 	return k
 }
+
+// ---- Reading a body
+
+// readBody reads one more body into a result.
+func (s *source) readBody(r *result, in *body, openMetrics bool) *failure {
+	in.limit = s.maxBytes - r.bytes
+	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
+	for _, e := range r.bodies {
+		budget -= int64(e.held())
+	}
+	r.spares = &s.spares
+	e, err := read(in, openMetrics, &s.added, &s.spares, int(budget))
+	r.bytes += in.n
+	if err != nil {
+		return readFailure(err)
+	}
+	r.bodies = append(r.bodies, e)
+	return nil
+}
+
+// body reads what a source delivers: it counts, and ends at its limit or when
+// its context is done.
+type body struct {
+	ctx      context.Context
+	src      io.Reader
+	n, limit int64
+
+	untilClose bool // only its last newline tells that it was not cut short
+	last       byte
+}
+
+func (b *body) Read(p []byte) (int, error) {
+	if err := b.ctx.Err(); err != nil {
+		return 0, err
+	}
+	n, err := b.src.Read(p)
+	if b.n += int64(n); b.n > b.limit {
+		return 0, errTooLarge
+	}
+	if n > 0 {
+		b.last = p[n-1]
+	}
+	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' {
+		err = io.ErrUnexpectedEOF
+	}
+	return n, err
+}
+
+// readFailure says why a body could not be taken.
+func readFailure(err error) *failure {
+	var fault *syntaxError
+	var corrupt flate.CorruptInputError
+	switch {
+	case errors.Is(err, errTooLarge):
+		return &failure{reason: "too_large", err: err}
+	case errors.As(err, &fault):
+		return &failure{reason: "parse", err: err}
+	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
+		return fail("encoding", "the body is not whole gzip, as its header says: %w", err)
+	}
+	return fail("read", "failed to read the body to its end: %w", err)
+}
+
+// endsOpenMetrics reports whether the last line of a body is # EOF, which makes it
+// OpenMetrics where no header tells.
+func endsOpenMetrics(body []byte) bool {
+	line := bytes.TrimSuffix(body, []byte("\n"))
+	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
+}
+
+// ---- Exporters
+
+// exporter is what an http source fetches from.
+type exporter struct {
+	url      *url.URL
+	socket   string   // path of the Unix socket that it is at, "" for TCP
+	params   []string // URL parameters that are handed on, * for all
+	insecure bool     // its certificate is not verified
+	client   http.Client
+
+	fixed       http.Header // headers from the command line
+	headerFiles *watched    // nil without
+	headers     atomic.Pointer[http.Header]
+	caFile      *watched // nil without
+	roots       atomic.Pointer[x509.CertPool]
+}
+
+// accept asks for the text format. Some exporters answer 406 without it.
+const accept = "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+
+// timeoutHeader tells how long a scraper waits, in seconds.
+const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
+
+// setURL makes s an exporter.
+func (s *source) setURL(text string) error {
+	u, socket, err := parseURL(text)
+	if err != nil {
+		return err
+	}
+	s.origin = u.Scheme + "://" + u.Host + u.Path
+	if socket != "" {
+		s.origin = "http://unix:" + socket + ":" + u.Path
+	}
+	fixed := http.Header{}
+	if u.User != nil { // as a header, so that redirects keep it and no error tells it
+		password, _ := u.User.Password()
+		fixed.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
+		u.User = nil
+	}
+	s.exporter = &exporter{url: u, socket: socket, fixed: fixed}
+	s.exporter.headers.Store(&fixed)
+	s.exporter.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
+		DialContext:            s.dial,
+		DialTLSContext:         s.dialTLS,
+		DisableCompression:     true, // it would hide that the body was compressed
+		MaxResponseHeaderBytes: 64 << 10,
+		MaxIdleConnsPerHost:    2,
+		IdleConnTimeout:        5 * time.Minute,
+	}}
+	s.places, s.fetch = 128, s.fetchHTTP
+	return nil
+}
+
+// parseURL parses a URL, or what nginx writes for one at a Unix socket.
+func parseURL(text string) (u *url.URL, socket string, err error) {
+	rest, isSocket := strings.CutPrefix(text, "http://unix:")
+	if isSocket {
+		socket, rest, _ = strings.Cut(rest, ":")
+		text = "http://localhost" + rest
+	}
+	u, err = url.Parse(text)
+	switch {
+	case err != nil:
+		return nil, "", errors.New("this is no URL")
+	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true), strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
+		return nil, "", errors.New("a URL is needed, as http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
+	case u.Path == "":
+		u.Path = "/metrics"
+	}
+	u.Fragment = ""
+	return u, socket, nil
+}
+
+// isPort reports whether text is a port, or is empty if it may be.
+func isPort(text string, mayBeEmpty bool) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil || text == "" && mayBeEmpty
+}
+
+// isHTTPS reports whether s is an exporter with TLS.
+func (s *source) isHTTPS() bool { return s.exporter != nil && s.exporter.url.Scheme == "https" }
+
+// fetchHTTP scrapes the exporter, with the query in values beside its own.
+func (s *source) fetchHTTP(ctx context.Context, r *result, values []string) *failure {
+	u := *s.exporter.url
+	u.RawQuery = strings.Trim(u.RawQuery+"&"+strings.Join(values, ""), "&")
+	header := http.Header{
+		"Accept":          {accept},
+		"Accept-Encoding": {"identity"},
+		"User-Agent":      {"reverse_exporter/" + version},
+		timeoutHeader:     {strconv.FormatFloat((s.timeout - margin(s.timeout)).Seconds(), 'f', -1, 64)},
+	}
+	s.exporter.headerFiles.refresh()
+	maps.Copy(header, *s.exporter.headers.Load())
+	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
+	resp, err := s.exporter.client.Do(req)
+	if err != nil {
+		return s.httpFailure(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+	}
+	openMetrics, f := checkContentType(resp.Header.Get("Content-Type"))
+	if f != nil {
+		return f
+	}
+	in := &body{ctx: ctx, src: resp.Body, untilClose: resp.ContentLength < 0 && len(resp.TransferEncoding) == 0}
+	switch encoding := strings.ToLower(resp.Header.Get("Content-Encoding")); encoding {
+	case "", "identity":
+	case "gzip":
+		in.untilClose = false // it has an end of its own
+		if in.src, err = gzip.NewReader(resp.Body); err != nil {
+			return readFailure(err)
+		}
+	default:
+		return fail("encoding", "the body has a Content-Encoding that was not asked for")
+	}
+	return s.readBody(r, in, openMetrics)
+}
+
+// checkContentType tells OpenMetrics from the text format and refuses all else.
+func checkContentType(header string) (openMetrics bool, f *failure) {
+	mediaType, _, err := mime.ParseMediaType(header)
+	switch {
+	case header == "", mediaType == "text/plain":
+		return false, nil
+	case mediaType == "application/openmetrics-text":
+		return true, nil
+	case mediaType == "text/html":
+		return false, fail("content_type", "the exporter answered with HTML: is the path right?")
+	case err != nil && mediaType == "":
+		return false, fail("content_type", "the Content-Type of the answer is malformed")
+	}
+	return false, fail("content_type", "the exporter answered with %.60q, text/plain or OpenMetrics is needed", mediaType)
+}
+
+// httpFailure says why there was no answer. The error of net/http names the URL,
+// and may quote the answer: both can hold secrets.
+func (s *source) httpFailure(err error) *failure {
+	err = withoutURL(err)
+	var op *net.OpError
+	var cert *tls.CertificateVerificationError
+	var unknown x509.UnknownAuthorityError
+	var record tls.RecordHeaderError
+	var alert tls.AlertError
+	switch {
+	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
+		return &failure{reason: "status", err: err}
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
+		return fail("tls", "the exporter does not speak TLS")
+	case errors.As(err, &unknown):
+		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, s.name)
+	case errors.As(err, &cert), errors.As(err, &alert):
+		return &failure{reason: "tls", err: err}
+	case errors.As(err, &op) && op.Op == "dial":
+		return &failure{reason: "connect", err: err}
+	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
+		return fail("read", "failed to read the answer: %w", err)
+	}
+	return fail("read", "the answer is no valid HTTP, or its headers are too long")
+}
+
+// withoutURL returns the error of a request without the URL, which may hold secrets.
+func withoutURL(err error) error {
+	var withURL *url.Error
+	if errors.As(err, &withURL) {
+		return withURL.Err
+	}
+	return err
+}
+
+// dial connects to the exporter. The context of a dial is not that of the fetch.
+func (s *source) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if s.exporter.socket != "" {
+		network, addr = "unix", s.exporter.socket
+	}
+	dialer := net.Dialer{Timeout: s.timeout}
+	conn, err := dialer.DialContext(ctx, network, addr)
+	var unresolved *net.DNSError
+	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // there is no /etc/hosts
+		return dialer.DialContext(ctx, network, strings.Replace(addr, "localhost", "127.0.0.1", 1))
+	}
+	return conn, err
+}
+
+// dialTLS connects to an https exporter, and verifies its certificate against those
+// that are in the CA file by now.
+func (s *source) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+	defer cancel()
+	conn, err := s.dial(ctx, network, addr)
+	if err != nil {
+		return nil, err
+	}
+	e := s.exporter
+	e.caFile.refresh()
+	secure := tls.Client(conn, &tls.Config{ServerName: e.url.Hostname(), RootCAs: e.roots.Load(), InsecureSkipVerify: e.insecure})
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return secure, nil
+}
+
+// Failures of exporters that send their scraper elsewhere, or in circles.
+var (
+	errRedirect  = errors.New("a redirect to another scheme, host or port")
+	errRedirects = errors.New("more than 10 redirects")
+)
+
+// stayThere follows redirects within one scheme, host and port.
+func stayThere(req *http.Request, via []*http.Request) error {
+	if req.URL.Scheme != via[0].URL.Scheme || req.URL.Host != via[0].URL.Host {
+		return errRedirect
+	}
+	if len(via) >= 10 {
+		return errRedirects
+	}
+	return nil
+}
+
+// takeHeaders keeps the headers that header files hold beside those of the command
+// line.
+func (e *exporter) takeHeaders(texts [][]byte) error {
+	headers := e.fixed.Clone()
+	for i, text := range texts {
+		err := eachLine(text, func(line string) error {
+			key, value, err := parseHeader(line)
+			headers.Add(key, value)
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("%s: %w", e.headerFiles.names[i], err)
+		}
+	}
+	e.headers.Store(&headers)
+	return nil
+}
+
+// parseHeader parses a header line for an exporter. Its error does not quote it.
+func parseHeader(line string) (key, value string, err error) {
+	key, value, ok := strings.Cut(line, ":")
+	key, value = http.CanonicalHeaderKey(key), strings.TrimSpace(value)
+	odd := func(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c) }
+	control := func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
+	switch {
+	case !ok || key == "" || strings.ContainsFunc(key, odd):
+		err = errors.New("a header is needed, as 'Authorization: Bearer x', or @FILE for a file of such lines")
+	case strings.ContainsFunc(value, control):
+		err = fmt.Errorf("the value of %s has a control character", key)
+	case slices.Contains(ownHeaders, key):
+		err = fmt.Errorf("%s is set by the program", key)
+	}
+	return key, value, err
+}
+
+// ownHeaders are those of the connection, and those that the body that comes back
+// and its timing depend on.
+var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
+
+// takeRoots keeps the certificates that the exporter's is verified against.
+func (e *exporter) takeRoots(texts [][]byte) error {
+	roots, err := newPool(texts[0])
+	if err == nil {
+		e.roots.Store(roots)
+	}
+	return err
+}
+
+// newPool returns the certificates in a PEM file.
+func newPool(text []byte) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(text) {
+		return nil, errors.New("no certificate in PEM is in it")
+	}
+	return pool, nil
+}
+
+// watched are files that are read again when they change on disk. What cannot be
+// taken then is logged once, and leaves the program with what it had.
+type watched struct {
+	flag  string // that names them
+	names []string
+	take  func(texts [][]byte) error // keeps what they hold
+	log   *slog.Logger
+
+	mu     sync.Mutex    // guards seen
+	seen   []os.FileInfo // as they were when they were last read, nil for one that was not there
+	broken atomic.Bool   // they could not be taken when last read
+}
+
+// load reads the files.
+func (w *watched) load() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.seen = w.look()
+	return w.read()
+}
+
+// refresh reads the files again if one has changed. Nobody waits for another who is
+// at it: the disk may be slow.
+func (w *watched) refresh() {
+	if w == nil || !w.mu.TryLock() {
+		return
+	}
+	defer w.mu.Unlock()
+	now := w.look()
+	if slices.EqualFunc(now, w.seen, sameFile) {
+		return
+	}
+	w.seen = now
+	err := w.read()
+	if w.broken.Store(err != nil); err != nil {
+		w.log.Error("a changed file cannot be taken up: what it held before stays in use", "err", err)
+	} else {
+		w.log.Info("a changed file was taken up", "flag", w.flag)
+	}
+}
+
+// look returns what tells whether the files have changed.
+func (w *watched) look() []os.FileInfo {
+	infos := make([]os.FileInfo, len(w.names))
+	for i, name := range w.names {
+		infos[i], _ = os.Stat(name)
+	}
+	return infos
+}
+
+// sameFile reports whether a file is as it was.
+func sameFile(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// maxFile is the largest file that a flag may name, in bytes.
+const maxFile = 1 << 20
+
+// read reads the files whole and has them taken.
+func (w *watched) read() error {
+	var texts [][]byte
+	for _, name := range w.names {
+		file, _, err := openRegular(name)
+		if err != nil {
+			return fmt.Errorf("%s: %w", w.flag, err)
+		}
+		text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+		file.Close()
+		if err != nil || len(text) > maxFile {
+			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
+		}
+		texts = append(texts, text)
+	}
+	if err := w.take(texts); err != nil {
+		return fmt.Errorf("%s: %w", w.flag, err)
+	}
+	return nil
+}
+
+// eachLine calls take for each line that says something, without the blanks around
+// it, until one fails.
+func eachLine(text []byte, take func(line string) error) error {
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		if err := take(line); err != nil {
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	return nil
+}
+
+// ---- Files
+
+// setPattern makes s a pattern of files.
+func (s *source) setPattern(pattern string) error {
+	s.pattern, s.origin = pattern, pattern
+	s.serial, s.fetch = true, s.fetchFiles
+	if _, err := filepath.Match(pattern, ""); err != nil || pattern == "" {
+		return errors.New("a file name or a glob is needed")
+	}
+	return nil
+}
+
+// fetchFiles reads the files of the pattern. Those that are whole are served even
+// if others fail.
+func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure {
+	names, _ := filepath.Glob(s.pattern)
+	if len(names) == 0 && !hasMeta(s.pattern) {
+		names = []string{s.pattern}
+	}
+	var failed *failure
+	for _, name := range names {
+		failed = cmp.Or(failed, s.readFile(ctx, r, name))
+	}
+	for _, e := range r.bodies {
+		e.telling = e.telling && len(r.bodies) == 1
+	}
+	return failed
+}
+
+// hasMeta reports whether a pattern is more than the name of one file.
+func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
+
+// readFile adds one file to a result. It takes nothing of a file that changes
+// while it is read.
+func (s *source) readFile(ctx context.Context, r *result, name string) *failure {
+	file, before, err := openRegular(name)
+	if err != nil {
+		return &failure{reason: "file", err: err}
+	}
+	defer file.Close()
+	r.files = append(r.files, fileTime{name, before.ModTime()})
+	bodies := len(r.bodies)
+	if f := s.readBody(r, &body{ctx: ctx, src: file}, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
+		f.err = fmt.Errorf("%s: %w", name, f.err)
+		return f
+	}
+	after, err := file.Stat()
+	if err != nil || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
+		r.bodies = r.bodies[:bodies]
+		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
+	}
+	return nil
+}
+
+// openRegular opens a file, unless it is none that can be read to an end: to open a
+// device may do something, and a FIFO would wait for its writer.
+func openRegular(name string) (*os.File, os.FileInfo, error) {
+	info, err := os.Stat(name)
+	if err == nil && !info.Mode().IsRegular() {
+		return nil, nil, fmt.Errorf("%s is no regular file", name)
+	}
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("%s is no regular file", name)
+	}
+	if err != nil {
+		file.Close()
+		return nil, nil, err
+	}
+	return file, info, nil
+}
+
+// readEnd returns the last bytes of a file, enough to see its last line if that is
+// short.
+func readEnd(file *os.File, size int64) []byte {
+	end := make([]byte, min(size, 8))
+	n, _ := file.ReadAt(end, size-int64(len(end)))
+	return end[:n]
+}
+
+// ---- Commands
 
 // setCommand makes s a command.
 func (s *source) setCommand(line string) (err error) {
@@ -794,34 +1399,105 @@ func readTail(r io.Reader) []byte {
 	}
 }
 
-// supervise runs the program once more as a child, and is what PID 1 has to be:
-// it forwards signals and reaps every orphan. So the child's wait for a command
-// never races with the reaping. It returns the child's exit status.
-func supervise(ctx context.Context, path string, args []string) (int, error) {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
-	child, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
-	if err != nil {
-		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
+// ---- Counts
+
+// status is what a source's fetches came to, for the metrics, the log and the
+// page at /.
+type status struct {
+	mu sync.Mutex // guards all below
+	counts
+
+	told     string    // the state that the log knows: "", "up" or a reason
+	toldTime time.Time // when it was told
+}
+
+// counts is a part of a status.
+type counts struct {
+	fetches     uint64
+	failures    map[string]uint64 // by reason
+	lastSuccess time.Time
+	last        lastFetch
+	fetched     bool // last is set
+}
+
+// lastFetch is what the last fetch with default arguments came to.
+type lastFetch struct {
+	duration time.Duration
+	samples  int
+	bytes    int64
+	failure  *failure
+}
+
+// copy returns what was counted.
+func (st *status) copy() counts {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	c := st.counts
+	c.failures = maps.Clone(c.failures)
+	return c
+}
+
+// count counts a fetch. It returns what logs it: a change of the state, at most
+// once a minute, for all to see.
+func (p *program) count(s *source, standard bool, r *result) (tell func()) {
+	state := "up"
+	if r.failure != nil {
+		state = r.failure.reason
 	}
-	defer context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })() // it may have come before signals did
-	unloadCode()
-	go func() {
-		for s := range signals {
-			syscall.Kill(child, s.(syscall.Signal))
-		}
-	}()
-	for {
-		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, 0, nil)
-		switch {
-		case err == syscall.EINTR:
-		case err != nil:
-			return 1, fmt.Errorf("failed to wait as PID 1: %w", err)
-		case pid == child && status.Exited():
-			return status.ExitStatus(), nil
-		case pid == child && status.Signaled():
-			return 128 + int(status.Signal()), nil
+	if r.bytes > largePage {
+		p.idle.Reset(idleTime)
+	}
+	st := &s.status
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.fetches++
+	if r.failure != nil {
+		st.fail(state)
+	} else {
+		st.lastSuccess = r.end
+	}
+	if standard {
+		st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
+		st.fetched = true
+	}
+	changed := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
+	if changed {
+		st.told, st.toldTime = state, time.Now()
+	}
+	return func() { p.tell(s, r.failure, changed) }
+}
+
+// tell logs what a fetch came to.
+func (p *program) tell(s *source, f *failure, changed bool) {
+	level, what, attrs := slog.LevelDebug, "fetched", []any{"source", s.name}
+	switch {
+	case f == nil && changed:
+		level, what = slog.LevelInfo, "source is up"
+	case f != nil && changed:
+		level, what = slog.LevelWarn, "source is down"
+	case f != nil:
+		what = "fetch failed"
+	}
+	if f != nil {
+		attrs = append(attrs, "reason", f.reason, "err", f.err)
+		if f.detail != "" {
+			attrs = append(attrs, "stderr", f.detail)
 		}
 	}
+	p.log.Log(context.Background(), level, what, attrs...)
+}
+
+// busy counts a scrape that found no place, or spent its time in line.
+func (s *source) busy() {
+	s.status.mu.Lock()
+	defer s.status.mu.Unlock()
+	s.status.fail("busy")
+}
+
+// fail counts a failure. The caller holds mu.
+func (st *status) fail(reason string) {
+	if st.failures == nil {
+		st.failures = map[string]uint64{}
+	}
+	st.failures[reason]++
 }

@@ -14,15 +14,12 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
-	"compress/flate"
-	"compress/gzip"
 	"context"
 	"crypto/hmac"
 	"crypto/pbkdf2"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
@@ -30,15 +27,12 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"mime"
 	"net"
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path"
-	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -50,6 +44,8 @@ import (
 	"time"
 	"unicode/utf8"
 )
+
+// ---- Usage
 
 // version is set by the linker.
 var version = "dev"
@@ -112,6 +108,8 @@ func main() {
 	stop()
 	os.Exit(code)
 }
+
+// ---- Running
 
 // run is the program: it returns the exit status, which is 0, 1 for what went
 // wrong, or 2 for flags that are wrong.
@@ -183,6 +181,149 @@ func (p *program) waitForRuns(d time.Duration) {
 	})
 }
 
+// program is what runs once the flags are understood.
+type program struct {
+	*config
+	log         *slog.Logger
+	endpoints   map[string][]*source // by path
+	started     time.Time
+	pages       pages
+	connections connections
+	refusals    atomic.Uint64 // requests without a right password or certificate
+	idle        *time.Timer   // runs freeMemory
+
+	stopping context.Context // done when scrapes have to do with what is there
+	stop     context.CancelFunc
+
+	toldMu sync.Mutex // guards told
+	told   map[string]bool
+}
+
+// newProgram puts the parts together. Its fetches end with life.
+func newProgram(life context.Context, c *config, stderr io.Writer) *program {
+	options := &slog.HandlerOptions{Level: c.logLevel}
+	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
+	p.pages.freed.L = &p.pages.mu
+	p.pages.zipped, p.pages.turn = make(pool, maxPages), make(chan struct{}, 1)
+	p.idle = time.AfterFunc(idleTime, p.freeMemory)
+	p.idle.Stop() // until there is a large page or body
+	p.stopping, p.stop = context.WithCancel(context.Background())
+	p.log = slog.New(slog.NewTextHandler(stderr, options))
+	if c.logFormat == "json" {
+		p.log = slog.New(slog.NewJSONHandler(stderr, options))
+	}
+	for _, w := range c.watched {
+		w.log = p.log
+	}
+	for _, s := range c.sources {
+		s.life = life
+		s.pinned = s.interval > 0
+		s.count = func(standard bool, r *result) func() { return p.count(s, standard, r) }
+		for _, path := range s.paths {
+			p.endpoints[path] = append(p.endpoints[path], s)
+		}
+	}
+	return p
+}
+
+// loadFiles reads the files that flags name, and logs what is wrong with them.
+func (p *program) loadFiles() bool {
+	ok := true
+	for _, w := range p.watched {
+		if err := w.load(); err != nil {
+			p.log.Error("failed to read what a flag names", "err", err)
+			ok = false
+		}
+	}
+	return ok
+}
+
+// serve listens and answers until ctx is done, then lets running scrapes end.
+func (p *program) serve(ctx context.Context) int {
+	listeners, err := p.listenAll()
+	if err != nil {
+		p.log.Error("failed to listen", "err", err)
+		return 1
+	}
+	server := p.newServer()
+	failed := make(chan error, len(listeners))
+	for i, l := range listeners {
+		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
+		go func() { failed <- server.Serve(l) }()
+	}
+	for _, s := range p.sources {
+		if s.interval > 0 {
+			go p.repeat(ctx, s)
+		}
+	}
+	unloadCode() // for the start is over
+	code := 0
+	select {
+	case <-ctx.Done():
+	case err := <-failed:
+		p.log.Error("failed to serve", "err", err)
+		code = 1
+	}
+	defer time.AfterFunc(2*time.Second, p.stop).Stop()
+	grace, cancel := context.WithTimeout(context.Background(), 4*time.Second)
+	defer cancel()
+	if server.Shutdown(grace) != nil {
+		server.Close()
+	}
+	return code
+}
+
+// repeat fetches a source at its interval. Its waterfall is pinned: the result of
+// a fetch stays until there is another. A slow fetch skips beats.
+func (p *program) repeat(ctx context.Context, s *source) {
+	beat := time.NewTicker(s.interval)
+	defer beat.Stop()
+	for ctx.Err() == nil {
+		t := s.join(arguments{standard: true}, true)
+		s.wait(ctx, t)
+		s.leave(t, false)
+		select {
+		case <-ctx.Done():
+		case <-beat.C:
+		}
+	}
+}
+
+// idleTime is how long after a page or a body of more than largePage bytes the memory
+// for it is given back.
+const idleTime, largePage = 30 * time.Second, 1 << 20
+
+// freeMemory gives memory back to the system.
+func (p *program) freeMemory() {
+	for _, s := range p.sources {
+		s.spares.bodies.trim(0)
+		s.spares.windows.trim(0)
+	}
+	p.pages.zipped.trim(0)
+	runtime.GC() // what pools hold outlives one collection
+	debug.FreeOSMemory()
+}
+
+// unloadCode has the system take back the pages of the program's code. Most were only
+// needed to start: 1.5 MB less are resident when idle. What is needed again is read
+// again.
+func unloadCode() {
+	path, _ := os.Executable()
+	maps, _ := os.ReadFile("/proc/self/maps")
+	for line := range strings.Lines(string(maps)) {
+		fields := strings.Fields(line) // 00400000-006f6000 r-xp 00000000 fe:00 987021 /reverse_exporter
+		if len(fields) != 6 || fields[1] != "r-xp" || fields[5] != path {
+			continue
+		}
+		from, to, _ := strings.Cut(fields[0], "-")
+		begin, err1 := strconv.ParseUint(from, 16, 64)
+		end, err2 := strconv.ParseUint(to, 16, 64)
+		if err1 == nil && err2 == nil {
+			syscall.Syscall(syscall.SYS_MADVISE, uintptr(begin), uintptr(end-begin), syscall.MADV_DONTNEED)
+		}
+	}
+}
+
 // asInit runs the program as a child of itself.
 func asInit(ctx context.Context, args []string, stderr io.Writer) int {
 	path, err := os.Executable()
@@ -196,6 +337,40 @@ func asInit(ctx context.Context, args []string, stderr io.Writer) int {
 	return code
 }
 
+// supervise runs the program once more as a child, and is what PID 1 has to be:
+// it forwards signals and reaps every orphan. So the child's wait for a command
+// never races with the reaping. It returns the child's exit status.
+func supervise(ctx context.Context, path string, args []string) (int, error) {
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	child, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
+	if err != nil {
+		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
+	}
+	defer context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })() // it may have come before signals did
+	unloadCode()
+	go func() {
+		for s := range signals {
+			syscall.Kill(child, s.(syscall.Signal))
+		}
+	}()
+	for {
+		var status syscall.WaitStatus
+		pid, err := syscall.Wait4(-1, &status, 0, nil)
+		switch {
+		case err == syscall.EINTR:
+		case err != nil:
+			return 1, fmt.Errorf("failed to wait as PID 1: %w", err)
+		case pid == child && status.Exited():
+			return status.ExitStatus(), nil
+		case pid == child && status.Signaled():
+			return 128 + int(status.Signal()), nil
+		}
+	}
+}
+
+// ---- Options
+
 // config is what the flags say.
 type config struct {
 	sources   []*source // in the order of the flags
@@ -207,27 +382,6 @@ type config struct {
 	logFormat string
 
 	help, version, check, once, healthcheck, hashPassword bool
-}
-
-// source is one part of the appliance, behind its waterfall.
-type source struct {
-	name     string
-	kind     string // http, file or exec
-	origin   string // where it comes from, without secrets
-	maxBytes int64
-	interval time.Duration
-	paths    []string
-	labels   map[string]string
-	raw      bool
-	require  bool
-	added    addedLabels
-	command  *command  // of an exec source
-	exporter *exporter // of an http source
-	pattern  string    // of a file source
-	waterfall
-
-	status status
-	spares spares
 }
 
 // flags gathers what stands on the command line, and every fault in it.
@@ -611,28 +765,6 @@ func (f *flags) setHeaders() {
 	}
 }
 
-// parseHeader parses a header line for an exporter. Its error does not quote it.
-func parseHeader(line string) (key, value string, err error) {
-	key, value, ok := strings.Cut(line, ":")
-	key, value = http.CanonicalHeaderKey(key), strings.TrimSpace(value)
-	odd := func(c rune) bool { return c <= ' ' || c > '~' || strings.ContainsRune(`"(),/:;<=>?@[\]{}`, c) }
-	control := func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
-	switch {
-	case !ok || key == "" || strings.ContainsFunc(key, odd):
-		err = errors.New("a header is needed, as 'Authorization: Bearer x', or @FILE for a file of such lines")
-	case strings.ContainsFunc(value, control):
-		err = fmt.Errorf("the value of %s has a control character", key)
-	case slices.Contains(ownHeaders, key):
-		err = fmt.Errorf("%s is set by the program", key)
-	}
-	return key, value, err
-}
-
-// ownHeaders are those of the connection, and those that the body that comes back
-// and its timing depend on.
-var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
-	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
-
 // watch has files read at start, and again when they change.
 func (f *flags) watch(flag string, take func(texts [][]byte) error, names ...string) *watched {
 	for _, w := range f.watched {
@@ -733,6 +865,8 @@ func (f *flags) one(option string) (file string) {
 	return file
 }
 
+// ---- Listening
+
 // address is where the program listens.
 type address struct {
 	network, addr string
@@ -778,598 +912,6 @@ func parseAddress(text string, withTLS bool) (address, error) {
 	return a, nil
 }
 
-// exporter is what an http source fetches from.
-type exporter struct {
-	url      *url.URL
-	socket   string   // path of the Unix socket that it is at, "" for TCP
-	params   []string // URL parameters that are handed on, * for all
-	insecure bool     // its certificate is not verified
-	client   http.Client
-
-	fixed       http.Header // headers from the command line
-	headerFiles *watched    // nil without
-	headers     atomic.Pointer[http.Header]
-	caFile      *watched // nil without
-	roots       atomic.Pointer[x509.CertPool]
-}
-
-// accept asks for the text format. Some exporters answer 406 without it.
-const accept = "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
-
-// timeoutHeader tells how long a scraper waits, in seconds.
-const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
-
-// setURL makes s an exporter.
-func (s *source) setURL(text string) error {
-	u, socket, err := parseURL(text)
-	if err != nil {
-		return err
-	}
-	s.origin = u.Scheme + "://" + u.Host + u.Path
-	if socket != "" {
-		s.origin = "http://unix:" + socket + ":" + u.Path
-	}
-	fixed := http.Header{}
-	if u.User != nil { // as a header, so that redirects keep it and no error tells it
-		password, _ := u.User.Password()
-		fixed.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
-		u.User = nil
-	}
-	s.exporter = &exporter{url: u, socket: socket, fixed: fixed}
-	s.exporter.headers.Store(&fixed)
-	s.exporter.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
-		DialContext:            s.dial,
-		DialTLSContext:         s.dialTLS,
-		DisableCompression:     true, // it would hide that the body was compressed
-		MaxResponseHeaderBytes: 64 << 10,
-		MaxIdleConnsPerHost:    2,
-		IdleConnTimeout:        5 * time.Minute,
-	}}
-	s.places, s.fetch = 128, s.fetchHTTP
-	return nil
-}
-
-// parseURL parses a URL, or what nginx writes for one at a Unix socket.
-func parseURL(text string) (u *url.URL, socket string, err error) {
-	rest, isSocket := strings.CutPrefix(text, "http://unix:")
-	if isSocket {
-		socket, rest, _ = strings.Cut(rest, ":")
-		text = "http://localhost" + rest
-	}
-	u, err = url.Parse(text)
-	switch {
-	case err != nil:
-		return nil, "", errors.New("this is no URL")
-	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true), strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
-		return nil, "", errors.New("a URL is needed, as http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
-	case u.Path == "":
-		u.Path = "/metrics"
-	}
-	u.Fragment = ""
-	return u, socket, nil
-}
-
-// isPort reports whether text is a port, or is empty if it may be.
-func isPort(text string, mayBeEmpty bool) bool {
-	_, err := strconv.ParseUint(text, 10, 16)
-	return err == nil || text == "" && mayBeEmpty
-}
-
-// isHTTPS reports whether s is an exporter with TLS.
-func (s *source) isHTTPS() bool { return s.exporter != nil && s.exporter.url.Scheme == "https" }
-
-// dial connects to the exporter. The context of a dial is not that of the fetch.
-func (s *source) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	if s.exporter.socket != "" {
-		network, addr = "unix", s.exporter.socket
-	}
-	dialer := net.Dialer{Timeout: s.timeout}
-	conn, err := dialer.DialContext(ctx, network, addr)
-	var unresolved *net.DNSError
-	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // there is no /etc/hosts
-		return dialer.DialContext(ctx, network, strings.Replace(addr, "localhost", "127.0.0.1", 1))
-	}
-	return conn, err
-}
-
-// dialTLS connects to an https exporter, and verifies its certificate against those
-// that are in the CA file by now.
-func (s *source) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
-	defer cancel()
-	conn, err := s.dial(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	e := s.exporter
-	e.caFile.refresh()
-	secure := tls.Client(conn, &tls.Config{ServerName: e.url.Hostname(), RootCAs: e.roots.Load(), InsecureSkipVerify: e.insecure})
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return secure, nil
-}
-
-// Failures of exporters that send their scraper elsewhere, or in circles.
-var (
-	errRedirect  = errors.New("a redirect to another scheme, host or port")
-	errRedirects = errors.New("more than 10 redirects")
-)
-
-// stayThere follows redirects within one scheme, host and port.
-func stayThere(req *http.Request, via []*http.Request) error {
-	if req.URL.Scheme != via[0].URL.Scheme || req.URL.Host != via[0].URL.Host {
-		return errRedirect
-	}
-	if len(via) >= 10 {
-		return errRedirects
-	}
-	return nil
-}
-
-// fetchHTTP scrapes the exporter, with the query in values beside its own.
-func (s *source) fetchHTTP(ctx context.Context, r *result, values []string) *failure {
-	u := *s.exporter.url
-	u.RawQuery = strings.Trim(u.RawQuery+"&"+strings.Join(values, ""), "&")
-	header := http.Header{
-		"Accept":          {accept},
-		"Accept-Encoding": {"identity"},
-		"User-Agent":      {"reverse_exporter/" + version},
-		timeoutHeader:     {strconv.FormatFloat((s.timeout - margin(s.timeout)).Seconds(), 'f', -1, 64)},
-	}
-	s.exporter.headerFiles.refresh()
-	maps.Copy(header, *s.exporter.headers.Load())
-	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
-	resp, err := s.exporter.client.Do(req)
-	if err != nil {
-		return s.httpFailure(err)
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
-	}
-	openMetrics, f := checkContentType(resp.Header.Get("Content-Type"))
-	if f != nil {
-		return f
-	}
-	in := &body{ctx: ctx, src: resp.Body, untilClose: resp.ContentLength < 0 && len(resp.TransferEncoding) == 0}
-	switch encoding := strings.ToLower(resp.Header.Get("Content-Encoding")); encoding {
-	case "", "identity":
-	case "gzip":
-		in.untilClose = false // it has an end of its own
-		if in.src, err = gzip.NewReader(resp.Body); err != nil {
-			return readFailure(err)
-		}
-	default:
-		return fail("encoding", "the body has a Content-Encoding that was not asked for")
-	}
-	return s.readBody(r, in, openMetrics)
-}
-
-// checkContentType tells OpenMetrics from the text format and refuses all else.
-func checkContentType(header string) (openMetrics bool, f *failure) {
-	mediaType, _, err := mime.ParseMediaType(header)
-	switch {
-	case header == "", mediaType == "text/plain":
-		return false, nil
-	case mediaType == "application/openmetrics-text":
-		return true, nil
-	case mediaType == "text/html":
-		return false, fail("content_type", "the exporter answered with HTML: is the path right?")
-	case err != nil && mediaType == "":
-		return false, fail("content_type", "the Content-Type of the answer is malformed")
-	}
-	return false, fail("content_type", "the exporter answered with %.60q, text/plain or OpenMetrics is needed", mediaType)
-}
-
-// httpFailure says why there was no answer. The error of net/http names the URL,
-// and may quote the answer: both can hold secrets.
-func (s *source) httpFailure(err error) *failure {
-	err = withoutURL(err)
-	var op *net.OpError
-	var cert *tls.CertificateVerificationError
-	var unknown x509.UnknownAuthorityError
-	var record tls.RecordHeaderError
-	var alert tls.AlertError
-	switch {
-	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
-		return &failure{reason: "status", err: err}
-	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
-		return fail("tls", "the exporter does not speak TLS")
-	case errors.As(err, &unknown):
-		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, s.name)
-	case errors.As(err, &cert), errors.As(err, &alert):
-		return &failure{reason: "tls", err: err}
-	case errors.As(err, &op) && op.Op == "dial":
-		return &failure{reason: "connect", err: err}
-	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fail("read", "failed to read the answer: %w", err)
-	}
-	return fail("read", "the answer is no valid HTTP, or its headers are too long")
-}
-
-// withoutURL returns the error of a request without the URL, which may hold secrets.
-func withoutURL(err error) error {
-	var withURL *url.Error
-	if errors.As(err, &withURL) {
-		return withURL.Err
-	}
-	return err
-}
-
-// takeHeaders keeps the headers that header files hold beside those of the command
-// line.
-func (e *exporter) takeHeaders(texts [][]byte) error {
-	headers := e.fixed.Clone()
-	for i, text := range texts {
-		err := eachLine(text, func(line string) error {
-			key, value, err := parseHeader(line)
-			headers.Add(key, value)
-			return err
-		})
-		if err != nil {
-			return fmt.Errorf("%s: %w", e.headerFiles.names[i], err)
-		}
-	}
-	e.headers.Store(&headers)
-	return nil
-}
-
-// eachLine calls take for each line that says something, without the blanks around
-// it, until one fails.
-func eachLine(text []byte, take func(line string) error) error {
-	n := 0
-	for line := range strings.Lines(string(text)) {
-		n++
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
-			continue
-		}
-		if err := take(line); err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
-		}
-	}
-	return nil
-}
-
-// takeRoots keeps the certificates that the exporter's is verified against.
-func (e *exporter) takeRoots(texts [][]byte) error {
-	roots, err := newPool(texts[0])
-	if err == nil {
-		e.roots.Store(roots)
-	}
-	return err
-}
-
-// newPool returns the certificates in a PEM file.
-func newPool(text []byte) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, errors.New("no certificate in PEM is in it")
-	}
-	return pool, nil
-}
-
-// setPattern makes s a pattern of files.
-func (s *source) setPattern(pattern string) error {
-	s.pattern, s.origin = pattern, pattern
-	s.serial, s.fetch = true, s.fetchFiles
-	if _, err := filepath.Match(pattern, ""); err != nil || pattern == "" {
-		return errors.New("a file name or a glob is needed")
-	}
-	return nil
-}
-
-// fetchFiles reads the files of the pattern. Those that are whole are served even
-// if others fail.
-func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure {
-	names, _ := filepath.Glob(s.pattern)
-	if len(names) == 0 && !hasMeta(s.pattern) {
-		names = []string{s.pattern}
-	}
-	var failed *failure
-	for _, name := range names {
-		failed = cmp.Or(failed, s.readFile(ctx, r, name))
-	}
-	for _, e := range r.bodies {
-		e.telling = e.telling && len(r.bodies) == 1
-	}
-	return failed
-}
-
-// hasMeta reports whether a pattern is more than the name of one file.
-func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
-
-// readFile adds one file to a result. It takes nothing of a file that changes
-// while it is read.
-func (s *source) readFile(ctx context.Context, r *result, name string) *failure {
-	file, before, err := openRegular(name)
-	if err != nil {
-		return &failure{reason: "file", err: err}
-	}
-	defer file.Close()
-	r.files = append(r.files, fileTime{name, before.ModTime()})
-	bodies := len(r.bodies)
-	if f := s.readBody(r, &body{ctx: ctx, src: file}, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
-		f.err = fmt.Errorf("%s: %w", name, f.err)
-		return f
-	}
-	after, err := file.Stat()
-	if err != nil || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
-		r.bodies = r.bodies[:bodies]
-		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
-	}
-	return nil
-}
-
-// openRegular opens a file, unless it is none that can be read to an end: to open a
-// device may do something, and a FIFO would wait for its writer.
-func openRegular(name string) (*os.File, os.FileInfo, error) {
-	info, err := os.Stat(name)
-	if err == nil && !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is no regular file", name)
-	}
-	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, nil, err
-	}
-	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", name)
-	}
-	if err != nil {
-		file.Close()
-		return nil, nil, err
-	}
-	return file, info, nil
-}
-
-// readEnd returns the last bytes of a file, enough to see its last line if that is
-// short.
-func readEnd(file *os.File, size int64) []byte {
-	end := make([]byte, min(size, 8))
-	n, _ := file.ReadAt(end, size-int64(len(end)))
-	return end[:n]
-}
-
-// endsOpenMetrics reports whether the last line of a body is # EOF, which makes it
-// OpenMetrics where no header tells.
-func endsOpenMetrics(body []byte) bool {
-	line := bytes.TrimSuffix(body, []byte("\n"))
-	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
-}
-
-// readBody reads one more body into a result.
-func (s *source) readBody(r *result, in *body, openMetrics bool) *failure {
-	in.limit = s.maxBytes - r.bytes
-	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
-	for _, e := range r.bodies {
-		budget -= int64(e.held())
-	}
-	r.spares = &s.spares
-	e, err := read(in, openMetrics, &s.added, &s.spares, int(budget))
-	r.bytes += in.n
-	if err != nil {
-		return readFailure(err)
-	}
-	r.bodies = append(r.bodies, e)
-	return nil
-}
-
-// body reads what a source delivers: it counts, and ends at its limit or when
-// its context is done.
-type body struct {
-	ctx      context.Context
-	src      io.Reader
-	n, limit int64
-
-	untilClose bool // only its last newline tells that it was not cut short
-	last       byte
-}
-
-func (b *body) Read(p []byte) (int, error) {
-	if err := b.ctx.Err(); err != nil {
-		return 0, err
-	}
-	n, err := b.src.Read(p)
-	if b.n += int64(n); b.n > b.limit {
-		return 0, errTooLarge
-	}
-	if n > 0 {
-		b.last = p[n-1]
-	}
-	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' {
-		err = io.ErrUnexpectedEOF
-	}
-	return n, err
-}
-
-// readFailure says why a body could not be taken.
-func readFailure(err error) *failure {
-	var fault *syntaxError
-	var corrupt flate.CorruptInputError
-	switch {
-	case errors.Is(err, errTooLarge):
-		return &failure{reason: "too_large", err: err}
-	case errors.As(err, &fault):
-		return &failure{reason: "parse", err: err}
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
-		return fail("encoding", "the body is not whole gzip, as its header says: %w", err)
-	}
-	return fail("read", "failed to read the body to its end: %w", err)
-}
-
-// program is what runs once the flags are understood.
-type program struct {
-	*config
-	log         *slog.Logger
-	endpoints   map[string][]*source // by path
-	started     time.Time
-	pages       pages
-	connections connections
-	refusals    atomic.Uint64 // requests without a right password or certificate
-	idle        *time.Timer   // runs freeMemory
-
-	stopping context.Context // done when scrapes have to do with what is there
-	stop     context.CancelFunc
-
-	toldMu sync.Mutex // guards told
-	told   map[string]bool
-}
-
-// newProgram puts the parts together. Its fetches end with life.
-func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	options := &slog.HandlerOptions{Level: c.logLevel}
-	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
-	p.pages.freed.L = &p.pages.mu
-	p.pages.zipped, p.pages.turn = make(pool, maxPages), make(chan struct{}, 1)
-	p.idle = time.AfterFunc(idleTime, p.freeMemory)
-	p.idle.Stop() // until there is a large page or body
-	p.stopping, p.stop = context.WithCancel(context.Background())
-	p.log = slog.New(slog.NewTextHandler(stderr, options))
-	if c.logFormat == "json" {
-		p.log = slog.New(slog.NewJSONHandler(stderr, options))
-	}
-	for _, w := range c.watched {
-		w.log = p.log
-	}
-	for _, s := range c.sources {
-		s.life = life
-		s.pinned = s.interval > 0
-		s.count = func(standard bool, r *result) func() { return p.count(s, standard, r) }
-		for _, path := range s.paths {
-			p.endpoints[path] = append(p.endpoints[path], s)
-		}
-	}
-	return p
-}
-
-// check looks at the files that the flags name.
-func (p *program) check(stdout io.Writer) int {
-	var faults []error
-	for _, w := range p.watched {
-		faults = append(faults, w.load())
-	}
-	for _, s := range p.sources {
-		if err := s.check(); err != nil {
-			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
-		}
-	}
-	if err := errors.Join(faults...); err != nil {
-		fmt.Fprintln(stdout, err)
-		return 1
-	}
-	fmt.Fprintln(stdout, "all is fine")
-	return 0
-}
-
-// check looks at the file that a source names.
-func (s *source) check() error {
-	switch {
-	case s.kind == "exec":
-		_, err := exec.LookPath(s.origin)
-		return err
-	case s.kind == "file" && !hasMeta(s.pattern):
-		file, _, err := openRegular(s.pattern)
-		file.Close()
-		return err
-	}
-	return nil
-}
-
-// loadFiles reads the files that flags name, and logs what is wrong with them.
-func (p *program) loadFiles() bool {
-	ok := true
-	for _, w := range p.watched {
-		if err := w.load(); err != nil {
-			p.log.Error("failed to read what a flag names", "err", err)
-			ok = false
-		}
-	}
-	return ok
-}
-
-// once prints what a scrape of the only general endpoint would get.
-func (p *program) once(ctx context.Context, stdout io.Writer) int {
-	path := "/metrics"
-	if len(p.endpoints[path]) == 0 && len(p.endpoints) == 1 {
-		path = slices.Collect(maps.Keys(p.endpoints))[0]
-	}
-	sources := p.endpoints[path]
-	shares, err := p.ask(sources, nil)
-	if len(sources) == 0 {
-		err = errors.New("no source is served there, and there are several other endpoints")
-	}
-	if err != nil {
-		p.log.Error("nothing to print", "path", path, "err", err)
-		return 1
-	}
-	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
-	defer cancel()
-	await(ctx, shares)
-	results := resultsOf(shares)
-	leave(shares, ctx.Err() == context.DeadlineExceeded)
-	page := net.Buffers(p.render(sources, results, false).chunks)
-	if _, err := page.WriteTo(stdout); err != nil {
-		p.log.Error("failed to print", "err", err)
-		return 1
-	}
-	if slices.ContainsFunc(results, func(r *result) bool { return r.failure != nil }) {
-		return 1
-	}
-	return 0
-}
-
-// serve listens and answers until ctx is done, then lets running scrapes end.
-func (p *program) serve(ctx context.Context) int {
-	listeners, err := p.listenAll()
-	if err != nil {
-		p.log.Error("failed to listen", "err", err)
-		return 1
-	}
-	server := p.newServer()
-	failed := make(chan error, len(listeners))
-	for i, l := range listeners {
-		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
-		go func() { failed <- server.Serve(l) }()
-	}
-	for _, s := range p.sources {
-		if s.interval > 0 {
-			go p.repeat(ctx, s)
-		}
-	}
-	unloadCode() // for the start is over
-	code := 0
-	select {
-	case <-ctx.Done():
-	case err := <-failed:
-		p.log.Error("failed to serve", "err", err)
-		code = 1
-	}
-	defer time.AfterFunc(2*time.Second, p.stop).Stop()
-	grace, cancel := context.WithTimeout(context.Background(), 4*time.Second)
-	defer cancel()
-	if server.Shutdown(grace) != nil {
-		server.Close()
-	}
-	return code
-}
-
-// repeat fetches a source at its interval. Its waterfall is pinned: the result of
-// a fetch stays until there is another. A slow fetch skips beats.
-func (p *program) repeat(ctx context.Context, s *source) {
-	beat := time.NewTicker(s.interval)
-	defer beat.Stop()
-	for ctx.Err() == nil {
-		t := s.join(arguments{standard: true}, true)
-		s.wait(ctx, t)
-		s.leave(t, false)
-		select {
-		case <-ctx.Done():
-		case <-beat.C:
-		}
-	}
-}
-
 // listenAll opens all listeners, or none.
 func (p *program) listenAll() ([]net.Listener, error) {
 	var listeners []net.Listener
@@ -1387,972 +929,6 @@ func (p *program) listenAll() ([]net.Listener, error) {
 		listeners = append(listeners, l)
 	}
 	return listeners, nil
-}
-
-// newServer returns the server of all listeners. It speaks HTTP/1 only: so one
-// connection is one request, for those who count them.
-func (p *program) newServer() *http.Server {
-	server := &http.Server{
-		Handler:                      p,
-		DisableGeneralOptionsHandler: true, // it would answer those who may not ask
-		ReadHeaderTimeout:            10 * time.Second,
-		WriteTimeout:                 10 * time.Second, // send renews it
-		IdleTimeout:                  5 * time.Minute,
-		MaxHeaderBytes:               8 << 10,
-		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-		Protocols:                    new(http.Protocols),
-		ConnState:                    p.connections.changed,
-	}
-	server.Protocols.SetHTTP1(true)
-	return server
-}
-
-// ServeHTTP answers one request.
-func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	defer p.recoverPanic()
-	if r.ContentLength != 0 { // a body, which is not read: its sender has 10 s to go
-		w.Header().Set("Connection", "close")
-		http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
-	}
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	get := r.Method == http.MethodGet || r.Method == http.MethodHead
-	sources, isEndpoint := p.endpoints[r.URL.Path]
-	switch {
-	case get && (r.URL.Path == "/-/healthy" || r.URL.Path == "/-/ready"):
-		io.WriteString(w, "OK\n")
-	case !p.admits(w, r):
-	case !get:
-		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD are answered", http.StatusMethodNotAllowed)
-	case isEndpoint:
-		p.scrape(w, r, sources)
-	case r.URL.Path == "/":
-		p.index(w)
-	default:
-		http.Error(w, "there is nothing at this path; / lists the endpoints", http.StatusNotFound)
-	}
-}
-
-// recoverPanic logs a fault of the program itself, and has the answer cut off.
-func (p *program) recoverPanic() {
-	v := recover()
-	if v == nil {
-		return
-	}
-	if v != http.ErrAbortHandler {
-		p.log.Error("a fault in reverse_exporter", "panic", v, "stack", string(debug.Stack()))
-	}
-	panic(http.ErrAbortHandler)
-}
-
-// admits reports whether the request comes from someone who may ask. If not it refuses
-// and counts it.
-func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
-	if p.tls.clients && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
-		p.refusals.Add(1)
-		http.Error(w, "a client certificate is needed", http.StatusForbidden)
-		return false
-	}
-	if p.passwords == nil {
-		return true
-	}
-	code := http.StatusUnauthorized
-	name, password, ok := r.BasicAuth()
-	if ok && strings.IndexByte(password, 0) < 0 { // NUL at the end would not change the key that is made of it
-		code = p.passwords.check(r.Context(), name, password)
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
-	}
-	switch code {
-	case http.StatusUnauthorized:
-		w.Header().Set("WWW-Authenticate", `Basic realm="reverse_exporter", charset="UTF-8"`)
-		http.Error(w, "a user name and password are needed", code)
-	case http.StatusServiceUnavailable:
-		http.Error(w, "too many passwords are being checked", code)
-	}
-	if code != http.StatusOK {
-		p.refusals.Add(1)
-	}
-	return code == http.StatusOK
-}
-
-// scrape answers with the metrics of an endpoint.
-func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*source) {
-	query, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		http.Error(w, "the query string is malformed", http.StatusBadRequest)
-		return
-	}
-	if names, ok := query["exporter_name"]; ok {
-		if sources = selected(sources, names); sources == nil {
-			http.Error(w, "no source of this endpoint has this exporter_name", http.StatusNotFound)
-			return
-		}
-	}
-	shares, err := p.ask(sources, query)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
-	defer cancel()
-	defer context.AfterFunc(p.stopping, cancel)()
-	await(ctx, shares)
-	late := ctx.Err() == context.DeadlineExceeded
-	shared := p.pages.open(r.Context(), sources, acceptsQuotes(r.Header.Values("Accept")), func() []*result { return resultsOf(shares) }, p.render)
-	leave(shares, late)
-	if shared == nil {
-		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
-	}
-	defer p.pages.close(shared)
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
-	if down := required(sources, shared.results); len(down) > 0 {
-		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
-		return
-	}
-	if shared.page().size > largePage {
-		p.idle.Reset(idleTime)
-	}
-	p.send(w, r, shared)
-}
-
-// selected returns the sources of the names in their order, nil if a name is
-// none of theirs.
-func selected(sources []*source, names []string) []*source {
-	for _, name := range names {
-		if !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
-			return nil
-		}
-	}
-	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
-}
-
-// patience is how long a scrape may take. Without a deadline of the scraper's it
-// is what a run under way and one of its own may take.
-func (p *program) patience(sources []*source, header string) time.Duration {
-	var longest time.Duration
-	for _, s := range sources {
-		longest = max(longest, s.timeout)
-	}
-	seconds, err := strconv.ParseFloat(header, 64)
-	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
-		return 2 * longest
-	}
-	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
-	if longest > d {
-		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
-	}
-	return d - margin(d)
-}
-
-// margin is how much earlier than a deadline an answer should be under way.
-func margin(d time.Duration) time.Duration {
-	return min(d/10, 500*time.Millisecond)
-}
-
-// share is a scrape's share in one source.
-type share struct {
-	source *source
-	ticket *ticket // nil if it was refused
-}
-
-// ask asks all sources at once, with the arguments that a query has for each.
-func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
-	chosen := make([]arguments, len(sources))
-	for i, s := range sources {
-		var err error
-		if chosen[i], err = s.arguments(query); err != nil {
-			return nil, err
-		}
-	}
-	shares := make([]share, len(sources))
-	for i, s := range sources {
-		shares[i] = share{s, s.join(chosen[i], false)}
-	}
-	return shares, nil
-}
-
-// arguments returns what a query has for the source. An error names a parameter.
-func (s *source) arguments(query url.Values) (a arguments, err error) {
-	a.standard = true
-	switch {
-	case s.command != nil:
-		if a.values, a.standard, err = s.command.values(query); len(a.values) > 0 {
-			a.id = fmt.Sprintf("%q", a.values)
-		}
-	case s.exporter != nil && s.exporter.params != nil:
-		handed := url.Values{}
-		for name, given := range query {
-			if name != "exporter_name" && (slices.Contains(s.exporter.params, "*") || slices.Contains(s.exporter.params, name)) {
-				handed[name] = given
-			}
-		}
-		a.id = handed.Encode()
-		a.values, a.standard = []string{a.id}, a.id == ""
-	}
-	return a, err
-}
-
-// await waits for all shares until ctx is done.
-func await(ctx context.Context, shares []share) {
-	for _, sh := range shares {
-		if sh.ticket != nil {
-			sh.source.wait(ctx, sh.ticket)
-		}
-	}
-}
-
-// resultsOf takes what is there for the shares, the newest. The caller has to release it.
-func resultsOf(shares []share) []*result {
-	results := make([]*result, len(shares))
-	for i, sh := range shares {
-		if sh.ticket != nil {
-			results[i] = sh.source.take(sh.ticket)
-		} else {
-			results[i] = refused
-		}
-	}
-	return results
-}
-
-// leave hands all shares back. A scrape that found no place, or spent its time in
-// line, found the source busy; late says that its deadline passed.
-func leave(shares []share, late bool) {
-	for _, sh := range shares {
-		if sh.ticket == nil || sh.source.leave(sh.ticket, late) && late {
-			sh.source.busy()
-		}
-	}
-}
-
-// required returns the names of the sources that --require wants up and that
-// are down.
-func required(sources []*source, results []*result) []string {
-	var down []string
-	for i, s := range sources {
-		if s.require && results[i].failure != nil {
-			down = append(down, s.name)
-		}
-	}
-	return down
-}
-
-// pages shares the page of scrapes that would render the same.
-type pages struct {
-	mu    sync.Mutex // guards alive, crowded, and the readers and the time of each page
-	alive []*sharedPage
-	freed sync.Cond     // waits for a page to be made, to be closed, or to be old enough to be cut off
-	turn  chan struct{} // has room for the one who renders or compresses
-
-	crowded time.Time // when a page was last made beside another
-	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
-	zipped  pool      // for compressed pages
-	writers sync.Pool // of *bufio.Writer
-}
-
-// maxPages is how many pages may be alive at once. When another is needed, one whose
-// readers have had their time is cut off.
-const maxPages, readTime = 8, 500 * time.Millisecond
-
-// sharedPage is a page, plain and compressed, and those who read it.
-type sharedPage struct {
-	sources []*source
-	results []*result
-	quoted  bool // names that need quotes have them, not underscores
-	readers int
-	sent    time.Time       // when the first reader began, zero before
-	ctx     context.Context // done when its readers are to be cut off
-	cut     context.CancelFunc
-
-	page   func() *page // renders it when it is first called
-	zipped func() []byte
-	buf    []byte // of zipped, nil without
-}
-
-// open returns the page of what take returns, which render makes if nobody has it yet.
-// It waits until there is room for a page and no other is in the making, and only then
-// takes: so scrapes that wait hold nothing and end up with one page. It returns nil if
-// the client has left.
-func (ps *pages) open(client context.Context, sources []*source, quotes bool, take func() []*result, render func([]*source, []*result, bool) *page) *sharedPage {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	for client.Err() == nil {
-		sp := &sharedPage{sources: sources, results: take(), readers: 1}
-		sp.quoted = quotes && slices.ContainsFunc(sp.results, (*result).quoted)
-		if i := slices.IndexFunc(ps.alive, sp.same); i >= 0 {
-			releaseAll(sp.results) // the other has them
-			ps.alive[i].readers++
-			return ps.alive[i]
-		}
-		inMaking := func(sp *sharedPage) bool { return sp.sent.IsZero() }
-		if !slices.ContainsFunc(ps.alive, inMaking) && (len(ps.alive) < maxPages || ps.cutOldest()) {
-			ps.add(sp, render)
-			return sp
-		}
-		releaseAll(sp.results)
-		ps.wait(client)
-	}
-	return nil
-}
-
-// same reports whether the pages would be the same.
-func (sp *sharedPage) same(other *sharedPage) bool {
-	return sp.quoted == other.quoted && slices.Equal(sp.sources, other.sources) && slices.Equal(sp.results, other.results)
-}
-
-// cutOldest cuts off the readers of the page that has been read for longest, if they
-// have had their time.
-func (ps *pages) cutOldest() bool {
-	for i, sp := range ps.alive {
-		if time.Since(sp.sent) >= readTime {
-			sp.cut()
-			ps.alive = slices.Delete(ps.alive, i, i+1)
-			return true
-		}
-	}
-	return false
-}
-
-// wait waits until there may be room for another page, or the client has left.
-func (ps *pages) wait(client context.Context) {
-	wake := func() {
-		ps.mu.Lock()
-		defer ps.mu.Unlock()
-		ps.freed.Broadcast()
-	}
-	defer time.AfterFunc(readTime, wake).Stop()
-	defer context.AfterFunc(client, wake)()
-	ps.freed.Wait()
-}
-
-// add makes a page one of those that are alive.
-func (ps *pages) add(sp *sharedPage, render func([]*source, []*result, bool) *page) {
-	sp.ctx, sp.cut = context.WithCancel(context.Background())
-	sp.page = sync.OnceValue(func() (pg *page) {
-		ps.exclusively(sp, func() { pg = render(sp.sources, sp.results, sp.quoted) })
-		return pg
-	})
-	sp.zipped = sync.OnceValue(func() []byte {
-		pg := sp.page() // in a turn of its own
-		ps.exclusively(sp, func() { sp.buf = ps.zip(pg) })
-		return sp.buf
-	})
-	if ps.alive = append(ps.alive, sp); len(ps.alive) > 1 {
-		ps.crowded = time.Now()
-	}
-}
-
-// begin notes that a reader begins.
-func (ps *pages) begin(sp *sharedPage) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if sp.sent.IsZero() {
-		sp.sent = time.Now()
-		ps.freed.Broadcast()
-	}
-}
-
-// exclusively runs what takes much memory for a page, unless its readers were cut off
-// before its turn came.
-func (ps *pages) exclusively(sp *sharedPage, do func()) {
-	ps.turn <- struct{}{}
-	defer func() { <-ps.turn }()
-	if sp.ctx.Err() != nil {
-		panic(http.ErrAbortHandler)
-	}
-	do()
-}
-
-// releaseAll gives results back.
-func releaseAll(results []*result) {
-	for _, r := range results {
-		r.release()
-	}
-}
-
-// close gives a page back. It is dropped with its last reader.
-func (ps *pages) close(sp *sharedPage) {
-	ps.mu.Lock()
-	defer ps.mu.Unlock()
-	if sp.readers--; sp.readers > 0 {
-		return
-	}
-	sp.cut()
-	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
-	releaseAll(sp.results)
-	if sp.buf != nil {
-		ps.zipped.put(sp.buf)
-	}
-	if len(ps.alive) == 0 && time.Since(ps.crowded) > idleTime { // a flood is over
-		ps.zipped.trim(1)
-		for _, s := range sp.sources {
-			s.spares.bodies.trim(2)
-		}
-	}
-	ps.freed.Broadcast()
-}
-
-// zip returns a page compressed.
-func (ps *pages) zip(pg *page) []byte {
-	out := bytes.NewBuffer(ps.zipped.get(0))
-	z, ok := ps.zippers.Get().(*gzip.Writer)
-	if !ok {
-		z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
-	}
-	defer ps.zippers.Put(z)
-	z.Reset(out)
-	for _, chunk := range pg.chunks {
-		z.Write(chunk)
-	}
-	z.Close()
-	z.Reset(nil)
-	return out.Bytes()
-}
-
-// idleTime is how long after a page or a body of more than largePage bytes the memory
-// for it is given back.
-const idleTime, largePage = 30 * time.Second, 1 << 20
-
-// freeMemory gives memory back to the system.
-func (p *program) freeMemory() {
-	for _, s := range p.sources {
-		s.spares.bodies.trim(0)
-		s.spares.windows.trim(0)
-	}
-	p.pages.zipped.trim(0)
-	runtime.GC() // what pools hold outlives one collection
-	debug.FreeOSMemory()
-}
-
-// unloadCode has the system take back the pages of the program's code. Most were only
-// needed to start: 1.5 MB less are resident when idle. What is needed again is read
-// again.
-func unloadCode() {
-	path, _ := os.Executable()
-	maps, _ := os.ReadFile("/proc/self/maps")
-	for line := range strings.Lines(string(maps)) {
-		fields := strings.Fields(line) // 00400000-006f6000 r-xp 00000000 fe:00 987021 /reverse_exporter
-		if len(fields) != 6 || fields[1] != "r-xp" || fields[5] != path {
-			continue
-		}
-		from, to, _ := strings.Cut(fields[0], "-")
-		begin, err1 := strconv.ParseUint(from, 16, 64)
-		end, err2 := strconv.ParseUint(to, 16, 64)
-		if err1 == nil && err2 == nil {
-			syscall.Syscall(syscall.SYS_MADVISE, uintptr(begin), uintptr(end-begin), syscall.MADV_DONTNEED)
-		}
-	}
-}
-
-// send writes a page to a scraper, which has to take 256 KiB every 10 s.
-func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
-	h := w.Header()
-	h.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	if sp.quoted {
-		h.Set("Content-Type", "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8")
-	}
-	h.Set("Vary", "Accept, Accept-Encoding")
-	chunks, size := sp.page().chunks, sp.page().size
-	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
-		zipped := sp.zipped()
-		chunks, size = [][]byte{zipped}, len(zipped)
-		h.Set("Content-Encoding", "gzip")
-	}
-	h.Set("Content-Length", strconv.Itoa(size))
-	if r.Method == http.MethodHead {
-		return
-	}
-	p.pages.begin(sp)
-	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
-	defer out.untilCut()()
-	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
-	if !ok {
-		buffered = bufio.NewWriterSize(nil, 32<<10)
-	}
-	buffered.Reset(out)
-	for _, chunk := range chunks {
-		buffered.Write(chunk)
-	}
-	err := buffered.Flush()
-	buffered.Reset(nil)
-	p.pages.writers.Put(buffered)
-	if err != nil {
-		p.log.Debug("a scraper was cut off", "err", err)
-		panic(http.ErrAbortHandler)
-	}
-}
-
-// pacer gives a scraper 10 s for each 256 KiB, while the page lasts.
-type pacer struct {
-	w       io.Writer
-	control *http.ResponseController
-	page    context.Context
-	left    int // bytes to write before there are 10 s more
-}
-
-func (o *pacer) Write(b []byte) (n int, err error) {
-	for n < len(b) {
-		if o.left == 0 {
-			o.left = 256 << 10
-			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-		}
-		if err := o.page.Err(); err != nil {
-			return n, err
-		}
-		m, err := o.w.Write(b[n:min(len(b), n+o.left)])
-		n += m
-		o.left -= m
-		if err != nil {
-			return n, err
-		}
-	}
-	return n, nil
-}
-
-// untilCut has writes fail once the page is cut off, until stop is called. Stop waits
-// for a cut under way, which would hit the next answer of the connection, and gives the
-// end of this one its time.
-func (o *pacer) untilCut() (stop func()) {
-	cut := make(chan struct{})
-	cancel := context.AfterFunc(o.page, func() {
-		o.control.SetWriteDeadline(time.Now())
-		close(cut)
-	})
-	return func() {
-		if !cancel() {
-			<-cut
-			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-		}
-	}
-}
-
-// acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3): whether gzip is welcome, and
-// no less so than no encoding where that is rated, too.
-func acceptsGzip(headers []string) bool {
-	weights := map[string]float64{}
-	eachChoice(headers, func(coding string, _ []string, weight float64) { weights[coding] = weight })
-	for _, coding := range []string{"gzip", "x-gzip", "*"} {
-		if weight, ok := weights[coding]; ok {
-			return weight > 0 && weight >= weights["identity"]
-		}
-	}
-	return false
-}
-
-// acceptsQuotes reads Accept: whether a text format with quoted names is welcome.
-func acceptsQuotes(headers []string) bool {
-	welcome := false
-	eachChoice(headers, func(mediaType string, params []string, weight float64) {
-		welcome = welcome || mediaType == "text/plain" && slices.Contains(params, "escaping=allow-utf-8") && weight > 0
-	})
-	return welcome
-}
-
-// withoutBlanks takes away what may stand around the words of a header.
-var withoutBlanks = strings.NewReplacer(" ", "", "\t", "", `"`, "")
-
-// eachChoice calls take for each choice of a list that a scraper accepts, with its
-// parameters and its weight, which is 0 if it is none. All is in lower case, without
-// blanks and quotes.
-func eachChoice(headers []string, take func(choice string, params []string, weight float64)) {
-	list := withoutBlanks.Replace(strings.ToLower(strings.Join(headers, ",")))
-	for item := range strings.SplitSeq(list, ",") {
-		params := strings.Split(item, ";")
-		weight := 1.0
-		for _, param := range params[1:] {
-			if q, ok := strings.CutPrefix(param, "q="); ok {
-				weight, _ = strconv.ParseFloat(q, 64)
-			}
-		}
-		take(params[0], params[1:], min(weight, 1)) // Prometheus 2.49 sends q=2
-	}
-}
-
-// render merges results with the status metrics that tell of them. Those have
-// the counts of the page itself, so a page with any is merged again.
-func (p *program) render(sources []*source, results []*result, quoted bool) *page {
-	bodies := []*exposition{nil} // a place for the status metrics
-	for _, r := range results {
-		for _, e := range r.bodies {
-			if quoted {
-				bodies = append(bodies, e)
-			} else {
-				bodies = append(bodies, e.unquoted()...)
-			}
-		}
-	}
-	var conflicts, duplicates int
-	for {
-		own, err := readText(p.appendStatus(nil, sources, results, conflicts, duplicates))
-		if err != nil {
-			panic(err)
-		}
-		bodies[0] = own
-		pg := merge(bodies)
-		if len(pg.conflicts) == conflicts && pg.duplicates == duplicates {
-			return pg
-		}
-		conflicts, duplicates = len(pg.conflicts), pg.duplicates
-		for _, name := range pg.conflicts {
-			p.tellOnce(name, "the types of a metric family are in conflict: served untyped", "family", name)
-		}
-		for _, name := range pg.repeating {
-			p.tellOnce(name, "the same series is there twice, from sources without a telling label or by names that lost their quotes: the first is served", "family", name)
-		}
-	}
-}
-
-// tellOnce logs what is worth a warning once for each subject, of which it keeps
-// a thousand in mind.
-func (p *program) tellOnce(subject, what string, attrs ...any) {
-	p.toldMu.Lock()
-	known := p.told[what+subject] || len(p.told) == 1000
-	if !known {
-		p.told[what+subject] = true
-	}
-	p.toldMu.Unlock()
-	if !known {
-		p.log.Warn(what, attrs...)
-	}
-}
-
-// appendStatus appends the status metrics of an endpoint's sources and of the
-// program itself.
-func (p *program) appendStatus(dst []byte, sources []*source, results []*result, conflicts, duplicates int) []byte {
-	m := &metrics{buf: dst}
-	counted := make([]counts, len(sources))
-	for i, s := range sources {
-		counted[i] = s.status.copy()
-	}
-	each := func(family, metricType, help string, value func(i int) float64) {
-		m.begin(ownName+"_source_"+family, metricType, help)
-		for i, s := range sources {
-			if v := value(i); !math.IsNaN(v) {
-				m.sample(v, "exporter_name", s.name)
-			}
-		}
-	}
-	each("up", "gauge", "Whether the source delivered for this scrape.", func(i int) float64 { return oneIf(results[i].failure == nil) })
-	each("scrape_duration_seconds", "gauge", "How long the fetch took.", func(i int) float64 {
-		if results[i].start.IsZero() { // it missed the deadline
-			return math.NaN()
-		}
-		return results[i].end.Sub(results[i].start).Seconds()
-	})
-	each("samples_scraped", "gauge", "Samples that the source delivered.", func(i int) float64 { return float64(results[i].samples()) })
-	each("body_bytes", "gauge", "Size of what the source delivered, decompressed.", func(i int) float64 { return float64(results[i].bytes) })
-	each("last_success_timestamp_seconds", "gauge", "When the last fetch succeeded.", func(i int) float64 {
-		if counted[i].lastSuccess.IsZero() {
-			return math.NaN()
-		}
-		return unixSeconds(counted[i].lastSuccess)
-	})
-	each("fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(i int) float64 { return float64(counted[i].fetches) })
-	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
-	for i, s := range sources {
-		for _, reason := range kinds[s.kind].reasons {
-			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
-		}
-	}
-	m.begin(ownName+"_file_mtime_seconds", "gauge", "When the file was last modified.")
-	for i, s := range sources {
-		for _, f := range results[i].files {
-			m.sample(unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
-		}
-	}
-	p.appendOwn(m, conflicts, duplicates)
-	return m.buf
-}
-
-// metrics writes the text format.
-type metrics struct {
-	buf    []byte
-	family string
-}
-
-// begin begins a metric family.
-func (m *metrics) begin(family, metricType, help string) {
-	m.family = family
-	m.buf = fmt.Appendf(m.buf, "# HELP %s %s\n# TYPE %s %s\n", family, help, family, metricType)
-}
-
-// sample adds a sample with the labels of pairs.
-func (m *metrics) sample(value float64, pairs ...string) {
-	m.buf = append(m.buf, m.family...)
-	for i := 0; i < len(pairs); i += 2 {
-		m.buf = append(append(append(m.buf, "{,"[min(i, 1)]), pairs[i]...), `="`...)
-		m.buf = append(append(m.buf, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
-	}
-	m.buf = append(m.buf, "} "...)
-	m.buf = append(strconv.AppendFloat(m.buf, value, 'g', -1, 64), '\n')
-}
-
-// appendOwn appends what is to be told of the page and the program. What needs
-// /proc is left out where there is none.
-func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
-	one := func(family, metricType, help string, value float64, pairs ...string) {
-		m.begin(family, metricType, help)
-		m.sample(value, append(pairs, "exporter_name", ownName)...)
-	}
-	one(ownName+"_conflicting_families", "gauge", "Metric families served untyped, as the sources disagree on them.", float64(conflicts))
-	one(ownName+"_duplicate_series_dropped", "gauge", "Samples left out, as an earlier source has the same series.", float64(duplicates))
-	one(ownName+"_build_info", "gauge", "The version of the program.", 1, "version", version, "goversion", runtime.Version())
-
-	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the files that the flag names could be taken up when they last changed.")
-	for _, w := range p.watched {
-		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.flag)
-	}
-
-	if p.tls.clients || p.passwords != nil {
-		one(ownName+"_requests_refused_total", "counter", "Requests without a right password or client certificate.", float64(p.refusals.Load()))
-	}
-
-	var mem runtime.MemStats
-	runtime.ReadMemStats(&mem)
-	one("go_info", "gauge", "Information about the Go environment.", 1, "version", runtime.Version())
-	one("go_goroutines", "gauge", "Number of goroutines that currently exist.", float64(runtime.NumGoroutine()))
-	one("go_memstats_heap_alloc_bytes", "gauge", "Number of heap bytes allocated and currently in use.", float64(mem.HeapAlloc))
-	one("go_memstats_sys_bytes", "gauge", "Number of bytes obtained from system.", float64(mem.Sys))
-
-	one("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", unixSeconds(p.started))
-	var usage syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) == nil {
-		one("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.",
-			float64(usage.Utime.Nano()+usage.Stime.Nano())/1e9)
-	}
-	var limit syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
-		one("process_max_fds", "gauge", "Maximum number of open file descriptors.", float64(limit.Cur))
-	}
-	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
-		one("process_open_fds", "gauge", "Number of open file descriptors.", float64(len(fds)))
-	}
-	statm, _ := os.ReadFile("/proc/self/statm")
-	if sizes := strings.Fields(string(statm)); len(sizes) >= 2 {
-		virtual, _ := strconv.ParseFloat(sizes[0], 64)
-		resident, _ := strconv.ParseFloat(sizes[1], 64)
-		page := float64(os.Getpagesize())
-		one("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", virtual*page)
-		one("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident*page)
-	}
-}
-
-// oneIf returns 1 for true.
-func oneIf(so bool) float64 {
-	if so {
-		return 1
-	}
-	return 0
-}
-
-// unixSeconds returns a time as a metric has it.
-func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
-
-// status is what a source's fetches came to, for the metrics, the log and the
-// page at /.
-type status struct {
-	mu sync.Mutex // guards all below
-	counts
-
-	told     string    // the state that the log knows: "", "up" or a reason
-	toldTime time.Time // when it was told
-}
-
-// counts is a part of a status.
-type counts struct {
-	fetches     uint64
-	failures    map[string]uint64 // by reason
-	lastSuccess time.Time
-	last        lastFetch
-	fetched     bool // last is set
-}
-
-// lastFetch is what the last fetch with default arguments came to.
-type lastFetch struct {
-	duration time.Duration
-	samples  int
-	bytes    int64
-	failure  *failure
-}
-
-// copy returns what was counted.
-func (st *status) copy() counts {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	c := st.counts
-	c.failures = maps.Clone(c.failures)
-	return c
-}
-
-// count counts a fetch. It returns what logs it: a change of the state, at most
-// once a minute, for all to see.
-func (p *program) count(s *source, standard bool, r *result) (tell func()) {
-	state := "up"
-	if r.failure != nil {
-		state = r.failure.reason
-	}
-	if r.bytes > largePage {
-		p.idle.Reset(idleTime)
-	}
-	st := &s.status
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.fetches++
-	if r.failure != nil {
-		st.fail(state)
-	} else {
-		st.lastSuccess = r.end
-	}
-	if standard {
-		st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
-		st.fetched = true
-	}
-	changed := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
-	if changed {
-		st.told, st.toldTime = state, time.Now()
-	}
-	return func() { p.tell(s, r.failure, changed) }
-}
-
-// tell logs what a fetch came to.
-func (p *program) tell(s *source, f *failure, changed bool) {
-	level, what, attrs := slog.LevelDebug, "fetched", []any{"source", s.name}
-	switch {
-	case f == nil && changed:
-		level, what = slog.LevelInfo, "source is up"
-	case f != nil && changed:
-		level, what = slog.LevelWarn, "source is down"
-	case f != nil:
-		what = "fetch failed"
-	}
-	if f != nil {
-		attrs = append(attrs, "reason", f.reason, "err", f.err)
-		if f.detail != "" {
-			attrs = append(attrs, "stderr", f.detail)
-		}
-	}
-	p.log.Log(context.Background(), level, what, attrs...)
-}
-
-// busy counts a scrape that found no place, or spent its time in line.
-func (s *source) busy() {
-	s.status.mu.Lock()
-	defer s.status.mu.Unlock()
-	s.status.fail("busy")
-}
-
-// fail counts a failure. The caller holds mu.
-func (st *status) fail(reason string) {
-	if st.failures == nil {
-		st.failures = map[string]uint64{}
-	}
-	st.failures[reason]++
-}
-
-// index answers with what the appliance holds, for people.
-func (p *program) index(w http.ResponseWriter) {
-	var rows []byte
-	var up, down, samples int
-	var size int64
-	for _, s := range p.sources {
-		c := s.status.copy()
-		rows = s.appendRow(rows, c)
-		samples += c.last.samples
-		size += c.last.bytes
-		if c.last.failure != nil {
-			down++
-		} else if c.fetched {
-			up++
-		}
-	}
-	b := fmt.Appendf(nil, "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">"+
-		"<title>reverse_exporter</title><style>%s</style><h1>reverse_exporter</h1>\n<p>%d sources: <span class=up>%d up</span>, ", style, len(p.sources), up)
-	b = fmt.Appendf(b, "<span%s>%d down</span>, %d not fetched yet. ", classIf(down > 0, "down"), down, len(p.sources)-up-down)
-	b = fmt.Appendf(b, "%d samples, %s. Version %s, started %s.\n<p>Endpoints:", samples, sizeText(size), escapeHTML.Replace(version), ago(p.started))
-	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
-		b = fmt.Appendf(b, ` <a href=".%s">%[1]s</a>`, escapeHTML.Replace(path))
-	}
-	for _, w := range p.watched {
-		if w.broken.Load() {
-			b = fmt.Appendf(b, "\n<p class=down>%s: a changed file cannot be taken up, see the log", escapeHTML.Replace(w.flag))
-		}
-	}
-	b = append(b, "\n<table><thead><tr><th>Source<th>State<th>Kind<th>From<th>Took<th>Samples<th>Size<th>Last success<th>Error</thead>"...)
-	h := w.Header()
-	sum := sha256.Sum256([]byte(style))
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Cache-Control", "no-store")
-	w.Write(append(append(b, rows...), "\n</table>\n"...))
-}
-
-// escapeHTML makes text of what may hold the marks of HTML.
-var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
-
-// style is the look of the page at /.
-const style = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:80em;padding:0 1em}` +
-	`table{border-collapse:collapse;width:100%}tr{border-bottom:1px solid #8886}th,td{text-align:left;padding:.3em .8em .3em 0;vertical-align:top;white-space:nowrap}` +
-	`th{font-weight:normal;opacity:.7}.w{white-space:normal;overflow-wrap:anywhere}.up{color:#197a3d}.down{color:#c6263e;font-weight:bold}` +
-	`@media(prefers-color-scheme:dark){.up{color:#4cc38a}.down{color:#ff8589}a{color:#8ab4f8}}` +
-	`@media(max-width:60em){thead{display:none}tr,td{display:block}tr{padding:.6em 0}td{padding:0}td[title]::before{content:attr(title) ": ";opacity:.7}}`
-
-// appendRow appends a source to the table of the page at /.
-func (s *source) appendRow(dst []byte, c counts) []byte {
-	state, took := "", ""
-	if c.last.failure != nil {
-		state = "down"
-	} else if c.fetched {
-		state = "up"
-	}
-	if c.fetched {
-		took = c.last.duration.Round(100 * time.Microsecond).String()
-	}
-	link := escapeHTML.Replace(s.name)
-	if s.command == nil || s.command.needs() == "" {
-		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, escapeHTML.Replace(s.paths[0]), link)
-	}
-	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From class=w>%s",
-		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, escapeHTML.Replace(s.origin))
-	dst = fmt.Appendf(dst, "<td title=Took>%s<td title=Samples>%d<td title=Size>%s<td title=\"Last success\">%s",
-		took, c.last.samples, sizeText(c.last.bytes), ago(c.lastSuccess))
-	if c.last.failure != nil {
-		dst = append(append(dst, "<td title=Error class=w>"...), escapeHTML.Replace(c.last.failure.err.Error())...)
-	}
-	return dst
-}
-
-// classIf returns a class attribute, or nothing.
-func classIf(so bool, class string) string {
-	if so {
-		return " class=" + class
-	}
-	return ""
-}
-
-// sizeText says how large n bytes are.
-func sizeText(n int64) string {
-	switch {
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
-}
-
-// ago says how long ago a time was.
-func ago(t time.Time) string {
-	d := time.Since(t)
-	switch {
-	case t.IsZero():
-		return "never"
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s ago", int(d.Seconds()))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min ago", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h ago", int(d.Hours()))
-	}
-	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
 }
 
 // listen opens a listener. A Unix socket is for all who may enter its folder.
@@ -2422,86 +998,154 @@ func (t *serverTLS) take(texts [][]byte) error {
 	return nil
 }
 
-// watched are files that are read again when they change on disk. What cannot be
-// taken then is logged once, and leaves the program with what it had.
-type watched struct {
-	flag  string // that names them
-	names []string
-	take  func(texts [][]byte) error // keeps what they hold
-	log   *slog.Logger
-
-	mu     sync.Mutex    // guards seen
-	seen   []os.FileInfo // as they were when they were last read, nil for one that was not there
-	broken atomic.Bool   // they could not be taken when last read
+// newServer returns the server of all listeners. It speaks HTTP/1 only: so one
+// connection is one request, for those who count them.
+func (p *program) newServer() *http.Server {
+	server := &http.Server{
+		Handler:                      p,
+		DisableGeneralOptionsHandler: true, // it would answer those who may not ask
+		ReadHeaderTimeout:            10 * time.Second,
+		WriteTimeout:                 10 * time.Second, // send renews it
+		IdleTimeout:                  5 * time.Minute,
+		MaxHeaderBytes:               8 << 10,
+		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+		Protocols:                    new(http.Protocols),
+		ConnState:                    p.connections.changed,
+	}
+	server.Protocols.SetHTTP1(true)
+	return server
 }
 
-// load reads the files.
-func (w *watched) load() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.seen = w.look()
-	return w.read()
+// connections are those of the clients. There is room for 1,024, or half of
+// the file descriptors; one more closes the one that has been idle for longest, or
+// that has been served for longest if none is idle.
+type connections struct {
+	mu   sync.Mutex // guards all
+	room int
+	all  map[net.Conn]connection
 }
 
-// refresh reads the files again if one has changed. Nobody waits for another who is
-// at it: the disk may be slow.
-func (w *watched) refresh() {
-	if w == nil || !w.mu.TryLock() {
+// connection is the state of a connection.
+type connection struct {
+	served bool // a request of its is being answered
+	since  time.Time
+}
+
+// changed makes room for a new connection, notes whether a request of it is being
+// answered, and forgets it once it is closed.
+func (cs *connections) changed(conn net.Conn, state http.ConnState) {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	if cs.all == nil {
+		cs.all, cs.room = map[net.Conn]connection{}, maxConnections()
+	}
+	_, here := cs.all[conn]
+	switch {
+	case state == http.StateNew:
+		if len(cs.all) >= cs.room {
+			cs.evict()
+		}
+		cs.all[conn] = connection{since: time.Now()}
+	case state == http.StateClosed:
+		delete(cs.all, conn)
+	case here: // it did not have to make room
+		cs.all[conn] = connection{state == http.StateActive, time.Now()}
+	}
+}
+
+// maxConnections is how many connections there may be at once.
+func maxConnections() int {
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
+		return 1024
+	}
+	return int(min(1024, files.Cur/2))
+}
+
+// evict closes one connection. The caller holds mu.
+func (cs *connections) evict() {
+	var first net.Conn
+	for conn, c := range cs.all {
+		worst := cs.all[first]
+		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
+			first = conn
+		}
+	}
+	delete(cs.all, first)
+	if secure, ok := first.(*tls.Conn); ok {
+		first = secure.NetConn() // which says no goodbye, for that could take long
+	}
+	first.Close()
+}
+
+// ---- Who may ask
+
+// ServeHTTP answers one request.
+func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	defer p.recoverPanic()
+	if r.ContentLength != 0 { // a body, which is not read: its sender has 10 s to go
+		w.Header().Set("Connection", "close")
+		http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
+	}
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	get := r.Method == http.MethodGet || r.Method == http.MethodHead
+	sources, isEndpoint := p.endpoints[r.URL.Path]
+	switch {
+	case get && (r.URL.Path == "/-/healthy" || r.URL.Path == "/-/ready"):
+		io.WriteString(w, "OK\n")
+	case !p.admits(w, r):
+	case !get:
+		w.Header().Set("Allow", "GET, HEAD")
+		http.Error(w, "only GET and HEAD are answered", http.StatusMethodNotAllowed)
+	case isEndpoint:
+		p.scrape(w, r, sources)
+	case r.URL.Path == "/":
+		p.index(w)
+	default:
+		http.Error(w, "there is nothing at this path; / lists the endpoints", http.StatusNotFound)
+	}
+}
+
+// recoverPanic logs a fault of the program itself, and has the answer cut off.
+func (p *program) recoverPanic() {
+	v := recover()
+	if v == nil {
 		return
 	}
-	defer w.mu.Unlock()
-	now := w.look()
-	if slices.EqualFunc(now, w.seen, sameFile) {
-		return
+	if v != http.ErrAbortHandler {
+		p.log.Error("a fault in reverse_exporter", "panic", v, "stack", string(debug.Stack()))
 	}
-	w.seen = now
-	err := w.read()
-	if w.broken.Store(err != nil); err != nil {
-		w.log.Error("a changed file cannot be taken up: what it held before stays in use", "err", err)
-	} else {
-		w.log.Info("a changed file was taken up", "flag", w.flag)
-	}
+	panic(http.ErrAbortHandler)
 }
 
-// look returns what tells whether the files have changed.
-func (w *watched) look() []os.FileInfo {
-	infos := make([]os.FileInfo, len(w.names))
-	for i, name := range w.names {
-		infos[i], _ = os.Stat(name)
+// admits reports whether the request comes from someone who may ask. If not it refuses
+// and counts it.
+func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
+	if p.tls.clients && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
+		p.refusals.Add(1)
+		http.Error(w, "a client certificate is needed", http.StatusForbidden)
+		return false
 	}
-	return infos
-}
-
-// sameFile reports whether a file is as it was.
-func sameFile(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
+	if p.passwords == nil {
+		return true
 	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
-}
-
-// maxFile is the largest file that a flag may name, in bytes.
-const maxFile = 1 << 20
-
-// read reads the files whole and has them taken.
-func (w *watched) read() error {
-	var texts [][]byte
-	for _, name := range w.names {
-		file, _, err := openRegular(name)
-		if err != nil {
-			return fmt.Errorf("%s: %w", w.flag, err)
-		}
-		text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-		file.Close()
-		if err != nil || len(text) > maxFile {
-			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
-		}
-		texts = append(texts, text)
+	code := http.StatusUnauthorized
+	name, password, ok := r.BasicAuth()
+	if ok && strings.IndexByte(password, 0) < 0 { // NUL at the end would not change the key that is made of it
+		code = p.passwords.check(r.Context(), name, password)
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
-	if err := w.take(texts); err != nil {
-		return fmt.Errorf("%s: %w", w.flag, err)
+	switch code {
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", `Basic realm="reverse_exporter", charset="UTF-8"`)
+		http.Error(w, "a user name and password are needed", code)
+	case http.StatusServiceUnavailable:
+		http.Error(w, "too many passwords are being checked", code)
 	}
-	return nil
+	if code != http.StatusOK {
+		p.refusals.Add(1)
+	}
+	return code == http.StatusOK
 }
 
 // passwords are those that --web.basic-auth-file demands. To stretch one takes about a
@@ -2641,6 +1285,462 @@ func stretch(password string, salt []byte, iterations int) []byte {
 	return key
 }
 
+// ---- A scrape
+
+// scrape answers with the metrics of an endpoint.
+func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*source) {
+	query, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		http.Error(w, "the query string is malformed", http.StatusBadRequest)
+		return
+	}
+	if names, ok := query["exporter_name"]; ok {
+		if sources = selected(sources, names); sources == nil {
+			http.Error(w, "no source of this endpoint has this exporter_name", http.StatusNotFound)
+			return
+		}
+	}
+	shares, err := p.ask(sources, query)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
+	defer cancel()
+	defer context.AfterFunc(p.stopping, cancel)()
+	await(ctx, shares)
+	late := ctx.Err() == context.DeadlineExceeded
+	shared := p.pages.open(r.Context(), sources, acceptsQuotes(r.Header.Values("Accept")), func() []*result { return resultsOf(shares) }, p.render)
+	leave(shares, late)
+	if shared == nil {
+		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
+	}
+	defer p.pages.close(shared)
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
+	if down := required(sources, shared.results); len(down) > 0 {
+		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
+		return
+	}
+	if shared.page().size > largePage {
+		p.idle.Reset(idleTime)
+	}
+	p.send(w, r, shared)
+}
+
+// selected returns the sources of the names in their order, nil if a name is
+// none of theirs.
+func selected(sources []*source, names []string) []*source {
+	for _, name := range names {
+		if !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
+			return nil
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
+}
+
+// patience is how long a scrape may take. Without a deadline of the scraper's it
+// is what a run under way and one of its own may take.
+func (p *program) patience(sources []*source, header string) time.Duration {
+	var longest time.Duration
+	for _, s := range sources {
+		longest = max(longest, s.timeout)
+	}
+	seconds, err := strconv.ParseFloat(header, 64)
+	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
+		return 2 * longest
+	}
+	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
+	if longest > d {
+		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
+	}
+	return d - margin(d)
+}
+
+// margin is how much earlier than a deadline an answer should be under way.
+func margin(d time.Duration) time.Duration {
+	return min(d/10, 500*time.Millisecond)
+}
+
+// share is a scrape's share in one source.
+type share struct {
+	source *source
+	ticket *ticket // nil if it was refused
+}
+
+// ask asks all sources at once, with the arguments that a query has for each.
+func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
+	chosen := make([]arguments, len(sources))
+	for i, s := range sources {
+		var err error
+		if chosen[i], err = s.arguments(query); err != nil {
+			return nil, err
+		}
+	}
+	shares := make([]share, len(sources))
+	for i, s := range sources {
+		shares[i] = share{s, s.join(chosen[i], false)}
+	}
+	return shares, nil
+}
+
+// await waits for all shares until ctx is done.
+func await(ctx context.Context, shares []share) {
+	for _, sh := range shares {
+		if sh.ticket != nil {
+			sh.source.wait(ctx, sh.ticket)
+		}
+	}
+}
+
+// resultsOf takes what is there for the shares, the newest. The caller has to release it.
+func resultsOf(shares []share) []*result {
+	results := make([]*result, len(shares))
+	for i, sh := range shares {
+		if sh.ticket != nil {
+			results[i] = sh.source.take(sh.ticket)
+		} else {
+			results[i] = refused
+		}
+	}
+	return results
+}
+
+// leave hands all shares back. A scrape that found no place, or spent its time in
+// line, found the source busy; late says that its deadline passed.
+func leave(shares []share, late bool) {
+	for _, sh := range shares {
+		if sh.ticket == nil || sh.source.leave(sh.ticket, late) && late {
+			sh.source.busy()
+		}
+	}
+}
+
+// required returns the names of the sources that --require wants up and that
+// are down.
+func required(sources []*source, results []*result) []string {
+	var down []string
+	for i, s := range sources {
+		if s.require && results[i].failure != nil {
+			down = append(down, s.name)
+		}
+	}
+	return down
+}
+
+// send writes a page to a scraper, which has to take 256 KiB every 10 s.
+func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
+	if sp.quoted {
+		h.Set("Content-Type", "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8")
+	}
+	h.Set("Vary", "Accept, Accept-Encoding")
+	chunks, size := sp.page().chunks, sp.page().size
+	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
+		zipped := sp.zipped()
+		chunks, size = [][]byte{zipped}, len(zipped)
+		h.Set("Content-Encoding", "gzip")
+	}
+	h.Set("Content-Length", strconv.Itoa(size))
+	if r.Method == http.MethodHead {
+		return
+	}
+	p.pages.begin(sp)
+	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
+	defer out.untilCut()()
+	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
+	if !ok {
+		buffered = bufio.NewWriterSize(nil, 32<<10)
+	}
+	buffered.Reset(out)
+	for _, chunk := range chunks {
+		buffered.Write(chunk)
+	}
+	err := buffered.Flush()
+	buffered.Reset(nil)
+	p.pages.writers.Put(buffered)
+	if err != nil {
+		p.log.Debug("a scraper was cut off", "err", err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// pacer gives a scraper 10 s for each 256 KiB, while the page lasts.
+type pacer struct {
+	w       io.Writer
+	control *http.ResponseController
+	page    context.Context
+	left    int // bytes to write before there are 10 s more
+}
+
+func (o *pacer) Write(b []byte) (n int, err error) {
+	for n < len(b) {
+		if o.left == 0 {
+			o.left = 256 << 10
+			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		}
+		if err := o.page.Err(); err != nil {
+			return n, err
+		}
+		m, err := o.w.Write(b[n:min(len(b), n+o.left)])
+		n += m
+		o.left -= m
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+// untilCut has writes fail once the page is cut off, until stop is called. Stop waits
+// for a cut under way, which would hit the next answer of the connection, and gives the
+// end of this one its time.
+func (o *pacer) untilCut() (stop func()) {
+	cut := make(chan struct{})
+	cancel := context.AfterFunc(o.page, func() {
+		o.control.SetWriteDeadline(time.Now())
+		close(cut)
+	})
+	return func() {
+		if !cancel() {
+			<-cut
+			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		}
+	}
+}
+
+// acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3): whether gzip is welcome, and
+// no less so than no encoding where that is rated, too.
+func acceptsGzip(headers []string) bool {
+	weights := map[string]float64{}
+	eachChoice(headers, func(coding string, _ []string, weight float64) { weights[coding] = weight })
+	for _, coding := range []string{"gzip", "x-gzip", "*"} {
+		if weight, ok := weights[coding]; ok {
+			return weight > 0 && weight >= weights["identity"]
+		}
+	}
+	return false
+}
+
+// acceptsQuotes reads Accept: whether a text format with quoted names is welcome.
+func acceptsQuotes(headers []string) bool {
+	welcome := false
+	eachChoice(headers, func(mediaType string, params []string, weight float64) {
+		welcome = welcome || mediaType == "text/plain" && slices.Contains(params, "escaping=allow-utf-8") && weight > 0
+	})
+	return welcome
+}
+
+// withoutBlanks takes away what may stand around the words of a header.
+var withoutBlanks = strings.NewReplacer(" ", "", "\t", "", `"`, "")
+
+// eachChoice calls take for each choice of a list that a scraper accepts, with its
+// parameters and its weight, which is 0 if it is none. All is in lower case, without
+// blanks and quotes.
+func eachChoice(headers []string, take func(choice string, params []string, weight float64)) {
+	list := withoutBlanks.Replace(strings.ToLower(strings.Join(headers, ",")))
+	for item := range strings.SplitSeq(list, ",") {
+		params := strings.Split(item, ";")
+		weight := 1.0
+		for _, param := range params[1:] {
+			if q, ok := strings.CutPrefix(param, "q="); ok {
+				weight, _ = strconv.ParseFloat(q, 64)
+			}
+		}
+		take(params[0], params[1:], min(weight, 1)) // Prometheus 2.49 sends q=2
+	}
+}
+
+// ---- The overview page
+
+// index answers with what the appliance holds, for people.
+func (p *program) index(w http.ResponseWriter) {
+	var rows []byte
+	var up, down, samples int
+	var size int64
+	for _, s := range p.sources {
+		c := s.status.copy()
+		rows = s.appendRow(rows, c)
+		samples += c.last.samples
+		size += c.last.bytes
+		if c.last.failure != nil {
+			down++
+		} else if c.fetched {
+			up++
+		}
+	}
+	b := fmt.Appendf(nil, "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">"+
+		"<title>reverse_exporter</title><style>%s</style><h1>reverse_exporter</h1>\n<p>%d sources: <span class=up>%d up</span>, ", style, len(p.sources), up)
+	b = fmt.Appendf(b, "<span%s>%d down</span>, %d not fetched yet. ", classIf(down > 0, "down"), down, len(p.sources)-up-down)
+	b = fmt.Appendf(b, "%d samples, %s. Version %s, started %s.\n<p>Endpoints:", samples, sizeText(size), escapeHTML.Replace(version), ago(p.started))
+	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
+		b = fmt.Appendf(b, ` <a href=".%s">%[1]s</a>`, escapeHTML.Replace(path))
+	}
+	for _, w := range p.watched {
+		if w.broken.Load() {
+			b = fmt.Appendf(b, "\n<p class=down>%s: a changed file cannot be taken up, see the log", escapeHTML.Replace(w.flag))
+		}
+	}
+	b = append(b, "\n<table><thead><tr><th>Source<th>State<th>Kind<th>From<th>Took<th>Samples<th>Size<th>Last success<th>Error</thead>"...)
+	h := w.Header()
+	sum := sha256.Sum256([]byte(style))
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	w.Write(append(append(b, rows...), "\n</table>\n"...))
+}
+
+// escapeHTML makes text of what may hold the marks of HTML.
+var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
+
+// style is the look of the page at /.
+const style = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:80em;padding:0 1em}` +
+	`table{border-collapse:collapse;width:100%}tr{border-bottom:1px solid #8886}th,td{text-align:left;padding:.3em .8em .3em 0;vertical-align:top;white-space:nowrap}` +
+	`th{font-weight:normal;opacity:.7}.w{white-space:normal;overflow-wrap:anywhere}.up{color:#197a3d}.down{color:#c6263e;font-weight:bold}` +
+	`@media(prefers-color-scheme:dark){.up{color:#4cc38a}.down{color:#ff8589}a{color:#8ab4f8}}` +
+	`@media(max-width:60em){thead{display:none}tr,td{display:block}tr{padding:.6em 0}td{padding:0}td[title]::before{content:attr(title) ": ";opacity:.7}}`
+
+// appendRow appends a source to the table of the page at /.
+func (s *source) appendRow(dst []byte, c counts) []byte {
+	state, took := "", ""
+	if c.last.failure != nil {
+		state = "down"
+	} else if c.fetched {
+		state = "up"
+	}
+	if c.fetched {
+		took = c.last.duration.Round(100 * time.Microsecond).String()
+	}
+	link := escapeHTML.Replace(s.name)
+	if s.command == nil || s.command.needs() == "" {
+		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, escapeHTML.Replace(s.paths[0]), link)
+	}
+	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From class=w>%s",
+		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, escapeHTML.Replace(s.origin))
+	dst = fmt.Appendf(dst, "<td title=Took>%s<td title=Samples>%d<td title=Size>%s<td title=\"Last success\">%s",
+		took, c.last.samples, sizeText(c.last.bytes), ago(c.lastSuccess))
+	if c.last.failure != nil {
+		dst = append(append(dst, "<td title=Error class=w>"...), escapeHTML.Replace(c.last.failure.err.Error())...)
+	}
+	return dst
+}
+
+// classIf returns a class attribute, or nothing.
+func classIf(so bool, class string) string {
+	if so {
+		return " class=" + class
+	}
+	return ""
+}
+
+// sizeText says how large n bytes are.
+func sizeText(n int64) string {
+	switch {
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
+// ago says how long ago a time was.
+func ago(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case t.IsZero():
+		return "never"
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s ago", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+}
+
+// ---- Small modes
+
+// check looks at the files that the flags name.
+func (p *program) check(stdout io.Writer) int {
+	var faults []error
+	for _, w := range p.watched {
+		faults = append(faults, w.load())
+	}
+	for _, s := range p.sources {
+		if err := s.check(); err != nil {
+			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
+		}
+	}
+	if err := errors.Join(faults...); err != nil {
+		fmt.Fprintln(stdout, err)
+		return 1
+	}
+	fmt.Fprintln(stdout, "all is fine")
+	return 0
+}
+
+// once prints what a scrape of the only general endpoint would get.
+func (p *program) once(ctx context.Context, stdout io.Writer) int {
+	path := "/metrics"
+	if len(p.endpoints[path]) == 0 && len(p.endpoints) == 1 {
+		path = slices.Collect(maps.Keys(p.endpoints))[0]
+	}
+	sources := p.endpoints[path]
+	shares, err := p.ask(sources, nil)
+	if len(sources) == 0 {
+		err = errors.New("no source is served there, and there are several other endpoints")
+	}
+	if err != nil {
+		p.log.Error("nothing to print", "path", path, "err", err)
+		return 1
+	}
+	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
+	defer cancel()
+	await(ctx, shares)
+	results := resultsOf(shares)
+	leave(shares, ctx.Err() == context.DeadlineExceeded)
+	page := net.Buffers(p.render(sources, results, false).chunks)
+	if _, err := page.WriteTo(stdout); err != nil {
+		p.log.Error("failed to print", "err", err)
+		return 1
+	}
+	if slices.ContainsFunc(results, func(r *result) bool { return r.failure != nil }) {
+		return 1
+	}
+	return 0
+}
+
+// healthcheck asks the program that listens at an address whether it is well. It does
+// not verify who answers: there is nothing to learn from the question.
+func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	var dialer net.Dialer
+	client := http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return dialer.DialContext(ctx, a.network, a.addr)
+		},
+		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
+	}}
+	u := &url.URL{Scheme: "http", Host: "localhost", Path: "/-/healthy"}
+	if a.tls {
+		u.Scheme = "https"
+	}
+	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
+	if err == nil {
+		resp.Body.Close()
+		if resp.StatusCode == http.StatusOK {
+			fmt.Fprintln(stdout, "healthy")
+			return 0
+		}
+		err = fmt.Errorf("it answered %s", resp.Status)
+	}
+	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags as the program\n", a.addr, withoutURL(err))
+	return 1
+}
+
 // hashPassword prints the hash of the password in the first line of standard input,
 // stretched for about a quarter of a second.
 func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
@@ -2673,95 +1773,4 @@ func appendHash(dst []byte, password string, iterations int) []byte {
 	rand.Read(salt)
 	key := stretch(password, salt, iterations)
 	return fmt.Appendf(dst, "pbkdf2-sha256$%d$%s$%s", iterations, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
-}
-
-// connections are those of the clients. There is room for 1,024, or half of
-// the file descriptors; one more closes the one that has been idle for longest, or
-// that has been served for longest if none is idle.
-type connections struct {
-	mu   sync.Mutex // guards all
-	room int
-	all  map[net.Conn]connection
-}
-
-// connection is the state of a connection.
-type connection struct {
-	served bool // a request of its is being answered
-	since  time.Time
-}
-
-// changed makes room for a new connection, notes whether a request of it is being
-// answered, and forgets it once it is closed.
-func (cs *connections) changed(conn net.Conn, state http.ConnState) {
-	cs.mu.Lock()
-	defer cs.mu.Unlock()
-	if cs.all == nil {
-		cs.all, cs.room = map[net.Conn]connection{}, maxConnections()
-	}
-	_, here := cs.all[conn]
-	switch {
-	case state == http.StateNew:
-		if len(cs.all) >= cs.room {
-			cs.evict()
-		}
-		cs.all[conn] = connection{since: time.Now()}
-	case state == http.StateClosed:
-		delete(cs.all, conn)
-	case here: // it did not have to make room
-		cs.all[conn] = connection{state == http.StateActive, time.Now()}
-	}
-}
-
-// maxConnections is how many connections there may be at once.
-func maxConnections() int {
-	var files syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
-		return 1024
-	}
-	return int(min(1024, files.Cur/2))
-}
-
-// evict closes one connection. The caller holds mu.
-func (cs *connections) evict() {
-	var first net.Conn
-	for conn, c := range cs.all {
-		worst := cs.all[first]
-		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
-			first = conn
-		}
-	}
-	delete(cs.all, first)
-	if secure, ok := first.(*tls.Conn); ok {
-		first = secure.NetConn() // which says no goodbye, for that could take long
-	}
-	first.Close()
-}
-
-// healthcheck asks the program that listens at an address whether it is well. It does
-// not verify who answers: there is nothing to learn from the question.
-func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	var dialer net.Dialer
-	client := http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, a.network, a.addr)
-		},
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
-	}}
-	u := &url.URL{Scheme: "http", Host: "localhost", Path: "/-/healthy"}
-	if a.tls {
-		u.Scheme = "https"
-	}
-	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
-	if err == nil {
-		resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			fmt.Fprintln(stdout, "healthy")
-			return 0
-		}
-		err = fmt.Errorf("it answered %s", resp.Status)
-	}
-	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags as the program\n", a.addr, withoutURL(err))
-	return 1
 }

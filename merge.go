@@ -10,18 +10,28 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"compress/gzip"
+	"context"
 	"errors"
 	"fmt"
 	"hash/maphash"
 	"io"
 	"maps"
 	"math"
+	"net/http"
+	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 	"unicode/utf8"
 )
+
+// ---- Labelling
 
 // Failures of a body that is longer than --max-bytes, and of one of which more than
 // four times that would have to be held.
@@ -29,40 +39,6 @@ var (
 	errTooLarge = errors.New("larger than --max-bytes allows")
 	errTooMuch  = fmt.Errorf("so many metric families or so much in added labels that it would take four times --max-bytes in memory: %w", errTooLarge)
 )
-
-// span is a range of an exposition's buf.
-type span struct{ from, to uint32 }
-
-// family is what one body has of one metric family.
-type family struct {
-	name, help span // escaped as in the format
-	lines      span
-	metricType metricType
-	quoted     bool // the family's name or one in its lines needs quotes
-
-	noHistogram, noSummary bool // a sample contradicts that type, see contradict
-}
-
-// familySize is the memory that a family takes, in bytes: 28 here, as much again
-// while their slice grows, 48 when it is merged and its lines of metadata.
-const familySize = 128
-
-// exposition is one body with its labels added, its families in the order of
-// their names. It does not change while anybody has it, so that scrapes can share it.
-type exposition struct {
-	buf      []byte // names, HELP texts and lines of the families
-	families []family
-	samples  int
-	telling  bool // its labels tell its series from those of all other bodies
-	quoted   bool // some of its families are
-	escaped  bool // its names had quotes, so others may have its series, too
-
-	dropped   int      // samples left out because without quotes another series is the same
-	repeating []string // families that those were of
-}
-
-// text returns a range of the exposition.
-func (e *exposition) text(s span) []byte { return e.buf[s.from:s.to] }
 
 // addedLabels are what a source adds to each of its samples.
 type addedLabels struct {
@@ -283,24 +259,6 @@ func (r *reader) renames() bool {
 	return false
 }
 
-// takes reports whether samples of a name belong to the family.
-func (f *family) takes(family, sample []byte) bool {
-	suffix, ok := bytes.CutPrefix(sample, family)
-	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix)))
-}
-
-// claims reports whether a family of the type has samples whose name is the
-// family's with that suffix.
-func (t metricType) claims(suffix string) bool {
-	switch suffix {
-	case "_bucket":
-		return t == histogram
-	case "_sum", "_count":
-		return t == histogram || t == summary
-	}
-	return false
-}
-
 // relay appends a plain sample as it came, behind its name and the added labels.
 func (r *reader) relay() {
 	out := append(r.e.buf, r.prefix...)
@@ -475,6 +433,82 @@ func (r *reader) begin() *family {
 	none := span{name.to, name.to}
 	r.e.families = append(r.e.families, family{name: name, help: none, lines: none, quoted: !isBareName(r.p.name)})
 	return r.last()
+}
+
+// appendRespelled appends a text as it stands in a body, with a backslash
+// doubled unless one of escapes is behind it, and newlines escaped.
+func appendRespelled(dst, text []byte, escapes string) []byte {
+	if bytes.IndexByte(text, '\\') < 0 && bytes.IndexByte(text, '\n') < 0 {
+		return append(dst, text...)
+	}
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\n':
+			dst = append(dst, `\n`...)
+		case c == '\\' && i+1 < len(text) && strings.IndexByte(escapes, text[i+1]) >= 0:
+			i++
+			dst = append(dst, c, text[i])
+		case c == '\\':
+			dst = append(dst, `\\`...)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+// ---- One exposition
+
+// exposition is one body with its labels added, its families in the order of
+// their names. It does not change while anybody has it, so that scrapes can share it.
+type exposition struct {
+	buf      []byte // names, HELP texts and lines of the families
+	families []family
+	samples  int
+	telling  bool // its labels tell its series from those of all other bodies
+	quoted   bool // some of its families are
+	escaped  bool // its names had quotes, so others may have its series, too
+
+	dropped   int      // samples left out because without quotes another series is the same
+	repeating []string // families that those were of
+}
+
+// text returns a range of the exposition.
+func (e *exposition) text(s span) []byte { return e.buf[s.from:s.to] }
+
+// span is a range of an exposition's buf.
+type span struct{ from, to uint32 }
+
+// family is what one body has of one metric family.
+type family struct {
+	name, help span // escaped as in the format
+	lines      span
+	metricType metricType
+	quoted     bool // the family's name or one in its lines needs quotes
+
+	noHistogram, noSummary bool // a sample contradicts that type, see contradict
+}
+
+// familySize is the memory that a family takes, in bytes: 28 here, as much again
+// while their slice grows, 48 when it is merged and its lines of metadata.
+const familySize = 128
+
+// takes reports whether samples of a name belong to the family.
+func (f *family) takes(family, sample []byte) bool {
+	suffix, ok := bytes.CutPrefix(sample, family)
+	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix)))
+}
+
+// claims reports whether a family of the type has samples whose name is the
+// family's with that suffix.
+func (t metricType) claims(suffix string) bool {
+	switch suffix {
+	case "_bucket":
+		return t == histogram
+	case "_sum", "_count":
+		return t == histogram || t == summary
+	}
+	return false
 }
 
 // regroup brings the families into order. Where a body scattered a family over
@@ -667,6 +701,29 @@ func (t metricType) with(other metricType) metricType {
 	return conflicting
 }
 
+// ---- Merging
+
+// merge puts bodies on one page: families in the order of their names, the
+// samples of each in the order of the bodies.
+func merge(bodies []*exposition) *page {
+	parts := gather(bodies)
+	groups := groupsOf(parts)
+	v := judge(groups)
+	if len(v) > 0 {
+		groups = groupsOf(settle(parts, v))
+	}
+	pg := &page{conflicts: v.conflicts()}
+	for _, e := range bodies {
+		pg.duplicates += e.dropped
+		pg.repeating = append(pg.repeating, slices.Compact(slices.Clone(e.repeating))...)
+	}
+	for _, g := range groups {
+		pg.addFamily(g)
+	}
+	pg.flush()
+	return pg
+}
+
 // page is one valid exposition, ready to be written. It refers to long runs of
 // lines where they are and holds the rest.
 type page struct {
@@ -709,27 +766,6 @@ func (g group) contradicts(t metricType) bool {
 	return slices.ContainsFunc(g, func(p part) bool {
 		return t == histogram && p.noHistogram || t == summary && p.noSummary
 	})
-}
-
-// merge puts bodies on one page: families in the order of their names, the
-// samples of each in the order of the bodies.
-func merge(bodies []*exposition) *page {
-	parts := gather(bodies)
-	groups := groupsOf(parts)
-	v := judge(groups)
-	if len(v) > 0 {
-		groups = groupsOf(settle(parts, v))
-	}
-	pg := &page{conflicts: v.conflicts()}
-	for _, e := range bodies {
-		pg.duplicates += e.dropped
-		pg.repeating = append(pg.repeating, slices.Compact(slices.Clone(e.repeating))...)
-	}
-	for _, g := range groups {
-		pg.addFamily(g)
-	}
-	pg.flush()
-	return pg
 }
 
 // gather lists the families of all bodies.
@@ -1003,24 +1039,358 @@ func (p *parser) appendSeries(dst []byte) []byte {
 	return dst
 }
 
-// appendRespelled appends a text as it stands in a body, with a backslash
-// doubled unless one of escapes is behind it, and newlines escaped.
-func appendRespelled(dst, text []byte, escapes string) []byte {
-	if bytes.IndexByte(text, '\\') < 0 && bytes.IndexByte(text, '\n') < 0 {
-		return append(dst, text...)
-	}
-	for i := 0; i < len(text); i++ {
-		switch c := text[i]; {
-		case c == '\n':
-			dst = append(dst, `\n`...)
-		case c == '\\' && i+1 < len(text) && strings.IndexByte(escapes, text[i+1]) >= 0:
-			i++
-			dst = append(dst, c, text[i])
-		case c == '\\':
-			dst = append(dst, `\\`...)
-		default:
-			dst = append(dst, c)
+// ---- Status metrics
+
+// render merges results with the status metrics that tell of them. Those have
+// the counts of the page itself, so a page with any is merged again.
+func (p *program) render(sources []*source, results []*result, quoted bool) *page {
+	bodies := []*exposition{nil} // a place for the status metrics
+	for _, r := range results {
+		for _, e := range r.bodies {
+			if quoted {
+				bodies = append(bodies, e)
+			} else {
+				bodies = append(bodies, e.unquoted()...)
+			}
 		}
 	}
-	return dst
+	var conflicts, duplicates int
+	for {
+		own, err := readText(p.appendStatus(nil, sources, results, conflicts, duplicates))
+		if err != nil {
+			panic(err)
+		}
+		bodies[0] = own
+		pg := merge(bodies)
+		if len(pg.conflicts) == conflicts && pg.duplicates == duplicates {
+			return pg
+		}
+		conflicts, duplicates = len(pg.conflicts), pg.duplicates
+		for _, name := range pg.conflicts {
+			p.tellOnce(name, "the types of a metric family are in conflict: served untyped", "family", name)
+		}
+		for _, name := range pg.repeating {
+			p.tellOnce(name, "the same series is there twice, from sources without a telling label or by names that lost their quotes: the first is served", "family", name)
+		}
+	}
+}
+
+// tellOnce logs what is worth a warning once for each subject, of which it keeps
+// a thousand in mind.
+func (p *program) tellOnce(subject, what string, attrs ...any) {
+	p.toldMu.Lock()
+	known := p.told[what+subject] || len(p.told) == 1000
+	if !known {
+		p.told[what+subject] = true
+	}
+	p.toldMu.Unlock()
+	if !known {
+		p.log.Warn(what, attrs...)
+	}
+}
+
+// appendStatus appends the status metrics of an endpoint's sources and of the
+// program itself.
+func (p *program) appendStatus(dst []byte, sources []*source, results []*result, conflicts, duplicates int) []byte {
+	m := &metrics{buf: dst}
+	counted := make([]counts, len(sources))
+	for i, s := range sources {
+		counted[i] = s.status.copy()
+	}
+	each := func(family, metricType, help string, value func(i int) float64) {
+		m.begin(ownName+"_source_"+family, metricType, help)
+		for i, s := range sources {
+			if v := value(i); !math.IsNaN(v) {
+				m.sample(v, "exporter_name", s.name)
+			}
+		}
+	}
+	each("up", "gauge", "Whether the source delivered for this scrape.", func(i int) float64 { return oneIf(results[i].failure == nil) })
+	each("scrape_duration_seconds", "gauge", "How long the fetch took.", func(i int) float64 {
+		if results[i].start.IsZero() { // it missed the deadline
+			return math.NaN()
+		}
+		return results[i].end.Sub(results[i].start).Seconds()
+	})
+	each("samples_scraped", "gauge", "Samples that the source delivered.", func(i int) float64 { return float64(results[i].samples()) })
+	each("body_bytes", "gauge", "Size of what the source delivered, decompressed.", func(i int) float64 { return float64(results[i].bytes) })
+	each("last_success_timestamp_seconds", "gauge", "When the last fetch succeeded.", func(i int) float64 {
+		if counted[i].lastSuccess.IsZero() {
+			return math.NaN()
+		}
+		return unixSeconds(counted[i].lastSuccess)
+	})
+	each("fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(i int) float64 { return float64(counted[i].fetches) })
+	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
+	for i, s := range sources {
+		for _, reason := range kinds[s.kind].reasons {
+			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
+		}
+	}
+	m.begin(ownName+"_file_mtime_seconds", "gauge", "When the file was last modified.")
+	for i, s := range sources {
+		for _, f := range results[i].files {
+			m.sample(unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
+		}
+	}
+	p.appendOwn(m, conflicts, duplicates)
+	return m.buf
+}
+
+// metrics writes the text format.
+type metrics struct {
+	buf    []byte
+	family string
+}
+
+// begin begins a metric family.
+func (m *metrics) begin(family, metricType, help string) {
+	m.family = family
+	m.buf = fmt.Appendf(m.buf, "# HELP %s %s\n# TYPE %s %s\n", family, help, family, metricType)
+}
+
+// sample adds a sample with the labels of pairs.
+func (m *metrics) sample(value float64, pairs ...string) {
+	m.buf = append(m.buf, m.family...)
+	for i := 0; i < len(pairs); i += 2 {
+		m.buf = append(append(append(m.buf, "{,"[min(i, 1)]), pairs[i]...), `="`...)
+		m.buf = append(append(m.buf, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
+	}
+	m.buf = append(m.buf, "} "...)
+	m.buf = append(strconv.AppendFloat(m.buf, value, 'g', -1, 64), '\n')
+}
+
+// appendOwn appends what is to be told of the page and the program. What needs
+// /proc is left out where there is none.
+func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
+	one := func(family, metricType, help string, value float64, pairs ...string) {
+		m.begin(family, metricType, help)
+		m.sample(value, append(pairs, "exporter_name", ownName)...)
+	}
+	one(ownName+"_conflicting_families", "gauge", "Metric families served untyped, as the sources disagree on them.", float64(conflicts))
+	one(ownName+"_duplicate_series_dropped", "gauge", "Samples left out, as an earlier source has the same series.", float64(duplicates))
+	one(ownName+"_build_info", "gauge", "The version of the program.", 1, "version", version, "goversion", runtime.Version())
+
+	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the files that the flag names could be taken up when they last changed.")
+	for _, w := range p.watched {
+		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.flag)
+	}
+
+	if p.tls.clients || p.passwords != nil {
+		one(ownName+"_requests_refused_total", "counter", "Requests without a right password or client certificate.", float64(p.refusals.Load()))
+	}
+
+	var mem runtime.MemStats
+	runtime.ReadMemStats(&mem)
+	one("go_info", "gauge", "Information about the Go environment.", 1, "version", runtime.Version())
+	one("go_goroutines", "gauge", "Number of goroutines that currently exist.", float64(runtime.NumGoroutine()))
+	one("go_memstats_heap_alloc_bytes", "gauge", "Number of heap bytes allocated and currently in use.", float64(mem.HeapAlloc))
+	one("go_memstats_sys_bytes", "gauge", "Number of bytes obtained from system.", float64(mem.Sys))
+
+	one("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", unixSeconds(p.started))
+	var usage syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) == nil {
+		one("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.",
+			float64(usage.Utime.Nano()+usage.Stime.Nano())/1e9)
+	}
+	var limit syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
+		one("process_max_fds", "gauge", "Maximum number of open file descriptors.", float64(limit.Cur))
+	}
+	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
+		one("process_open_fds", "gauge", "Number of open file descriptors.", float64(len(fds)))
+	}
+	statm, _ := os.ReadFile("/proc/self/statm")
+	if sizes := strings.Fields(string(statm)); len(sizes) >= 2 {
+		virtual, _ := strconv.ParseFloat(sizes[0], 64)
+		resident, _ := strconv.ParseFloat(sizes[1], 64)
+		page := float64(os.Getpagesize())
+		one("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", virtual*page)
+		one("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident*page)
+	}
+}
+
+// oneIf returns 1 for true.
+func oneIf(so bool) float64 {
+	if so {
+		return 1
+	}
+	return 0
+}
+
+// unixSeconds returns a time as a metric has it.
+func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
+
+// ---- Sharing pages
+
+// pages shares the page of scrapes that would render the same.
+type pages struct {
+	mu    sync.Mutex // guards alive, crowded, and the readers and the time of each page
+	alive []*sharedPage
+	freed sync.Cond     // waits for a page to be made, to be closed, or to be old enough to be cut off
+	turn  chan struct{} // has room for the one who renders or compresses
+
+	crowded time.Time // when a page was last made beside another
+	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
+	zipped  pool      // for compressed pages
+	writers sync.Pool // of *bufio.Writer
+}
+
+// maxPages is how many pages may be alive at once. When another is needed, one whose
+// readers have had their time is cut off.
+const maxPages, readTime = 8, 500 * time.Millisecond
+
+// sharedPage is a page, plain and compressed, and those who read it.
+type sharedPage struct {
+	sources []*source
+	results []*result
+	quoted  bool // names that need quotes have them, not underscores
+	readers int
+	sent    time.Time       // when the first reader began, zero before
+	ctx     context.Context // done when its readers are to be cut off
+	cut     context.CancelFunc
+
+	page   func() *page // renders it when it is first called
+	zipped func() []byte
+	buf    []byte // of zipped, nil without
+}
+
+// open returns the page of what take returns, which render makes if nobody has it yet.
+// It waits until there is room for a page and no other is in the making, and only then
+// takes: so scrapes that wait hold nothing and end up with one page. It returns nil if
+// the client has left.
+func (ps *pages) open(client context.Context, sources []*source, quotes bool, take func() []*result, render func([]*source, []*result, bool) *page) *sharedPage {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for client.Err() == nil {
+		sp := &sharedPage{sources: sources, results: take(), readers: 1}
+		sp.quoted = quotes && slices.ContainsFunc(sp.results, (*result).quoted)
+		if i := slices.IndexFunc(ps.alive, sp.same); i >= 0 {
+			releaseAll(sp.results) // the other has them
+			ps.alive[i].readers++
+			return ps.alive[i]
+		}
+		inMaking := func(sp *sharedPage) bool { return sp.sent.IsZero() }
+		if !slices.ContainsFunc(ps.alive, inMaking) && (len(ps.alive) < maxPages || ps.cutOldest()) {
+			ps.add(sp, render)
+			return sp
+		}
+		releaseAll(sp.results)
+		ps.wait(client)
+	}
+	return nil
+}
+
+// same reports whether the pages would be the same.
+func (sp *sharedPage) same(other *sharedPage) bool {
+	return sp.quoted == other.quoted && slices.Equal(sp.sources, other.sources) && slices.Equal(sp.results, other.results)
+}
+
+// cutOldest cuts off the readers of the page that has been read for longest, if they
+// have had their time.
+func (ps *pages) cutOldest() bool {
+	for i, sp := range ps.alive {
+		if time.Since(sp.sent) >= readTime {
+			sp.cut()
+			ps.alive = slices.Delete(ps.alive, i, i+1)
+			return true
+		}
+	}
+	return false
+}
+
+// wait waits until there may be room for another page, or the client has left.
+func (ps *pages) wait(client context.Context) {
+	wake := func() {
+		ps.mu.Lock()
+		defer ps.mu.Unlock()
+		ps.freed.Broadcast()
+	}
+	defer time.AfterFunc(readTime, wake).Stop()
+	defer context.AfterFunc(client, wake)()
+	ps.freed.Wait()
+}
+
+// add makes a page one of those that are alive.
+func (ps *pages) add(sp *sharedPage, render func([]*source, []*result, bool) *page) {
+	sp.ctx, sp.cut = context.WithCancel(context.Background())
+	sp.page = sync.OnceValue(func() (pg *page) {
+		ps.exclusively(sp, func() { pg = render(sp.sources, sp.results, sp.quoted) })
+		return pg
+	})
+	sp.zipped = sync.OnceValue(func() []byte {
+		pg := sp.page() // in a turn of its own
+		ps.exclusively(sp, func() { sp.buf = ps.zip(pg) })
+		return sp.buf
+	})
+	if ps.alive = append(ps.alive, sp); len(ps.alive) > 1 {
+		ps.crowded = time.Now()
+	}
+}
+
+// begin notes that a reader begins.
+func (ps *pages) begin(sp *sharedPage) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if sp.sent.IsZero() {
+		sp.sent = time.Now()
+		ps.freed.Broadcast()
+	}
+}
+
+// exclusively runs what takes much memory for a page, unless its readers were cut off
+// before its turn came.
+func (ps *pages) exclusively(sp *sharedPage, do func()) {
+	ps.turn <- struct{}{}
+	defer func() { <-ps.turn }()
+	if sp.ctx.Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
+	do()
+}
+
+// releaseAll gives results back.
+func releaseAll(results []*result) {
+	for _, r := range results {
+		r.release()
+	}
+}
+
+// close gives a page back. It is dropped with its last reader.
+func (ps *pages) close(sp *sharedPage) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if sp.readers--; sp.readers > 0 {
+		return
+	}
+	sp.cut()
+	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
+	releaseAll(sp.results)
+	if sp.buf != nil {
+		ps.zipped.put(sp.buf)
+	}
+	if len(ps.alive) == 0 && time.Since(ps.crowded) > idleTime { // a flood is over
+		ps.zipped.trim(1)
+		for _, s := range sp.sources {
+			s.spares.bodies.trim(2)
+		}
+	}
+	ps.freed.Broadcast()
+}
+
+// zip returns a page compressed.
+func (ps *pages) zip(pg *page) []byte {
+	out := bytes.NewBuffer(ps.zipped.get(0))
+	z, ok := ps.zippers.Get().(*gzip.Writer)
+	if !ok {
+		z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
+	}
+	defer ps.zippers.Put(z)
+	z.Reset(out)
+	for _, chunk := range pg.chunks {
+		z.Write(chunk)
+	}
+	z.Close()
+	z.Reset(nil)
+	return out.Bytes()
 }
