@@ -190,7 +190,7 @@ type program struct {
 	pages       pages
 	connections connections
 	refusals    atomic.Uint64 // requests without a right password or certificate
-	idle        *time.Timer   // runs freeMemory
+	windows     sync.Pool     // of *workspace
 
 	stopping context.Context // done when scrapes have to do with what is there
 	stop     context.CancelFunc
@@ -204,9 +204,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	options := &slog.HandlerOptions{Level: c.logLevel}
 	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
 	p.pages.freed.L = &p.pages.mu
-	p.pages.zipped, p.pages.turn = make(pool, maxPages), make(chan struct{}, 1)
-	p.idle = time.AfterFunc(idleTime, p.freeMemory)
-	p.idle.Stop() // until there is a large page or body
+	p.pages.turn = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {
@@ -218,6 +216,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	for _, s := range c.sources {
 		s.life = life
 		s.pinned = s.interval > 0
+		s.windows = &p.windows
 		s.count = func(standard bool, r *result) func() { return p.count(s, standard, r) }
 		for _, path := range s.paths {
 			p.endpoints[path] = append(p.endpoints[path], s)
@@ -256,7 +255,6 @@ func (p *program) serve(ctx context.Context) int {
 			go p.repeat(ctx, s)
 		}
 	}
-	unloadCode() // for the start is over
 	code := 0
 	select {
 	case <-ctx.Done():
@@ -289,41 +287,6 @@ func (p *program) repeat(ctx context.Context, s *source) {
 	}
 }
 
-// idleTime is how long after a page or a body of more than largePage bytes the memory
-// for it is given back.
-const idleTime, largePage = 30 * time.Second, 1 << 20
-
-// freeMemory gives memory back to the system.
-func (p *program) freeMemory() {
-	for _, s := range p.sources {
-		s.spares.bodies.trim(0)
-		s.spares.windows.trim(0)
-	}
-	p.pages.zipped.trim(0)
-	runtime.GC() // what pools hold outlives one collection
-	debug.FreeOSMemory()
-}
-
-// unloadCode has the system take back the pages of the program's code. Most were only
-// needed to start: 1.5 MB less are resident when idle. What is needed again is read
-// again.
-func unloadCode() {
-	path, _ := os.Executable()
-	maps, _ := os.ReadFile("/proc/self/maps")
-	for line := range strings.Lines(string(maps)) {
-		fields := strings.Fields(line) // 00400000-006f6000 r-xp 00000000 fe:00 987021 /reverse_exporter
-		if len(fields) != 6 || fields[1] != "r-xp" || fields[5] != path {
-			continue
-		}
-		from, to, _ := strings.Cut(fields[0], "-")
-		begin, err1 := strconv.ParseUint(from, 16, 64)
-		end, err2 := strconv.ParseUint(to, 16, 64)
-		if err1 == nil && err2 == nil {
-			syscall.Syscall(syscall.SYS_MADVISE, uintptr(begin), uintptr(end-begin), syscall.MADV_DONTNEED)
-		}
-	}
-}
-
 // asInit runs the program as a child of itself.
 func asInit(ctx context.Context, args []string, stderr io.Writer) int {
 	path, err := os.Executable()
@@ -348,7 +311,6 @@ func supervise(ctx context.Context, path string, args []string) (int, error) {
 		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
 	}
 	defer context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })() // it may have come before signals did
-	unloadCode()
 	go func() {
 		for s := range signals {
 			syscall.Kill(child, s.(syscall.Signal))
@@ -481,10 +443,6 @@ func (f *flags) addSource(kind, value string) {
 	f.sources = append(f.sources, s)
 	if err := kinds[kind].set(s, what); err != nil {
 		f.fault("--%s %s: %v", kind, name, err)
-	}
-	s.spares.windows = make(pool, 2)
-	if !hasMeta(s.pattern) {
-		s.spares.bodies = make(pool, maxPages)
 	}
 }
 
@@ -1321,9 +1279,6 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
 		return
 	}
-	if shared.page().size > largePage {
-		p.idle.Reset(idleTime)
-	}
 	p.send(w, r, shared)
 }
 
@@ -1392,7 +1347,7 @@ func await(ctx context.Context, shares []share) {
 	}
 }
 
-// resultsOf takes what is there for the shares, the newest. The caller has to release it.
+// resultsOf takes what is there for the shares, the newest.
 func resultsOf(shares []share) []*result {
 	results := make([]*result, len(shares))
 	for i, sh := range shares {

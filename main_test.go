@@ -95,6 +95,13 @@ func newTestProgram(t testing.TB, args ...string) (*program, *syncBuffer) {
 	life, end := context.WithCancel(context.Background())
 	log := &syncBuffer{}
 	p := newProgram(life, c, log)
+	for _, s := range c.sources {
+		s.buffers.spoil = func(buf []byte) { // or a buffer that is given back too early would go unnoticed
+			for i := range buf {
+				buf[i] = '!'
+			}
+		}
+	}
 	t.Cleanup(func() {
 		end()
 		for _, s := range c.sources {
@@ -240,7 +247,7 @@ func TestFormat(t *testing.T) {
 	node := &addedLabels{}
 	node.add("exporter_name", "node")
 	node.telling = true
-	beside, err := read(bytes.NewReader(real), false, node, &spares{}, 1<<30)
+	beside, err := read(bytes.NewReader(real), false, node, &workspace{}, 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +256,7 @@ func TestFormat(t *testing.T) {
 	}
 	for _, c := range formatCases(t) {
 		t.Run(strings.ReplaceAll(c.title, "/", ""), func(t *testing.T) {
-			e, err := read(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &spares{}, 1<<30)
+			e, err := read(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &workspace{}, 1<<30)
 			if err != nil {
 				if got := "fault " + err.Error(); got != c.want {
 					t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
@@ -286,7 +293,7 @@ func updateFormat(t *testing.T) {
 			continue
 		}
 		body, _ := strconv.Unquote(strings.TrimSpace(rest))
-		if e, err := read(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, &spares{}, 1<<30); err != nil {
+		if e, err := read(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, &workspace{}, 1<<30); err != nil {
 			fmt.Fprintf(&b, "fault %q\n", err.Error())
 		} else {
 			fmt.Fprintf(&b, "page %q\n", pageText(merge([]*exposition{e})))
@@ -652,7 +659,7 @@ func lines(one func(i int) string) func(n int) ([]byte, int) {
 
 // readAndMerge is the way of a body to a page, and to one without quotes.
 func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
-	e, err := read(bytes.NewReader(body), false, &addedLabels{}, &spares{}, math.MaxInt32)
+	e, err := read(bytes.NewReader(body), false, &addedLabels{}, &workspace{}, math.MaxInt32)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -669,7 +676,7 @@ func TestWorstCases(t *testing.T) {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
 			for _, pg := range pages {
-				again, err := read(strings.NewReader(pageText(pg)), false, &addedLabels{}, &spares{}, math.MaxInt32)
+				again, err := read(strings.NewReader(pageText(pg)), false, &addedLabels{}, &workspace{}, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -707,14 +714,13 @@ func TestAllocations(t *testing.T) {
 			if c.openMetrics {
 				b = append(b, "# EOF\n"...)
 			}
-			used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
-			used.bodies.put(make([]byte, 0, 3*len(b)))
+			used := &workspace{body: make([]byte, 0, 3*len(b))}
 			return testing.AllocsPerRun(5, func() {
 				e, err := read(bytes.NewReader(b), c.openMetrics, added, used, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
-				used.bodies.put(e.buf)
+				used.body = e.buf
 			})
 		}
 		if few, many := count(1000), count(10000); many > few {
@@ -2324,39 +2330,29 @@ func TestFloodOverHTTP(t *testing.T) {
 	}
 }
 
-// TestBuffersAreUsedAgain scrapes bodies that are all of one number, by many at once
-// and by slow readers: none may see what came into its buffers later.
-func TestBuffersAreUsedAgain(t *testing.T) {
-	var n atomic.Int64
-	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		i := n.Add(1)
-		fmt.Fprintf(w, "a{n=\"%d\"} 1\n", i)
-		io.WriteString(w, strings.Repeat(fmt.Sprintf("b{n=\"%d\",padding=\"xxxxxxxxxxxxxxxxxxxxxxxx\"} 1\n", i), 10_000))
-	}))
-	defer exporter.Close()
-	p, _ := newTestProgram(t, "--http", "x="+exporter.URL)
-	url := "http://" + serve(t, p) + "/metrics"
-	var clients sync.WaitGroup
-	for range 8 {
-		clients.Go(func() {
-			for range 25 {
-				page := httpGet(t, url)
-				_, rest, _ := strings.Cut(page, `n="`)
-				number, _, _ := strings.Cut(rest, `"`)
-				if got := strings.Count(page, `n="`+number+`"`); got != 10_001 {
-					t.Errorf("of 10,001 samples %d are of fetch %s", got, number)
-				}
-			}
-		})
+// TestLease gives a result's buffers back with its last holder, and not before.
+func TestLease(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", "a 1\nb 2\n"))
+	shares, err := p.ask(p.sources, nil)
+	if err != nil {
+		t.Fatal(err)
 	}
-	clients.Wait()
-	s := p.sources[0]
-	if s.spares.size.Load() == 0 || len(s.spares.bodies) == 0 || len(s.spares.windows) == 0 {
-		t.Error("no buffer came back")
+	await(t.Context(), shares)
+	open := func() *sharedPage {
+		return p.pages.open(t.Context(), p.sources, false, func() []*result { return resultsOf(shares) }, p.render)
 	}
-	p.freeMemory()
-	if len(s.spares.bodies) != 0 || len(s.spares.windows) != 0 {
-		t.Error("a buffer is kept though all is quiet")
+	first, second := open(), open()
+	body := first.results[0].bodies[0].buf
+	given := func() bool { return bytes.Contains(body, []byte("!!")) }
+	leave(shares, false)
+	for _, page := range []*sharedPage{first, second} {
+		if given() {
+			t.Error("a buffer is given back while a page refers to it")
+		}
+		p.pages.close(page)
+	}
+	if !given() {
+		t.Error("a buffer is not given back though nobody holds it")
 	}
 }
 
@@ -2490,27 +2486,6 @@ func TestInit(t *testing.T) {
 	s := startIn(t, []string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc"}, "--file", "x=/nowhere")
 	if init := childrenOf(t, s.Process.Pid); len(init) != 1 || len(childrenOf(t, init[0])) != 0 {
 		t.Errorf("without commands PID 1 %v has children", init)
-	}
-}
-
-// TestUnloadCode looks at what of the program's files is in its memory.
-func TestUnloadCode(t *testing.T) {
-	resident := func() (kB int) {
-		status, err := os.ReadFile("/proc/self/status")
-		if err != nil {
-			t.Skip("there is no /proc")
-		}
-		_, rest, _ := strings.Cut(string(status), "RssFile:")
-		fmt.Sscan(rest, &kB)
-		return kB
-	}
-	before := resident()
-	if before < 2<<10 {
-		t.Skip("the system does not tell what is in memory")
-	}
-	unloadCode()
-	if after := resident(); after > before-1024 {
-		t.Errorf("%d kB of the program are in memory, %d before", after, before)
 	}
 }
 
@@ -3630,45 +3605,6 @@ func TestSlowClients(t *testing.T) {
 	})
 }
 
-// TestMemoryOfFailures gives back what a large body took, though nothing came of it.
-func TestMemoryOfFailures(t *testing.T) {
-	large := writeFile(t, t.TempDir(), "large", strings.Repeat("a 1\n", 1<<19))
-	for _, c := range []struct {
-		source []string
-		armed  bool
-	}{
-		{[]string{"--file", "x=" + large, "--max-bytes", "1536KiB"}, true},
-		{[]string{"--exec", "x=cat " + large + " /nowhere"}, true},
-		{[]string{"--file", "x=/nowhere"}, false},
-	} {
-		p, _ := newTestProgram(t, c.source...)
-		wantContains(t, get(t, p, "/metrics").Body.String(), `source_up{exporter_name="x"} 0`)
-		if armed := p.idle.Stop(); armed != c.armed {
-			t.Errorf("%q: memory will be given back: %v, want %v", c.source, armed, c.armed)
-		}
-	}
-}
-
-// TestFloodEnds keeps no more buffers, some time after a flood, than the next page needs.
-func TestFloodEnds(t *testing.T) {
-	p, _ := newTestProgram(t, "--file", "x=y")
-	bodies := p.sources[0].spares.bodies
-	for range maxPages {
-		bodies.put(make([]byte, 1))
-		p.pages.zipped.put(make([]byte, 1))
-	}
-	for _, c := range []struct {
-		since          time.Duration // pages were alive beside each other
-		bodies, zipped int           // left
-	}{{idleTime / 2, maxPages, maxPages}, {2 * idleTime, 2, 1}} {
-		p.pages.crowded = time.Now().Add(-c.since)
-		p.pages.close(p.pages.open(t.Context(), p.sources, false, func() []*result { return []*result{{}} }, p.render))
-		if len(bodies) != c.bodies || len(p.pages.zipped) != c.zipped {
-			t.Errorf("%v after: %d buffers for bodies and %d for compressed pages are left", c.since, len(bodies), len(p.pages.zipped))
-		}
-	}
-}
-
 // TestUntilCut cuts a page off in the moment its reader is done.
 func TestUntilCut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -3744,7 +3680,7 @@ func TestPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
 		open := func(ctx context.Context, r *result) *sharedPage {
-			return p.pages.open(ctx, p.sources, false, func() []*result { r.use(); return []*result{r} }, p.render)
+			return p.pages.open(ctx, p.sources, false, func() []*result { return []*result{r} }, p.render)
 		}
 		read := func(pages []*sharedPage) { // from now on
 			p.pages.mu.Lock()
@@ -3842,29 +3778,6 @@ func TestManyScrapers(t *testing.T) {
 		})
 	}
 	scrapers.Wait()
-}
-
-// TestBuffersInUse gives a buffer back with the last who has its result, and not before.
-func TestBuffersInUse(t *testing.T) {
-	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", string(generate(10, 10))))
-	back := func(when string, want int) {
-		t.Helper()
-		if got := len(p.sources[0].spares.bodies); got != want {
-			t.Errorf("%s: %d buffers came back, want %d", when, got, want)
-		}
-	}
-	shares, _ := p.ask(p.sources, nil)
-	await(t.Context(), shares)
-	open := func() *sharedPage {
-		return p.pages.open(t.Context(), p.sources, false, func() []*result { return resultsOf(shares) }, p.render)
-	}
-	first, second := open(), open()
-	leave(shares, false)
-	back("two read", 0)
-	p.pages.close(first)
-	back("one reads", 0)
-	p.pages.close(second)
-	back("all have left", 1)
 }
 
 // TestConnections has room for so many connections. One more closes that which has been
@@ -4135,7 +4048,7 @@ func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, ag
 	t.Helper()
 	pg := merge(bodies)
 	page = pageText(pg)
-	again, err := read(strings.NewReader(page), false, &addedLabels{}, &spares{}, 1<<30)
+	again, err := read(strings.NewReader(page), false, &addedLabels{}, &workspace{}, 1<<30)
 	if err != nil {
 		t.Fatalf("%v in the page\n%s", err, page)
 	}
@@ -4176,7 +4089,7 @@ func FuzzParse(f *testing.F) {
 	added := &addedLabels{}
 	added.add("exporter_name", "x")
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
-		e, err := read(bytes.NewReader(text), openMetrics, added, &spares{}, 1<<30)
+		e, err := read(bytes.NewReader(text), openMetrics, added, &workspace{}, 1<<30)
 		if err != nil {
 			if e != nil {
 				t.Fatal("a refused body is handed on")
@@ -4187,7 +4100,7 @@ func FuzzParse(f *testing.F) {
 		if page, again := wantPage(t, e.samples, e.unquoted()...); again.quoted {
 			t.Fatalf("quoted names on\n%s", page)
 		}
-		bare, err := read(bytes.NewReader(text), openMetrics, &addedLabels{}, &spares{}, 1<<30)
+		bare, err := read(bytes.NewReader(text), openMetrics, &addedLabels{}, &workspace{}, 1<<30)
 		if err != nil {
 			t.Fatalf("without added labels: %v", err)
 		}
@@ -4216,12 +4129,12 @@ func FuzzMerge(f *testing.F) {
 		for i, text := range [][]byte{one, other} {
 			added := &addedLabels{telling: true}
 			added.add("exporter_name", strconv.Itoa(i))
-			e, err := read(bytes.NewReader(text), openMetrics && i == 0, added, &spares{}, 1<<30)
+			e, err := read(bytes.NewReader(text), openMetrics && i == 0, added, &workspace{}, 1<<30)
 			if err != nil {
 				return
 			}
 			told = append(told, e)
-			e, err = read(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, &spares{}, 1<<30)
+			e, err = read(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, &workspace{}, 1<<30)
 			if err != nil {
 				t.Fatalf("without added labels: %v", err)
 			}
@@ -4403,11 +4316,11 @@ func BenchmarkScrape(b *testing.B) {
 			out = r.e.buf
 			return err
 		})
-		used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
+		used := &workspace{body: make([]byte, 0, 2*len(body))}
 		run("reader", func() error {
 			e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
 			if err == nil {
-				used.keep(e.buf)
+				used.body = e.buf
 			}
 			return err
 		})
@@ -4423,7 +4336,7 @@ func BenchmarkMerge(b *testing.B) {
 			for _, name := range []string{"one", "other"} {
 				added := &addedLabels{telling: true}
 				added.add("exporter_name", name)
-				e, err := read(bytes.NewReader(body), false, added, &spares{}, 1<<30)
+				e, err := read(bytes.NewReader(body), false, added, &workspace{}, 1<<30)
 				if err != nil {
 					b.Fatal(err)
 				}

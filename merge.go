@@ -25,7 +25,6 @@ import (
 	"strconv"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unicode/utf8"
@@ -77,24 +76,33 @@ type reader struct {
 	origins map[[2]uint64][2]uint64 // by bare series, of which series it is
 }
 
-// read takes a body whole, or fails; it may be OpenMetrics. It takes its buffers from
-// spares, and holds no more than limit bytes.
-func read(src io.Reader, openMetrics bool, added *addedLabels, spares *spares, limit int) (*exposition, error) {
+// workspace is the memory that a body is read with. What is left in it after that
+// serves to read another.
+type workspace struct {
+	window []byte // of the parser
+	body   []byte // of the exposition
+}
+
+// read takes a body whole, or fails; it may be OpenMetrics. It holds no more than
+// limit bytes.
+func read(src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int) (*exposition, error) {
 	r := reader{
-		p:     parser{src: src, openMetrics: openMetrics, buf: spares.windows.get(0)},
-		e:     &exposition{buf: spares.bodies.get(int(spares.size.Load())), telling: added.telling},
+		p:     parser{src: src, openMetrics: openMetrics, buf: w.window[:0]},
+		e:     &exposition{buf: w.body[:0], telling: added.telling},
 		added: added,
 	}
 	err := r.read(limit)
-	if cap(r.p.buf) <= 2*windowSize {
-		spares.windows.put(r.p.buf)
+	w.window, w.body = nil, r.e.buf
+	if cap(r.p.buf) <= 2*windowSize { // one that a long line made larger is not worth its memory
+		w.window = r.p.buf
 	}
-	if err != nil {
-		spares.keep(r.e.buf)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if spares.bodies == nil && len(r.e.buf) < cap(r.e.buf)/2 { // there may be many as small
+	case len(r.e.buf) < cap(r.e.buf)/4: // there may be many as small
 		r.e.buf = slices.Clone(r.e.buf)
+	default:
+		w.body = nil // it is the exposition's now
 	}
 	return r.e, nil
 }
@@ -138,53 +146,6 @@ func readText(text []byte) (*exposition, error) {
 	r := reader{p: parser{buf: text, end: len(text), eof: true}, e: &exposition{}, added: &addedLabels{}}
 	err := r.read(math.MaxInt32)
 	return r.e, err
-}
-
-// spares are the buffers of a source that are not in use, so that the next body needs
-// no new memory, which takes longer to come by than to fill.
-type spares struct {
-	bodies  pool         // for expositions; nil if a fetch may bring many
-	windows pool         // for parsers
-	size    atomic.Int64 // that the next exposition is likely to have, in bytes
-}
-
-// keep keeps the buffer of an exposition, unless most of it was not used.
-func (s *spares) keep(buf []byte) {
-	if s.bodies == nil {
-		return
-	}
-	s.size.Store(int64(len(buf) + len(buf)/16))
-	if len(buf) >= cap(buf)/4 {
-		s.bodies.put(buf)
-	}
-}
-
-// pool keeps as many buffers as the channel takes, none if it is nil.
-type pool chan []byte
-
-// get returns a buffer, a new one of the size if none is there.
-func (p pool) get(size int) []byte {
-	select {
-	case buf := <-p:
-		return buf[:0]
-	default:
-		return make([]byte, 0, size)
-	}
-}
-
-// put keeps a buffer, if there is room.
-func (p pool) put(buf []byte) {
-	select {
-	case p <- buf:
-	default:
-	}
-}
-
-// trim gives all but n buffers to the garbage collector.
-func (p pool) trim(n int) {
-	for len(p) > n {
-		p.get(0)
-	}
 }
 
 // sample appends a sample, with the labels that are added to it, to its family.
@@ -1225,14 +1186,12 @@ func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
 
 // pages shares the page of scrapes that would render the same.
 type pages struct {
-	mu    sync.Mutex // guards alive, crowded, and the readers and the time of each page
+	mu    sync.Mutex // guards alive, and the readers and the time of each page
 	alive []*sharedPage
 	freed sync.Cond     // waits for a page to be made, to be closed, or to be old enough to be cut off
 	turn  chan struct{} // has room for the one who renders or compresses
 
-	crowded time.Time // when a page was last made beside another
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
-	zipped  pool      // for compressed pages
 	writers sync.Pool // of *bufio.Writer
 }
 
@@ -1252,7 +1211,6 @@ type sharedPage struct {
 
 	page   func() *page // renders it when it is first called
 	zipped func() []byte
-	buf    []byte // of zipped, nil without
 }
 
 // open returns the page of what take returns, which render makes if nobody has it yet.
@@ -1266,7 +1224,7 @@ func (ps *pages) open(client context.Context, sources []*source, quotes bool, ta
 		sp := &sharedPage{sources: sources, results: take(), readers: 1}
 		sp.quoted = quotes && slices.ContainsFunc(sp.results, (*result).quoted)
 		if i := slices.IndexFunc(ps.alive, sp.same); i >= 0 {
-			releaseAll(sp.results) // the other has them
+			releaseAll(sp.results) // the other holds them
 			ps.alive[i].readers++
 			return ps.alive[i]
 		}
@@ -1318,14 +1276,12 @@ func (ps *pages) add(sp *sharedPage, render func([]*source, []*result, bool) *pa
 		ps.exclusively(sp, func() { pg = render(sp.sources, sp.results, sp.quoted) })
 		return pg
 	})
-	sp.zipped = sync.OnceValue(func() []byte {
+	sp.zipped = sync.OnceValue(func() (zipped []byte) {
 		pg := sp.page() // in a turn of its own
-		ps.exclusively(sp, func() { sp.buf = ps.zip(pg) })
-		return sp.buf
+		ps.exclusively(sp, func() { zipped = ps.zip(pg) })
+		return zipped
 	})
-	if ps.alive = append(ps.alive, sp); len(ps.alive) > 1 {
-		ps.crowded = time.Now()
-	}
+	ps.alive = append(ps.alive, sp)
 }
 
 // begin notes that a reader begins.
@@ -1349,7 +1305,7 @@ func (ps *pages) exclusively(sp *sharedPage, do func()) {
 	do()
 }
 
-// releaseAll gives results back.
+// releaseAll releases the results of a page.
 func releaseAll(results []*result) {
 	for _, r := range results {
 		r.release()
@@ -1366,27 +1322,18 @@ func (ps *pages) close(sp *sharedPage) {
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
 	releaseAll(sp.results)
-	if sp.buf != nil {
-		ps.zipped.put(sp.buf)
-	}
-	if len(ps.alive) == 0 && time.Since(ps.crowded) > idleTime { // a flood is over
-		ps.zipped.trim(1)
-		for _, s := range sp.sources {
-			s.spares.bodies.trim(2)
-		}
-	}
 	ps.freed.Broadcast()
 }
 
 // zip returns a page compressed.
 func (ps *pages) zip(pg *page) []byte {
-	out := bytes.NewBuffer(ps.zipped.get(0))
+	var out bytes.Buffer
 	z, ok := ps.zippers.Get().(*gzip.Writer)
 	if !ok {
 		z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
 	}
 	defer ps.zippers.Put(z)
-	z.Reset(out)
+	z.Reset(&out)
 	for _, chunk := range pg.chunks {
 		z.Write(chunk)
 	}
