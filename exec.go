@@ -1,11 +1,10 @@
-// This file turns many scrapes into one run: first the waterfall, behind which
-// every source stands, then the commands it was made for.
+// This file turns a source into a result.
 //
-// A waterfall gives each scrape a ticket for a fetch that is waiting or running
-// anyway, or queues one. Scrapes that give up hand their tickets back; a fetch
-// without tickets is cancelled. Results stay with the waterfall: a ticket only
-// keeps the newest of its key from being dropped. Who takes a result gives it back,
-// so that its buffers can be used again.
+// A scrape asks a source through its waterfall, which gives it a share in a fetch that
+// is waiting or running anyway, or queues one; so a flood of scrapes is one fetch. What
+// a fetch does depends on the kind of source: it asks an exporter, reads files, or runs
+// a command. All three hand the bodies they get to the source's intake, which parses
+// and labels them, and the outcome is counted and logged.
 
 package main
 
@@ -45,64 +44,65 @@ import (
 
 // ---- Sources
 
-// source is one part of the appliance, behind its waterfall.
+// sourceConfig is what the flags say of one source: plain data.
+type sourceConfig struct {
+	kind, name, target string // as in --KIND NAME=TARGET
+	timeout            time.Duration
+	maxBytes           int64
+	maxAge             time.Duration
+	interval           time.Duration // 0 to fetch on demand
+	paths              []string
+	labels             map[string]string
+	params             []string // URL parameters that are forwarded, * for all
+	headers            []string // as KEY: VALUE
+	headerFiles        []string
+	caFile             string
+	insecure           bool
+	raw                bool
+	require            bool
+}
+
+// source is one part of the appliance.
 type source struct {
-	name     string
-	kind     string // http, file or exec
-	origin   string // where it comes from, without secrets
-	maxBytes int64
-	interval time.Duration
-	paths    []string
-	labels   map[string]string
-	raw      bool
-	require  bool
-	added    addedLabels
-	command  *command  // of an exec source
-	exporter *exporter // of an http source
-	pattern  string    // of a file source
-	waterfall
-
-	status  status
-	windows *sync.Pool // of *workspace, shared by all sources
-	buffers buffers
+	fetcher
+	waterfall // with the sourceConfig
+	intake    intake
+	status    status
 }
 
-// arguments returns what a query has for the source. An error names a parameter.
-func (s *source) arguments(query url.Values) (a arguments, err error) {
-	a.standard = true
-	switch {
-	case s.command != nil:
-		if a.values, a.standard, err = s.command.values(query); len(a.values) > 0 {
-			a.id = fmt.Sprintf("%q", a.values)
-		}
-	case s.exporter != nil && s.exporter.params != nil:
-		handed := url.Values{}
-		for name, given := range query {
-			if name != "exporter_name" && (slices.Contains(s.exporter.params, "*") || slices.Contains(s.exporter.params, name)) {
-				handed[name] = given
-			}
-		}
-		a.id = handed.Encode()
-		a.values, a.standard = []string{a.id}, a.id == ""
+// fetcher is what differs between the kinds of source.
+type fetcher interface {
+	// String returns where the source is, without secrets.
+	String() string
+	// arguments returns what a query says that the source lets a scraper choose. An
+	// error names a parameter, never a value.
+	arguments(query url.Values) (arguments, error)
+	// fetch gets all there is now, and adds it to the result.
+	fetch(ctx context.Context, r *result, values []string) *failure
+	// check finds what is wrong with the files that the flags name.
+	check() error
+}
+
+// newSource makes a source of flags that are good. All its fetches end with life.
+func newSource(life context.Context, c *sourceConfig, p *program) *source {
+	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16}}
+	s.intake = intake{maxBytes: c.maxBytes, added: newAddedLabels(c), windows: &p.windows}
+	switch c.kind {
+	case "http":
+		s.places = 128
+		s.fetcher = newExporter(c, &s.intake, p.watch)
+	case "file":
+		s.fetcher = &files{intake: &s.intake, pattern: c.target}
+	case "exec":
+		s.fetcher = newCommand(c, &s.intake)
 	}
-	return a, err
+	s.do = s.fetcher.fetch
+	s.count = s.status.count
+	s.report = func(r *result, changed bool) { logFetch(p.log, c.name, r.failure, changed) }
+	return s
 }
 
-// check looks at the file that a source names.
-func (s *source) check() error {
-	switch {
-	case s.kind == "exec":
-		_, err := exec.LookPath(s.origin)
-		return err
-	case s.kind == "file" && !hasMeta(s.pattern):
-		file, _, err := openRegular(s.pattern)
-		file.Close()
-		return err
-	}
-	return nil
-}
-
-// result is what one fetch yields. It is immutable while anybody has it.
+// result is what one fetch yields. It does not change once the fetch has ended.
 type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
 	failure *failure      // nil if the source is up
@@ -114,8 +114,7 @@ type result struct {
 }
 
 // A lease is shared by all who hold a result: its waterfall, scrapes and pages. When
-// the last of them lets go, the result's buffers serve the source's next fetch. The
-// garbage collector could do that, but a plain scrape of 2 × 1 MB then takes 45 % more.
+// the last of them lets go, the result's buffers serve the source's next fetch.
 type lease struct {
 	holders atomic.Int32
 	buffers *buffers // nil until there is one to give back
@@ -133,6 +132,425 @@ func (r *result) release() {
 	for _, e := range r.bodies {
 		r.buffers.put(e.buf)
 	}
+}
+
+// samples counts the samples of all bodies.
+func (r *result) samples() int {
+	n := 0
+	for _, e := range r.bodies {
+		n += e.samples
+	}
+	return n
+}
+
+// quoted reports whether a name in one of the bodies needs quotes.
+func (r *result) quoted() bool {
+	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.quoted })
+}
+
+// seconds formats a duration in seconds.
+func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
+
+// fileTime is when a file that was read had last been modified.
+type fileTime struct {
+	name  string
+	mtime time.Time
+}
+
+// failure is why a fetch failed.
+type failure struct {
+	reason string // as in reverse_exporter_source_failures_total
+	err    error  // for the log and the page at /
+	detail string // the end of standard error, for the log only
+}
+
+// fail returns a failure of the reason.
+func fail(reason, format string, args ...any) *failure {
+	return &failure{reason: reason, err: fmt.Errorf(format, args...)}
+}
+
+// ---- The waterfall
+
+// waterfall lets many scrapes share few fetches: see join, wait, result and leave.
+// A key is one choice of arguments. Each key has at most one fetch that is waiting or
+// running and not cancelled. The keys of a command or of files share one lane, where
+// one fetch runs at a time; each key of an exporter has a lane of its own.
+type waterfall struct {
+	*sourceConfig
+	do     func(ctx context.Context, r *result, values []string) *failure // fetches
+	count  func(standard bool, r *result) (changed bool)                  // counts a fetch; called with mu held
+	report func(r *result, changed bool)                                  // logs a fetch; called without mu
+	life   context.Context                                                // ends all fetches
+	places int                                                            // for keys, see makeRoom
+
+	mu     sync.Mutex // guards all below, with the keys, fetches and tickets
+	keys   map[string]*key
+	lane   lane // shared by the keys, unless the source is an exporter
+	closed bool // no fetch begins any more
+	runs   sync.WaitGroup
+}
+
+// arguments are what a scraper chose of what a source lets it choose.
+type arguments struct {
+	id       string // tells them from all others
+	values   []string
+	standard bool // they are the defaults
+}
+
+// key is one choice of arguments, with the fetch under way and the result kept for it.
+type key struct {
+	arguments
+	lane    *lane
+	fetch   *fetch      // waiting, or running and not cancelled; nil if there is none
+	newest  *result     // nil before the first and once nobody needs it
+	tickets int         // handed out and not handed back
+	expiry  *time.Timer // drops newest once it is older than --max-age
+}
+
+// lane is where fetches run one after another, in order of arrival.
+type lane struct {
+	running *fetch // even if it is cancelled, until it has really ended
+	waiting []*fetch
+}
+
+// fetch is one run, from when it is queued.
+type fetch struct {
+	key       *key
+	tickets   []*ticket // of the scrapes that wait for it
+	cancel    context.CancelFunc
+	started   time.Time // zero while it waits
+	ended     bool
+	cancelled bool
+	expired   bool // cancelled because the deadline of its last waiter passed
+}
+
+// ticket is one scrape's share in a key.
+type ticket struct {
+	key   *key
+	fetch *fetch    // the one to wait for, nil if a kept result will do
+	place int       // in fetch.tickets
+	wake  sync.Cond // waits for fetch.ended, or for the context of wait to be done
+}
+
+// Results of scrapes that get none.
+var (
+	late    = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
+	queued  = &result{failure: fail("busy", "still waiting for its turn at the deadline of the scrape")}
+	refused = &result{failure: fail("busy", "too many different arguments at once")}
+)
+
+// join gives a scrape a share in the fetch of a key that is waiting or running, queues
+// one if there is none, or lets a kept result do, unless refresh is set. It returns nil
+// if there is no place for the key.
+func (w *waterfall) join(a arguments, refresh bool) *ticket {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	k := w.keys[a.id]
+	if k == nil {
+		if !a.standard && !w.makeRoom() {
+			return nil
+		}
+		k = w.addKey(a)
+	}
+	k.tickets++
+	t := &ticket{key: k}
+	t.wake.L = &w.mu
+	if !refresh && w.keeps(k.newest) {
+		return t
+	}
+	if k.fetch == nil {
+		k.fetch = &fetch{key: k}
+		k.lane.waiting = append(k.lane.waiting, k.fetch)
+		w.advance(k.lane)
+	}
+	t.fetch = k.fetch
+	t.place = len(t.fetch.tickets)
+	t.fetch.tickets = append(t.fetch.tickets, t)
+	return t
+}
+
+// makeRoom reports whether there is a place for another key that is not the standard
+// one. It drops the oldest results that are only kept, as many as it takes: two may have
+// to go, for a running key takes no place, but does once it has ended and is kept.
+func (w *waterfall) makeRoom() bool {
+	taken, places := 0, w.places
+	var kept []*key // only kept
+	for _, k := range w.keys {
+		switch {
+		case k.standard:
+			continue
+		case w.lane.running != nil && w.lane.running.key == k:
+			places++
+		case k.idle():
+			kept = append(kept, k)
+		}
+		taken++
+	}
+	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
+	for _, k := range kept {
+		if taken < places {
+			break
+		}
+		k.expiry.Stop()
+		k.replace(nil)
+		delete(w.keys, k.id)
+		taken--
+	}
+	return taken < places
+}
+
+// addKey adds a key.
+func (w *waterfall) addKey(a arguments) *key {
+	k := &key{arguments: a, lane: &w.lane}
+	if w.kind == "http" {
+		k.lane = &lane{}
+	}
+	if w.keys == nil {
+		w.keys = map[string]*key{}
+	}
+	w.keys[a.id] = k
+	return k
+}
+
+// wait waits until the fetch of a ticket has ended or ctx is done.
+func (w *waterfall) wait(ctx context.Context, t *ticket) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if t.fetch == nil || t.fetch.ended {
+		return
+	}
+	stop := context.AfterFunc(ctx, func() {
+		w.mu.Lock() // without it, the signal could come between the check of ctx and the wait
+		defer w.mu.Unlock()
+		t.wake.Signal()
+	})
+	defer stop()
+	for !t.fetch.ended && ctx.Err() == nil {
+		t.wake.Wait()
+	}
+}
+
+// result returns the newest result of a ticket's key that ended after the ticket was
+// handed out, or was fresh enough then. The caller has to release it.
+func (w *waterfall) result(t *ticket) *result {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	r := late
+	switch {
+	case t.fetch == nil || t.fetch.ended:
+		r = t.key.newest
+	case t.fetch.started.IsZero():
+		r = queued
+	}
+	r.hold()
+	return r
+}
+
+// leave hands a ticket back. A fetch that nobody waits for any more leaves the lane, or
+// is cancelled. expired says that the deadline of the scrape passed: if the fetch then
+// had a second at least, that is a timeout of the source. leave reports whether the
+// fetch was still waiting for its turn.
+func (w *waterfall) leave(t *ticket, expired bool) (waiting bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t.key.tickets--
+	waiting = t.fetch != nil && t.fetch.started.IsZero()
+	if f := t.fetch; f != nil && !f.ended {
+		last := len(f.tickets) - 1
+		f.tickets[t.place] = f.tickets[last]
+		f.tickets[t.place].place = t.place
+		f.tickets[last] = nil
+		f.tickets = f.tickets[:last]
+		if last == 0 {
+			w.abandon(f, expired)
+		}
+	}
+	w.tidy(t.key)
+	return waiting
+}
+
+// abandon ends a fetch that nobody waits for.
+func (w *waterfall) abandon(f *fetch, expired bool) {
+	f.key.fetch = nil
+	if f.started.IsZero() {
+		lane := f.key.lane
+		lane.waiting = slices.DeleteFunc(lane.waiting, func(other *fetch) bool { return other == f })
+		return
+	}
+	f.cancelled = true
+	f.expired = expired && time.Since(f.started) >= time.Second
+	f.cancel()
+}
+
+// advance starts the next fetch of a lane, unless one is running.
+func (w *waterfall) advance(lane *lane) {
+	if lane.running != nil || len(lane.waiting) == 0 || w.closed {
+		return
+	}
+	f := lane.waiting[0]
+	lane.waiting[0] = nil
+	lane.waiting = lane.waiting[1:]
+	lane.running = f
+	f.started = time.Now()
+	ctx, cancel := context.WithTimeout(w.life, w.timeout)
+	f.cancel = cancel
+	w.runs.Go(func() { w.run(ctx, f) })
+}
+
+// run runs a fetch to its end, hands out its result and lets the next one begin.
+func (w *waterfall) run(ctx context.Context, f *fetch) {
+	r := w.guard(ctx, f.key.values)
+	counts, changed := w.finish(f, r)
+	if counts {
+		w.report(r, changed)
+	}
+}
+
+// guard fetches, with what all fetches have in common: times, the deadline, and that
+// a panic is a failure of the source.
+func (w *waterfall) guard(ctx context.Context, values []string) (r *result) {
+	r = &result{start: time.Now()}
+	defer func() {
+		if v := recover(); v != nil {
+			r.bodies = nil
+			r.failure = fail("internal", "a fault in reverse_exporter: %v", v)
+			r.failure.detail = string(debug.Stack())
+		}
+		r.end = time.Now()
+	}()
+	r.failure = w.do(ctx, r, values)
+	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
+		r.failure.reason, r.failure.err = "timeout", fmt.Errorf("not done within %v, see --timeout", w.timeout)
+	}
+	return r
+}
+
+// finish ends a fetch. It reports whether the fetch counts, which it does unless its
+// scrapers left it or the program ends, and whether that changed the source's state.
+func (w *waterfall) finish(f *fetch, r *result) (counts, changed bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f.cancel()
+	f.ended = true
+	k := f.key
+	counts = (!f.cancelled || f.expired) && w.life.Err() == nil
+	if f.expired {
+		r.bodies, r.failure = nil, late.failure
+	}
+	if counts { // before anybody gets the result, so that it is counted on its own page
+		changed = w.count(k.standard, r)
+	}
+	if !f.cancelled {
+		k.fetch = nil
+		w.keep(k, r)
+		for _, t := range f.tickets {
+			t.wake.Signal()
+		}
+	}
+	k.lane.running = nil
+	w.advance(k.lane)
+	w.tidy(k)
+	return counts, changed
+}
+
+// drain waits until all fetches have ended. Its caller has ended life.
+func (w *waterfall) drain() {
+	w.mu.Lock()
+	w.closed = true
+	w.mu.Unlock()
+	w.runs.Wait()
+}
+
+// keep makes a result the newest of its key, and has it dropped in time.
+func (w *waterfall) keep(k *key, r *result) {
+	k.replace(r)
+	if w.maxAge > 0 && r.failure == nil {
+		k.expiry = time.AfterFunc(w.maxAge, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.tidy(k)
+		})
+	}
+}
+
+// replace makes a result the newest of the key, nil to have none.
+func (k *key) replace(r *result) {
+	if r != nil {
+		r.hold()
+	}
+	if k.newest != nil {
+		k.newest.release()
+	}
+	k.newest = r
+}
+
+// tidy drops what nobody needs any more of a key.
+func (w *waterfall) tidy(k *key) {
+	if k.tickets == 0 && !w.keeps(k.newest) {
+		k.replace(nil)
+	}
+	if k.newest == nil && k.idle() && w.keys[k.id] == k {
+		delete(w.keys, k.id)
+	}
+}
+
+// keeps reports whether a result is served to scrapes that come after it: that of a
+// fetch in the background, until there is another, or a success within --max-age.
+func (w *waterfall) keeps(r *result) bool {
+	return r != nil && (w.interval > 0 || r.failure == nil && time.Since(r.end) < w.maxAge)
+}
+
+// idle reports whether nobody has a share in the key and nothing of it runs.
+func (k *key) idle() bool {
+	return k.tickets == 0 && k.fetch == nil && (k.lane.running == nil || k.lane.running.key != k)
+}
+
+// ---- Reading a body
+
+// intake takes the bodies of one source: it parses and labels them, within bounds.
+type intake struct {
+	maxBytes int64
+	added    addedLabels
+	windows  *sync.Pool // of *workspace, shared by all sources
+	buffers  buffers
+}
+
+// newAddedLabels returns the labels that a source adds to its samples.
+func newAddedLabels(c *sourceConfig) addedLabels {
+	var added addedLabels
+	if !c.raw {
+		added.add("exporter_name", c.name)
+		added.telling = c.kind != "file" || !hasMeta(c.target) // two files may have the same series
+	}
+	for _, key := range slices.Sorted(maps.Keys(c.labels)) {
+		added.add(key, c.labels[key])
+	}
+	return added
+}
+
+// read reads one more body into a result.
+func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
+	b.limit = in.maxBytes - r.bytes
+	budget := min(4*in.maxBytes, math.MaxUint32, math.MaxInt)
+	for _, e := range r.bodies {
+		budget -= int64(e.held())
+	}
+	w, ok := in.windows.Get().(*workspace)
+	if !ok {
+		w = &workspace{}
+	}
+	defer in.windows.Put(w)
+	r.buffers, w.body = &in.buffers, in.buffers.get()
+	e, err := read(b, openMetrics, &in.added, w, int(budget))
+	if w.body != nil { // the exposition does not need it
+		in.buffers.put(w.body)
+	}
+	r.bytes += b.n
+	if err != nil {
+		return readFailure(err)
+	}
+	r.bodies = append(r.bodies, e)
+	return nil
 }
 
 // buffers are what the bodies of a source are read into.
@@ -159,385 +577,6 @@ func (bs *buffers) put(buf []byte) {
 	if len(buf) >= cap(buf)/4 {
 		bs.pool.Put(&buf)
 	}
-}
-
-// samples counts the samples of all bodies.
-func (r *result) samples() int {
-	n := 0
-	for _, e := range r.bodies {
-		n += e.samples
-	}
-	return n
-}
-
-// quoted reports whether a name in one of the bodies needs quotes.
-func (r *result) quoted() bool {
-	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.quoted })
-}
-
-// fileTime is when a file that was read had last been modified.
-type fileTime struct {
-	name  string
-	mtime time.Time
-}
-
-// failure is why a fetch failed.
-type failure struct {
-	reason string // as in reverse_exporter_source_failures_total
-	err    error  // for the log and the page at /
-	detail string // the end of standard error, for the log only
-}
-
-// fail returns a failure of the reason.
-func fail(reason, format string, args ...any) *failure {
-	return &failure{reason: reason, err: fmt.Errorf(format, args...)}
-}
-
-// ---- The waterfall
-
-// waterfall lets many scrapes share few fetches. Set the first fields, then use
-// join, wait, take and leave.
-type waterfall struct {
-	fetch   func(ctx context.Context, r *result, values []string) *failure // adds to the result what it finds
-	count   func(standard bool, r *result) (tell func())                   // counts a fetch, and returns what logs it
-	life    context.Context                                                // ends all fetches
-	timeout time.Duration                                                  // of a fetch, from its start
-	maxAge  time.Duration                                                  // for which a success is served again
-	pinned  bool                                                           // the last result is served until there is another
-	serial  bool                                                           // one run at a time, not one for each key
-	places  int                                                            // keys that may be here beside the standard and a running one
-
-	mu   sync.Mutex // guards all below, with the keys, fetches and tickets
-	keys map[string]*key
-	line lane // the one of a serial waterfall
-	runs sync.WaitGroup
-}
-
-// arguments are what a scraper chose of what a source lets it choose.
-type arguments struct {
-	id       string // tells them from all others
-	values   []string
-	standard bool // they are the defaults
-}
-
-// key is one choice of arguments, and what is under way or kept for it.
-type key struct {
-	arguments
-	line    *lane
-	next    *fetch      // waiting, or running and not cancelled; nil if there is none
-	newest  *result     // nil before the first and once nobody needs it
-	tickets int         // handed out and not handed back
-	expiry  *time.Timer // drops newest, if it is kept for a time
-}
-
-// lane is where fetches run one after another, in order of arrival.
-type lane struct {
-	running *fetch // it may be cancelled: it stays until it has really ended
-	waiting []*fetch
-}
-
-// fetch is one run, from when it is queued.
-type fetch struct {
-	key       *key
-	tickets   []*ticket // of those who want it
-	cancel    context.CancelFunc
-	started   time.Time // zero while it waits
-	ended     bool
-	cancelled bool
-	expired   bool // cancelled because the deadline of its last waiter passed
-}
-
-// ticket is one scrape's share in a key.
-type ticket struct {
-	key   *key
-	fetch *fetch    // the one to wait for, nil if a kept result will do
-	place int       // in fetch.tickets
-	wake  sync.Cond // waits for fetch.ended, or for the context of wait to be done
-}
-
-// Results of scrapes that get none: whose deadline passed while the fetch ran, or
-// before it began, and for whose arguments there was no place.
-var (
-	missed  = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
-	crowded = &result{failure: fail("busy", "still in line at the deadline of the scrape")}
-	refused = &result{failure: fail("busy", "too many different arguments at once")}
-)
-
-// join gives a scrape a share in the fetch of a key that is waiting or running,
-// queues one if there is none, or lets a result do that is kept, unless refresh
-// is set. It returns nil if too many other keys are here.
-func (w *waterfall) join(a arguments, refresh bool) *ticket {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	k := w.keys[a.id]
-	if k == nil {
-		if !a.standard && !w.makeRoom() {
-			return nil
-		}
-		k = w.addKey(a)
-	}
-	k.tickets++
-	t := &ticket{key: k}
-	t.wake.L = &w.mu
-	if !refresh && w.keeps(k.newest) {
-		return t
-	}
-	if k.next == nil {
-		k.next = &fetch{key: k}
-		k.line.waiting = append(k.line.waiting, k.next)
-		w.advance(k.line)
-	}
-	t.fetch = k.next
-	t.place = len(t.fetch.tickets)
-	t.fetch.tickets = append(t.fetch.tickets, t)
-	return t
-}
-
-// wait waits until the fetch of a ticket has ended or ctx is done.
-func (w *waterfall) wait(ctx context.Context, t *ticket) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if t.fetch == nil || t.fetch.ended {
-		return
-	}
-	stop := context.AfterFunc(ctx, func() {
-		w.mu.Lock() // or the signal could come before the wait
-		defer w.mu.Unlock()
-		t.wake.Signal()
-	})
-	defer stop()
-	for !t.fetch.ended && ctx.Err() == nil {
-		t.wake.Wait()
-	}
-}
-
-// take returns the newest result of a ticket's key that ended after the ticket
-// was handed out, or was good enough then.
-func (w *waterfall) take(t *ticket) *result {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	r := missed
-	switch {
-	case t.fetch == nil || t.fetch.ended:
-		r = t.key.newest
-	case t.fetch.started.IsZero():
-		r = crowded
-	}
-	r.hold()
-	return r
-}
-
-// leave hands a ticket back. A fetch that nobody wants any more is taken out of
-// the line, or cancelled; late says that it took too long for the last scrape,
-// and is a timeout of the source if it had a second at least. It reports whether the
-// fetch was still in line.
-func (w *waterfall) leave(t *ticket, late bool) (inLine bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	t.key.tickets--
-	inLine = t.fetch != nil && t.fetch.started.IsZero()
-	if f := t.fetch; f != nil && !f.ended {
-		last := len(f.tickets) - 1
-		f.tickets[t.place] = f.tickets[last]
-		f.tickets[t.place].place = t.place
-		f.tickets[last] = nil
-		if f.tickets = f.tickets[:last]; last == 0 {
-			w.abandon(f, late)
-		}
-	}
-	w.tidy(t.key)
-	return inLine
-}
-
-// abandon ends a fetch that nobody waits for.
-func (w *waterfall) abandon(f *fetch, late bool) {
-	f.key.next = nil
-	if f.started.IsZero() {
-		line := f.key.line
-		line.waiting = slices.DeleteFunc(line.waiting, func(other *fetch) bool { return other == f })
-		return
-	}
-	f.cancelled = true
-	f.expired = late && time.Since(f.started) >= time.Second
-	f.cancel()
-}
-
-// advance starts the next fetch of a line, if none is running.
-func (w *waterfall) advance(line *lane) {
-	if line.running != nil || len(line.waiting) == 0 || w.life.Err() != nil {
-		return
-	}
-	f := line.waiting[0]
-	line.waiting[0] = nil
-	line.waiting = line.waiting[1:]
-	line.running = f
-	f.started = time.Now()
-	ctx, cancel := context.WithTimeout(w.life, w.timeout)
-	f.cancel = cancel
-	w.runs.Go(func() { w.run(ctx, f) })
-}
-
-// run runs a fetch to its end, hands out its result and lets the next begin. The
-// fetch counts unless its clients left it; what it came to is logged unlocked.
-func (w *waterfall) run(ctx context.Context, f *fetch) {
-	r := w.guard(ctx, f.key.values)
-	if tell := w.finish(f, r); tell != nil {
-		tell()
-	}
-}
-
-// finish ends a fetch. It returns what logs it, nil if it does not count.
-func (w *waterfall) finish(f *fetch, r *result) (tell func()) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	f.cancel()
-	f.ended = true
-	k := f.key
-	if f.expired {
-		tell = w.count(k.standard, missed)
-	} else if !f.cancelled && w.life.Err() == nil {
-		tell = w.count(k.standard, r)
-	}
-	if !f.cancelled {
-		k.next = nil
-		w.keep(k, r)
-		for _, t := range f.tickets {
-			t.wake.Signal()
-		}
-	}
-	k.line.running = nil
-	w.advance(k.line)
-	w.tidy(k)
-	return tell
-}
-
-// keep makes a result the newest of its key, and has it dropped in time.
-func (w *waterfall) keep(k *key, r *result) {
-	k.replace(r)
-	if w.maxAge > 0 && r.failure == nil {
-		k.expiry = time.AfterFunc(w.maxAge, func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			w.tidy(k)
-		})
-	}
-}
-
-// replace makes a result the newest of the key, nil to have none.
-func (k *key) replace(r *result) {
-	if r != nil {
-		r.hold()
-	}
-	if k.newest != nil {
-		k.newest.release()
-	}
-	k.newest = r
-}
-
-// guard fetches, with what all fetches have in common: times, the deadline, and that
-// a panic is a failure of the source.
-func (w *waterfall) guard(ctx context.Context, values []string) (r *result) {
-	r = &result{start: time.Now()}
-	defer func() {
-		if v := recover(); v != nil {
-			r.bodies = nil
-			r.failure = fail("internal", "a fault in reverse_exporter: %v", v)
-			r.failure.detail = string(debug.Stack())
-		}
-		r.end = time.Now()
-	}()
-	r.failure = w.fetch(ctx, r, values)
-	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
-		r.failure.reason, r.failure.err = "timeout", fmt.Errorf("not done within %v, see --timeout", w.timeout)
-	}
-	return r
-}
-
-// tidy drops what nobody needs any more of a key.
-func (w *waterfall) tidy(k *key) {
-	if k.tickets == 0 && !w.keeps(k.newest) {
-		k.replace(nil)
-	}
-	if k.newest == nil && k.idle() && w.keys[k.id] == k {
-		delete(w.keys, k.id)
-	}
-}
-
-// keeps reports whether a result is served to scrapes that come after it.
-func (w *waterfall) keeps(r *result) bool {
-	return r != nil && (w.pinned || r.failure == nil && time.Since(r.end) < w.maxAge)
-}
-
-// idle reports whether nobody has a share in the key and nothing of it runs.
-func (k *key) idle() bool {
-	return k.tickets == 0 && k.next == nil && (k.line.running == nil || k.line.running.key != k)
-}
-
-// makeRoom reports whether there is a place for another key. If need be it drops
-// the oldest result that is only kept.
-func (w *waterfall) makeRoom() bool {
-	taken := 0
-	var oldest *key
-	for _, k := range w.keys {
-		if k.standard {
-			continue
-		}
-		taken++
-		if k.idle() && (oldest == nil || k.newest.end.Before(oldest.newest.end)) {
-			oldest = k
-		}
-	}
-	places := w.places
-	if w.line.running != nil && !w.line.running.key.standard {
-		places++
-	}
-	if taken >= places && oldest != nil {
-		oldest.expiry.Stop()
-		oldest.replace(nil)
-		delete(w.keys, oldest.id)
-		taken--
-	}
-	return taken < places
-}
-
-// addKey adds a key, with a lane of its own unless the waterfall is serial.
-func (w *waterfall) addKey(a arguments) *key {
-	k := &key{arguments: a, line: &w.line}
-	if !w.serial {
-		k.line = &lane{}
-	}
-	if w.keys == nil {
-		w.keys = map[string]*key{}
-	}
-	w.keys[a.id] = k
-	return k
-}
-
-// ---- Reading a body
-
-// readBody reads one more body into a result.
-func (s *source) readBody(r *result, in *body, openMetrics bool) *failure {
-	in.limit = s.maxBytes - r.bytes
-	budget := min(4*s.maxBytes, math.MaxUint32, math.MaxInt)
-	for _, e := range r.bodies {
-		budget -= int64(e.held())
-	}
-	w, ok := s.windows.Get().(*workspace)
-	if !ok {
-		w = &workspace{}
-	}
-	defer s.windows.Put(w)
-	r.buffers, w.body = &s.buffers, s.buffers.get()
-	e, err := read(in, openMetrics, &s.added, w, int(budget))
-	if w.body != nil {
-		s.buffers.put(w.body)
-	}
-	r.bytes += in.n
-	if err != nil {
-		return readFailure(err)
-	}
-	r.bodies = append(r.bodies, e)
-	return nil
 }
 
 // body reads what a source delivers: it counts, and ends at its limit or when
@@ -592,19 +631,19 @@ func endsOpenMetrics(body []byte) bool {
 
 // ---- Exporters
 
-// exporter is what an http source fetches from.
+// exporter fetches from an http source.
 type exporter struct {
-	url      *url.URL
-	socket   string   // path of the Unix socket that it is at, "" for TCP
-	params   []string // URL parameters that are handed on, * for all
-	insecure bool     // its certificate is not verified
-	client   http.Client
+	*sourceConfig
+	intake *intake
+	url    *url.URL
+	socket string // path of the Unix socket that it is at, "" for TCP
+	client http.Client
 
-	fixed       http.Header // headers from the command line
-	headerFiles *watched    // nil without
-	headers     atomic.Pointer[http.Header]
-	caFile      *watched // nil without
-	roots       atomic.Pointer[x509.CertPool]
+	fixed         http.Header // from the command line
+	headers       atomic.Pointer[http.Header]
+	watchedHeader *watched // nil without header files
+	roots         atomic.Pointer[x509.CertPool]
+	watchedRoots  *watched // nil without a CA file
 }
 
 // accept asks for the text format. Some exporters answer 406 without it.
@@ -613,81 +652,82 @@ const accept = "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;v
 // timeoutHeader tells how long a scraper waits, in seconds.
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
-// setURL makes s an exporter.
-func (s *source) setURL(text string) error {
-	u, socket, err := parseURL(text)
-	if err != nil {
-		return err
+// newExporter makes an exporter of flags that are good. watch has the files that they name
+// read when they change.
+func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
+	e := &exporter{sourceConfig: c, intake: in, fixed: http.Header{}}
+	e.url, e.socket, _ = parseURL(c.target)
+	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
+		password, _ := user.Password()
+		login := base64.StdEncoding.EncodeToString([]byte(user.Username() + ":" + password))
+		e.fixed.Set("Authorization", "Basic "+login)
+		e.url.User = nil
 	}
-	s.origin = u.Scheme + "://" + u.Host + u.Path
-	if socket != "" {
-		s.origin = "http://unix:" + socket + ":" + u.Path
+	for _, line := range c.headers {
+		key, value, _ := parseHeader(line)
+		e.fixed.Add(key, value)
 	}
-	fixed := http.Header{}
-	if u.User != nil { // as a header, so that redirects keep it and no error tells it
-		password, _ := u.User.Password()
-		fixed.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(u.User.Username()+":"+password)))
-		u.User = nil
+	e.headers.Store(&e.fixed)
+	if len(c.headerFiles) > 0 {
+		e.watchedHeader = watch("--header "+c.name, e.setHeaders, c.headerFiles...)
 	}
-	s.exporter = &exporter{url: u, socket: socket, fixed: fixed}
-	s.exporter.headers.Store(&fixed)
-	s.exporter.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
-		DialContext:            s.dial,
-		DialTLSContext:         s.dialTLS,
+	if c.caFile != "" {
+		e.watchedRoots = watch("--ca-file "+c.name, e.setRoots, c.caFile)
+	}
+	e.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
+		DialContext:            e.dial,
+		DialTLSContext:         e.dialTLS,
 		DisableCompression:     true, // it would hide that the body was compressed
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        5 * time.Minute,
 	}}
-	s.places, s.fetch = 128, s.fetchHTTP
-	return nil
+	return e
 }
 
-// parseURL parses a URL, or what nginx writes for one at a Unix socket.
-func parseURL(text string) (u *url.URL, socket string, err error) {
-	rest, isSocket := strings.CutPrefix(text, "http://unix:")
-	if isSocket {
-		socket, rest, _ = strings.Cut(rest, ":")
-		text = "http://localhost" + rest
+// String returns the URL without its user, password and query.
+func (e *exporter) String() string {
+	if e.socket != "" {
+		return "http://unix:" + e.socket + ":" + e.url.Path
 	}
-	u, err = url.Parse(text)
-	switch {
-	case err != nil:
-		return nil, "", errors.New("this is no URL")
-	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true), strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
-		return nil, "", errors.New("a URL is needed, as http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
-	case u.Path == "":
-		u.Path = "/metrics"
+	return e.url.Scheme + "://" + e.url.Host + e.url.Path
+}
+
+// check finds nothing: the files that an exporter needs are watched, and checked there.
+func (e *exporter) check() error { return nil }
+
+// arguments returns the URL parameters that --params forwards.
+func (e *exporter) arguments(query url.Values) (arguments, error) {
+	if e.params == nil {
+		return arguments{standard: true}, nil
 	}
-	u.Fragment = ""
-	return u, socket, nil
+	forwarded := url.Values{}
+	all := slices.Contains(e.params, "*")
+	for name, given := range query {
+		if name != "exporter_name" && (all || slices.Contains(e.params, name)) {
+			forwarded[name] = given
+		}
+	}
+	text := forwarded.Encode()
+	return arguments{id: text, values: []string{text}, standard: text == ""}, nil
 }
 
-// isPort reports whether text is a port, or is empty if it may be.
-func isPort(text string, mayBeEmpty bool) bool {
-	_, err := strconv.ParseUint(text, 10, 16)
-	return err == nil || text == "" && mayBeEmpty
-}
-
-// isHTTPS reports whether s is an exporter with TLS.
-func (s *source) isHTTPS() bool { return s.exporter != nil && s.exporter.url.Scheme == "https" }
-
-// fetchHTTP scrapes the exporter, with the query in values beside its own.
-func (s *source) fetchHTTP(ctx context.Context, r *result, values []string) *failure {
-	u := *s.exporter.url
+// fetch scrapes the exporter, with the query in values after its own.
+func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failure {
+	u := *e.url
 	u.RawQuery = strings.Trim(u.RawQuery+"&"+strings.Join(values, ""), "&")
 	header := http.Header{
 		"Accept":          {accept},
 		"Accept-Encoding": {"identity"},
 		"User-Agent":      {"reverse_exporter/" + version},
-		timeoutHeader:     {strconv.FormatFloat((s.timeout - margin(s.timeout)).Seconds(), 'f', -1, 64)},
+		timeoutHeader:     {seconds(e.timeout - margin(e.timeout))},
 	}
-	s.exporter.headerFiles.refresh()
-	maps.Copy(header, *s.exporter.headers.Load())
+	e.watchedHeader.refresh()
+	maps.Copy(header, *e.headers.Load())
 	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
-	resp, err := s.exporter.client.Do(req)
+	resp, err := e.client.Do(req)
 	if err != nil {
-		return s.httpFailure(err)
+		return e.failure(err)
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
@@ -708,7 +748,7 @@ func (s *source) fetchHTTP(ctx context.Context, r *result, values []string) *fai
 	default:
 		return fail("encoding", "the body has a Content-Encoding that was not asked for")
 	}
-	return s.readBody(r, in, openMetrics)
+	return e.intake.read(r, in, openMetrics)
 }
 
 // checkContentType tells OpenMetrics from the text format and refuses all else.
@@ -727,9 +767,9 @@ func checkContentType(header string) (openMetrics bool, f *failure) {
 	return false, fail("content_type", "the exporter answered with %.60q, text/plain or OpenMetrics is needed", mediaType)
 }
 
-// httpFailure says why there was no answer. The error of net/http names the URL,
+// failure says why there was no answer. The error of net/http names the URL,
 // and may quote the answer: both can hold secrets.
-func (s *source) httpFailure(err error) *failure {
+func (e *exporter) failure(err error) *failure {
 	err = withoutURL(err)
 	var op *net.OpError
 	var cert *tls.CertificateVerificationError
@@ -742,7 +782,7 @@ func (s *source) httpFailure(err error) *failure {
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return fail("tls", "the exporter does not speak TLS")
 	case errors.As(err, &unknown):
-		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, s.name)
+		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, e.name)
 	case errors.As(err, &cert), errors.As(err, &alert):
 		return &failure{reason: "tls", err: err}
 	case errors.As(err, &op) && op.Op == "dial":
@@ -763,11 +803,11 @@ func withoutURL(err error) error {
 }
 
 // dial connects to the exporter. The context of a dial is not that of the fetch.
-func (s *source) dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	if s.exporter.socket != "" {
-		network, addr = "unix", s.exporter.socket
+func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	if e.socket != "" {
+		network, addr = "unix", e.socket
 	}
-	dialer := net.Dialer{Timeout: s.timeout}
+	dialer := net.Dialer{Timeout: e.timeout}
 	conn, err := dialer.DialContext(ctx, network, addr)
 	var unresolved *net.DNSError
 	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // there is no /etc/hosts
@@ -778,15 +818,14 @@ func (s *source) dial(ctx context.Context, network, addr string) (net.Conn, erro
 
 // dialTLS connects to an https exporter, and verifies its certificate against those
 // that are in the CA file by now.
-func (s *source) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, s.timeout)
+func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
-	conn, err := s.dial(ctx, network, addr)
+	conn, err := e.dial(ctx, network, addr)
 	if err != nil {
 		return nil, err
 	}
-	e := s.exporter
-	e.caFile.refresh()
+	e.watchedRoots.refresh()
 	secure := tls.Client(conn, &tls.Config{ServerName: e.url.Hostname(), RootCAs: e.roots.Load(), InsecureSkipVerify: e.insecure})
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
@@ -812,9 +851,9 @@ func stayThere(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// takeHeaders keeps the headers that header files hold beside those of the command
+// setHeaders keeps the headers that header files hold beside those of the command
 // line.
-func (e *exporter) takeHeaders(texts [][]byte) error {
+func (e *exporter) setHeaders(texts [][]byte) error {
 	headers := e.fixed.Clone()
 	for i, text := range texts {
 		err := eachLine(text, func(line string) error {
@@ -823,11 +862,38 @@ func (e *exporter) takeHeaders(texts [][]byte) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("%s: %w", e.headerFiles.names[i], err)
+			return fmt.Errorf("%s: %w", e.headerFiles[i], err)
 		}
 	}
 	e.headers.Store(&headers)
 	return nil
+}
+
+// parseURL parses a URL, or what nginx writes for one at a Unix socket.
+func parseURL(text string) (u *url.URL, socket string, err error) {
+	rest, isSocket := strings.CutPrefix(text, "http://unix:")
+	if isSocket {
+		socket, rest, _ = strings.Cut(rest, ":")
+		text = "http://localhost" + rest
+	}
+	u, err = url.Parse(text)
+	switch {
+	case err != nil:
+		return nil, "", errors.New("this is not a URL")
+	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true),
+		strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
+		return nil, "", errors.New("want a URL like http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
+	case u.Path == "":
+		u.Path = "/metrics"
+	}
+	u.Fragment = ""
+	return u, socket, nil
+}
+
+// isPort reports whether text is a port, or is empty if it may be.
+func isPort(text string, mayBeEmpty bool) bool {
+	_, err := strconv.ParseUint(text, 10, 16)
+	return err == nil || text == "" && mayBeEmpty
 }
 
 // parseHeader parses a header line for an exporter. Its error does not quote it.
@@ -852,8 +918,8 @@ func parseHeader(line string) (key, value string, err error) {
 var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
 	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
 
-// takeRoots keeps the certificates that the exporter's is verified against.
-func (e *exporter) takeRoots(texts [][]byte) error {
+// setRoots keeps the certificates that the exporter's is verified against.
+func (e *exporter) setRoots(texts [][]byte) error {
 	roots, err := newPool(texts[0])
 	if err == nil {
 		e.roots.Store(roots)
@@ -870,12 +936,15 @@ func newPool(text []byte) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-// watched are files that are read again when they change on disk. What cannot be
-// taken then is logged once, and leaves the program with what it had.
+// watcher has files read at start and when they change: set gets what they hold.
+type watcher func(flag string, set func(texts [][]byte) error, names ...string) *watched
+
+// watched are files that are read again when they change on disk. If a new one is
+// broken, that is logged once and what they held before stays in use.
 type watched struct {
 	flag  string // that names them
 	names []string
-	take  func(texts [][]byte) error // keeps what they hold
+	set   func(texts [][]byte) error // keeps what they hold
 	log   *slog.Logger
 
 	mu     sync.Mutex    // guards seen
@@ -891,8 +960,8 @@ func (w *watched) load() error {
 	return w.read()
 }
 
-// refresh reads the files again if one has changed. Nobody waits for another who is
-// at it: the disk may be slow.
+// refresh rereads the files if one has changed. If another goroutine is already checking,
+// it returns at once: the disk may be slow.
 func (w *watched) refresh() {
 	if w == nil || !w.mu.TryLock() {
 		return
@@ -946,7 +1015,7 @@ func (w *watched) read() error {
 		}
 		texts = append(texts, text)
 	}
-	if err := w.take(texts); err != nil {
+	if err := w.set(texts); err != nil {
 		return fmt.Errorf("%s: %w", w.flag, err)
 	}
 	return nil
@@ -970,29 +1039,45 @@ func eachLine(text []byte, take func(line string) error) error {
 
 // ---- Files
 
-// setPattern makes s a pattern of files.
-func (s *source) setPattern(pattern string) error {
-	s.pattern, s.origin = pattern, pattern
-	s.serial, s.fetch = true, s.fetchFiles
+// files reads the files of a file source.
+type files struct {
+	intake  *intake
+	pattern string // the name of one, or a glob
+}
+
+// checkPattern says why a file source cannot have the pattern.
+func checkPattern(pattern string) error {
 	if _, err := filepath.Match(pattern, ""); err != nil || pattern == "" {
-		return errors.New("a file name or a glob is needed")
+		return errors.New("want a file name or a glob")
 	}
 	return nil
 }
 
-// fetchFiles reads the files of the pattern. Those that are whole are served even
-// if others fail.
-func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure {
-	names, _ := filepath.Glob(s.pattern)
-	if len(names) == 0 && !hasMeta(s.pattern) {
-		names = []string{s.pattern}
+func (fs *files) String() string { return fs.pattern }
+
+// check opens the file. What a glob matches may come later.
+func (fs *files) check() error {
+	if hasMeta(fs.pattern) {
+		return nil
+	}
+	file, _, err := openRegular(fs.pattern)
+	file.Close()
+	return err
+}
+
+// arguments returns the default ones: a scraper has nothing to choose.
+func (fs *files) arguments(url.Values) (arguments, error) { return arguments{standard: true}, nil }
+
+// fetch reads the files that the pattern matches. The good ones are served even if others
+// fail.
+func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
+	names, _ := filepath.Glob(fs.pattern)
+	if len(names) == 0 && !hasMeta(fs.pattern) {
+		names = []string{fs.pattern}
 	}
 	var failed *failure
 	for _, name := range names {
-		failed = cmp.Or(failed, s.readFile(ctx, r, name))
-	}
-	for _, e := range r.bodies {
-		e.telling = e.telling && len(r.bodies) == 1
+		failed = cmp.Or(failed, fs.read(ctx, r, name))
 	}
 	return failed
 }
@@ -1000,9 +1085,8 @@ func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure
 // hasMeta reports whether a pattern is more than the name of one file.
 func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
 
-// readFile adds one file to a result. It takes nothing of a file that changes
-// while it is read.
-func (s *source) readFile(ctx context.Context, r *result, name string) *failure {
+// read adds one file to a result. A file that changes while it is read has failed.
+func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	file, before, err := openRegular(name)
 	if err != nil {
 		return &failure{reason: "file", err: err}
@@ -1010,7 +1094,8 @@ func (s *source) readFile(ctx context.Context, r *result, name string) *failure 
 	defer file.Close()
 	r.files = append(r.files, fileTime{name, before.ModTime()})
 	bodies := len(r.bodies)
-	if f := s.readBody(r, &body{ctx: ctx, src: file}, endsOpenMetrics(readEnd(file, before.Size()))); f != nil {
+	end := readEnd(file, before.Size())
+	if f := fs.intake.read(r, &body{ctx: ctx, src: file}, endsOpenMetrics(end)); f != nil {
 		f.err = fmt.Errorf("%s: %w", name, f.err)
 		return f
 	}
@@ -1022,19 +1107,19 @@ func (s *source) readFile(ctx context.Context, r *result, name string) *failure 
 	return nil
 }
 
-// openRegular opens a file, unless it is none that can be read to an end: to open a
-// device may do something, and a FIFO would wait for its writer.
+// openRegular opens a regular file. It refuses anything else before opening it: opening
+// a device can have side effects, and opening a FIFO blocks.
 func openRegular(name string) (*os.File, os.FileInfo, error) {
 	info, err := os.Stat(name)
 	if err == nil && !info.Mode().IsRegular() {
-		return nil, nil, fmt.Errorf("%s is no regular file", name)
+		return nil, nil, fmt.Errorf("%s is not a regular file", name)
 	}
-	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // in case it has just become one of these
 	if err != nil {
 		return nil, nil, err
 	}
 	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is no regular file", name)
+		err = fmt.Errorf("%s is not a regular file", name)
 	}
 	if err != nil {
 		file.Close()
@@ -1053,29 +1138,50 @@ func readEnd(file *os.File, size int64) []byte {
 
 // ---- Commands
 
-// setCommand makes s a command.
-func (s *source) setCommand(line string) (err error) {
-	s.command, err = parseCommand(line)
-	if err == nil {
-		s.origin = s.command.words[0][0].text
-	}
-	s.serial, s.places, s.fetch = true, 16, s.fetchCommand
+// command runs the command of an exec source.
+type command struct {
+	*sourceConfig
+	commandLine
+	intake *intake
+}
+
+// newCommand makes a command of flags that are good.
+func newCommand(c *sourceConfig, in *intake) *command {
+	line, _ := parseCommand(c.target)
+	return &command{c, *line, in}
+}
+
+// String returns the command without its arguments.
+func (c *command) String() string { return c.words[0][0].text }
+
+// check looks for the program.
+func (c *command) check() error {
+	_, err := exec.LookPath(c.String())
 	return err
 }
 
-// fetchCommand runs the command and takes its output.
-func (s *source) fetchCommand(ctx context.Context, r *result, values []string) *failure {
-	out, failure := s.command.run(ctx, values, s.timeout, s.maxBytes)
+// arguments returns the values of the placeholders.
+func (c *command) arguments(query url.Values) (a arguments, err error) {
+	a.values, a.standard, err = c.values(query)
+	if len(a.values) > 0 {
+		a.id = fmt.Sprintf("%q", a.values)
+	}
+	return a, err
+}
+
+// fetch runs the command and reads its output.
+func (c *command) fetch(ctx context.Context, r *result, values []string) *failure {
+	out, failure := c.run(ctx, values)
 	if failure != nil {
 		r.bytes = int64(len(out))
 		return failure
 	}
-	return s.readBody(r, &body{ctx: ctx, src: bytes.NewReader(out)}, endsOpenMetrics(out))
+	return c.intake.read(r, &body{ctx: ctx, src: bytes.NewReader(out)}, endsOpenMetrics(out))
 }
 
-// command is a command line: words, each made of pieces, and the URL parameters
+// commandLine is a command line: words, each made of pieces, and the URL parameters
 // that some of the pieces take.
-type command struct {
+type commandLine struct {
 	words  [][]piece
 	params []param
 }
@@ -1083,7 +1189,7 @@ type command struct {
 // piece is a part of a word: fixed text, or the value of a parameter.
 type piece struct {
 	text  string
-	param int // index in command.params, -1 for fixed text
+	param int // index in commandLine.params, -1 for fixed text
 }
 
 // param is a URL parameter that a command takes.
@@ -1095,7 +1201,7 @@ type param struct {
 
 // parseCommand parses a command line: words by the shell's rules of quoting, and
 // placeholders in them.
-func parseCommand(line string) (*command, error) {
+func parseCommand(line string) (*commandLine, error) {
 	words, err := splitWords(line)
 	if err != nil {
 		return nil, err
@@ -1103,7 +1209,7 @@ func parseCommand(line string) (*command, error) {
 	if len(words) == 0 || words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	c := &command{}
+	c := &commandLine{}
 	for _, w := range words {
 		pieces, err := c.parseWord(w)
 		if err != nil {
@@ -1162,7 +1268,7 @@ func splitWords(line string) ([]string, error) {
 }
 
 // parseWord cuts a word into pieces at its placeholders.
-func (c *command) parseWord(word string) ([]piece, error) {
+func (c *commandLine) parseWord(word string) ([]piece, error) {
 	var pieces []piece
 	text := ""
 	for len(word) > 0 {
@@ -1200,7 +1306,7 @@ func (c *command) parseWord(word string) ([]piece, error) {
 
 // addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or
 // NAME=ONE|OTHER, and returns its index.
-func (c *command) addParam(inside string) (int, error) {
+func (c *commandLine) addParam(inside string) (int, error) {
 	name, choices, hasDefault := strings.Cut(inside, "=")
 	if !isParamName(name) {
 		return 0, fmt.Errorf("{%s} is no placeholder: write {{ and }} for literal braces", inside)
@@ -1230,7 +1336,7 @@ func isParamName(name string) bool {
 }
 
 // needs returns a parameter without a default, "" if all have one.
-func (c *command) needs() string {
+func (c *commandLine) needs() string {
 	for _, p := range c.params {
 		if len(p.choices) == 0 {
 			return p.name
@@ -1241,7 +1347,7 @@ func (c *command) needs() string {
 
 // values returns the values that the parameters take from a query, and whether
 // they are the defaults. The error names the parameter, never the value.
-func (c *command) values(query map[string][]string) (values []string, standard bool, err error) {
+func (c *commandLine) values(query map[string][]string) (values []string, standard bool, err error) {
 	standard = true
 	for n, p := range c.params {
 		given := query[p.name]
@@ -1267,7 +1373,7 @@ func (c *command) values(query map[string][]string) (values []string, standard b
 
 // refuses says why a value from outside may not become part of the command, ""
 // if it may.
-func (c *command) refuses(n int, value string) string {
+func (c *commandLine) refuses(n int, value string) string {
 	begins := func(word []piece) bool { // those before it may be empty
 		own := slices.IndexFunc(word, func(p piece) bool { return p.param == n })
 		fixed := slices.IndexFunc(word, func(p piece) bool { return p.param < 0 })
@@ -1287,7 +1393,7 @@ func (c *command) refuses(n int, value string) string {
 }
 
 // args returns the words of the command with the values filled in.
-func (c *command) args(values []string) []string {
+func (c *commandLine) args(values []string) []string {
 	var args []string
 	for _, word := range c.words {
 		arg := ""
@@ -1305,11 +1411,12 @@ func (c *command) args(values []string) []string {
 
 // run runs the command in a process group of its own until its first process
 // ends or ctx is done. Then the whole group is killed, and what was written by
-// then is read. It returns standard output, which has limit bytes at most.
-func (c *command) run(ctx context.Context, values []string, timeout time.Duration, limit int64) ([]byte, *failure) {
+// then is read. It returns standard output, which has --max-bytes at most.
+func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
+	limit := c.maxBytes
 	args := c.args(values)
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+strconv.FormatFloat(timeout.Seconds(), 'f', -1, 64))
+	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(c.timeout))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, errs, err := start(cmd)
 	if err != nil {
@@ -1443,17 +1550,23 @@ func readTail(r io.Reader) []byte {
 
 // ---- Counts
 
-// status is what a source's fetches came to, for the metrics, the log and the
-// page at /.
+// reasons are what a source of each kind can fail for.
+var reasons = map[string][]string{
+	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"},
+	"file": {"busy", "file", "internal", "parse", "read", "timeout", "too_large"},
+	"exec": {"busy", "exit", "internal", "parse", "start", "timeout", "too_large"},
+}
+
+// status is what a source's fetches came to, for the metrics, the log and the page at /.
 type status struct {
 	mu sync.Mutex // guards all below
 	counts
 
-	told     string    // the state that the log knows: "", "up" or a reason
-	toldTime time.Time // when it was told
+	logged     string // the state that the log knows: "", "up" or a reason
+	loggedTime time.Time
 }
 
-// counts is a part of a status.
+// counts is what others see of a status.
 type counts struct {
 	fetches     uint64
 	failures    map[string]uint64 // by reason
@@ -1470,8 +1583,8 @@ type lastFetch struct {
 	failure  *failure
 }
 
-// copy returns what was counted.
-func (st *status) copy() counts {
+// snapshot returns what was counted so far.
+func (st *status) snapshot() counts {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	c := st.counts
@@ -1479,43 +1592,58 @@ func (st *status) copy() counts {
 	return c
 }
 
-// count counts a fetch. It returns what logs it: a change of the state, at most
-// once a minute, for all to see.
-func (p *program) count(s *source, standard bool, r *result) (tell func()) {
+// count counts a fetch. It reports whether the log is to say that the state changed, which
+// it does once a minute at most.
+func (st *status) count(standard bool, r *result) (changed bool) {
 	state := "up"
 	if r.failure != nil {
 		state = r.failure.reason
 	}
-	st := &s.status
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.fetches++
 	if r.failure != nil {
-		st.fail(state)
+		st.addFailure(state)
 	} else {
 		st.lastSuccess = r.end
 	}
-	if standard {
-		st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
-		st.fetched = true
+	if !standard {
+		return false
 	}
-	changed := standard && st.told != state && (st.told == "" || time.Since(st.toldTime) >= time.Minute)
-	if changed {
-		st.told, st.toldTime = state, time.Now()
+	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
+	st.fetched = true
+	if st.logged == state || st.logged != "" && time.Since(st.loggedTime) < time.Minute {
+		return false
 	}
-	return func() { p.tell(s, r.failure, changed) }
+	st.logged, st.loggedTime = state, time.Now()
+	return true
 }
 
-// tell logs what a fetch came to.
-func (p *program) tell(s *source, f *failure, changed bool) {
-	level, what, attrs := slog.LevelDebug, "fetched", []any{"source", s.name}
+// countBusy counts a scrape that found no place, or spent its time waiting for its turn.
+func (st *status) countBusy() {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	st.addFailure("busy")
+}
+
+// addFailure counts a failure. The caller holds mu.
+func (st *status) addFailure(reason string) {
+	if st.failures == nil {
+		st.failures = map[string]uint64{}
+	}
+	st.failures[reason]++
+}
+
+// logFetch logs a fetch of a source: a change of its state for all to see.
+func logFetch(log *slog.Logger, name string, f *failure, changed bool) {
+	level, message, attrs := slog.LevelDebug, "fetched", []any{"source", name}
 	switch {
 	case f == nil && changed:
-		level, what = slog.LevelInfo, "source is up"
+		level, message = slog.LevelInfo, "source is up"
 	case f != nil && changed:
-		level, what = slog.LevelWarn, "source is down"
+		level, message = slog.LevelWarn, "source is down"
 	case f != nil:
-		what = "fetch failed"
+		message = "fetch failed"
 	}
 	if f != nil {
 		attrs = append(attrs, "reason", f.reason, "err", f.err)
@@ -1523,20 +1651,5 @@ func (p *program) tell(s *source, f *failure, changed bool) {
 			attrs = append(attrs, "stderr", f.detail)
 		}
 	}
-	p.log.Log(context.Background(), level, what, attrs...)
-}
-
-// busy counts a scrape that found no place, or spent its time in line.
-func (s *source) busy() {
-	s.status.mu.Lock()
-	defer s.status.mu.Unlock()
-	s.status.fail("busy")
-}
-
-// fail counts a failure. The caller holds mu.
-func (st *status) fail(reason string) {
-	if st.failures == nil {
-		st.failures = map[string]uint64{}
-	}
-	st.failures[reason]++
+	log.Log(context.Background(), level, message, attrs...)
 }

@@ -1,13 +1,21 @@
-// Reverse_exporter turns an appliance with several Prometheus exporters, .prom
-// files and scripts inside into one scrape target.
+// Reverse_exporter turns an appliance with several Prometheus exporters, .prom files and
+// scripts inside into one scrape target.
 //
 // The way of the data:
 //
 //	flags -> []source -> fetch (all at once, each behind its waterfall) -> parse and label -> merge -> write
 //
-// This file has both ends: it turns flags into sources, and requests into pages
-// that merge what the sources hold. Commands and the waterfall are in exec.go,
-// the text format in parse.go, families and pages in merge.go.
+// The four files, each of one idea, with their sections:
+//
+//	main.go   flags in, HTTP out: Usage; Running; Options; Listening; Who may ask; A scrape;
+//	          The overview page; Small modes
+//	exec.go   a source into a result: Sources; The waterfall; Reading a body; Exporters (Content-Type,
+//	          TLS); Files; Commands (process groups); Counts
+//	merge.go  results into a page that scrapers share: Labelling; One exposition; Merging (families,
+//	          conflicts, duplicate series); Status metrics; Sharing pages
+//	parse.go  text into lines
+//
+// A new flag is a row in the table of options.
 package main
 
 import (
@@ -50,7 +58,7 @@ import (
 // version is set by the linker.
 var version = "dev"
 
-const usage = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
+const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
 one scrape target: one port, one /metrics, told apart by the label exporter_name.
 
 Examples:
@@ -61,46 +69,94 @@ Examples:
   printf %s "$PASSWORD" | reverse_exporter --hash-password
   CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics", "--label", "site=hel1"]
       (in a Dockerfile, where nothing expands $VAR)
-
-Sources, repeatable; NAME becomes the value of exporter_name:
-  --http NAME=URL         an exporter: http://, https:// or http://unix:/run/x.sock:/metrics
-  --file NAME=PATTERN     text files, read on every scrape; PATTERN may be a glob
-  --exec NAME=COMMAND     a command that prints metrics, run on demand without a shell;
-                          {x}, {x=default}, {x=one|other} take the URL parameter x
-
-Options; with NAME: for one source, without for all:
-  --label [NAME:]KEY=VALUE     add a label to every sample; repeatable
-  --timeout [NAME:]DURATION    longest time a fetch may take (10s)
-  --max-bytes [NAME:]SIZE      largest body taken, as 512KiB, 32MiB (32MiB)
-  --max-age [NAME:]DURATION    serve a result again while it is younger (0)
-  --interval NAME:DURATION     fetch in the background, serve the last result
-  --path [NAME:]/PATH          endpoint to be served on; repeatable (/metrics)
-  --params NAME:LIST           URL parameters handed on to an http source, * for all
-  --header NAME:'KEY: VALUE'   send a header to an http source; repeatable;
-                               NAME:@FILE reads header lines from a file
-  --ca-file NAME:FILE          certificates that an https source is verified against
-  --insecure NAME,...          do not verify the certificates of these
-  --raw NAME,...               do not add exporter_name
-  --require NAME,...           answer 503 when one of these is down
-
-Server:
-  --web.listen-address ADDR    :9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);
-                               http:// or https:// before it chooses TLS for this one
-  --web.tls-cert-file FILE     serve https with this certificate ...
-  --web.tls-key-file FILE      ... and its key
-  --web.tls-client-ca-file FILE
-                               demand client certificates that this CA verifies
-  --web.basic-auth-file FILE   demand a password; lines of user:HASH, see --hash-password
-  --log.level LEVEL            debug, info, warn or error (info)
-  --log.format FORMAT          logfmt or json, on standard error (logfmt)
-
-Modes:
-  --once                  print the merged metrics and exit; 1 if a source is down
-  --check                 validate the flags and the files they name, and exit
-  --healthcheck           ask the program at the first --web.listen-address; exit 0 if it is well
-  --hash-password         read a password from standard input and print its HASH
-  --version, --help
 `
+
+// options is the table of all flags, in the order of the help. Values for sources are set
+// in this order, too.
+var options = []option{
+	{heading: "Sources, repeatable; NAME becomes the value of exporter_name:"},
+	{name: "http", scope: newSourceScope, value: "NAME=URL",
+		help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics", set: setURL},
+	{name: "file", scope: newSourceScope, value: "NAME=PATTERN",
+		help: "text files, read on every scrape; PATTERN may be a glob", set: setPattern},
+	{name: "exec", scope: newSourceScope, value: "NAME=COMMAND",
+		help: "a command that prints metrics, run on demand without a shell;\n" +
+			"{x}, {x=default}, {x=one|other} take the URL parameter x", set: setCommand},
+
+	{heading: "Options; with NAME: for one source, without for all:"},
+	{name: "label", scope: anySource, value: "[NAME:]KEY=VALUE",
+		help: "add a label to every sample; repeatable", set: setLabel, key: labelKey},
+	{name: "timeout", scope: anySource, value: "[NAME:]DURATION",
+		help: "longest time a fetch may take (10s)", set: setTimeout},
+	{name: "max-bytes", scope: anySource, value: "[NAME:]SIZE",
+		help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: setMaxBytes},
+	{name: "max-age", scope: anySource, value: "[NAME:]DURATION",
+		help: "serve a result again while it is younger (0)", set: setMaxAge},
+	{name: "interval", scope: oneSource, value: "NAME:DURATION",
+		help: "fetch in the background, serve the last result", set: setInterval},
+	{name: "path", scope: anySource, value: "[NAME:]/PATH",
+		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, key: wholeValue},
+	{name: "params", scope: oneSource, value: "NAME:LIST",
+		help: "URL parameters forwarded to an http source, * for all", set: setParams},
+	{name: "header", scope: oneSource, value: "NAME:'KEY: VALUE'",
+		help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
+		set:  setHeader, key: wholeValue, secret: true},
+	{name: "ca-file", scope: oneSource, value: "NAME:FILE",
+		help: "certificates that an https source is verified against", set: setCAFile},
+	{name: "insecure", scope: sourceList, value: "NAME,...",
+		help: "do not verify the certificates of these", set: setInsecure},
+	{name: "raw", scope: sourceList, value: "NAME,...",
+		help: "do not add exporter_name", set: setRaw},
+	{name: "require", scope: sourceList, value: "NAME,...",
+		help: "answer 503 when one of these is down", set: setRequire},
+
+	{heading: "Server:"},
+	{name: "web.listen-address", scope: server, value: "ADDR",
+		help: ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
+			"http:// or https:// before it chooses TLS for this one", setServer: setListen, key: wholeValue},
+	{name: "web.tls-cert-file", scope: server, value: "FILE",
+		help: "serve https with this certificate ...", setServer: setTLSCert},
+	{name: "web.tls-key-file", scope: server, value: "FILE",
+		help: "... and its key", setServer: setTLSKey},
+	{name: "web.tls-client-ca-file", scope: server, value: "FILE",
+		help: "demand client certificates that this CA verifies", setServer: setTLSClientCA},
+	{name: "web.basic-auth-file", scope: server, value: "FILE",
+		help: "demand a password; lines of user:HASH, see --hash-password", setServer: setBasicAuth},
+	{name: "log.level", scope: server, value: "LEVEL",
+		help: "debug, info, warn or error (info)", setServer: setLogLevel},
+	{name: "log.format", scope: server, value: "FORMAT",
+		help: "logfmt or json, on standard error (logfmt)", setServer: setLogFormat},
+
+	{heading: "Modes:"},
+	{name: "once", help: "print the merged metrics and exit; 1 if a source is down"},
+	{name: "check", help: "validate the flags and the files they name, and exit"},
+	{name: "healthcheck", help: "ask the program at the first --web.listen-address; exit 0 if it is well"},
+	{name: "hash-password", help: "read a password from standard input and print its HASH"},
+	{name: "version", help: "print the version and exit"},
+	{name: "help", help: "print this and exit"},
+}
+
+// appendUsage appends the help text.
+func appendUsage(dst []byte) []byte {
+	const column = 33
+	dst = append(dst, introduction...)
+	for _, o := range options {
+		if o.heading != "" {
+			dst = append(append(append(dst, '\n'), o.heading...), '\n')
+			continue
+		}
+		flag := strings.TrimRight("  --"+o.name+" "+o.value, " ")
+		if len(flag) > column-2 {
+			dst = append(append(dst, flag...), '\n')
+			flag = ""
+		}
+		for line := range strings.SplitSeq(o.help, "\n") {
+			dst = fmt.Appendf(dst, "%-*s%s\n", column, flag, line)
+			flag = ""
+		}
+	}
+	return dst
+}
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
@@ -116,10 +172,10 @@ func main() {
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c, faults := parseFlags(args[1:])
 	switch {
-	case c.help:
-		io.WriteString(stdout, usage)
+	case c.modes["help"]:
+		stdout.Write(appendUsage(nil))
 		return 0
-	case c.version:
+	case c.modes["version"]:
 		fmt.Fprintf(stdout, "reverse_exporter %s %s\n", version, runtime.Version())
 		return 0
 	case len(faults) > 0:
@@ -129,11 +185,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return 2
 	}
 	switch {
-	case c.hashPassword:
+	case c.modes["hash-password"]:
 		return unlessDone(ctx, func() int { return hashPassword(stdin, stdout, stderr) })
-	case c.healthcheck:
+	case c.modes["healthcheck"]:
 		return healthcheck(ctx, c.listen[0], stdout, stderr)
-	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *source) bool { return s.command != nil }):
+	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *sourceConfig) bool { return s.kind == "exec" }):
 		return asInit(ctx, args, stderr)
 	}
 	life, end := context.WithCancel(context.Background())
@@ -143,11 +199,11 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		p.waitForRuns(time.Second)
 	}()
 	switch {
-	case c.check:
+	case c.modes["check"]:
 		return unlessDone(ctx, func() int { return p.check(stdout) })
 	case !p.loadFiles():
 		return 1
-	case c.once:
+	case c.modes["once"]:
 		return p.once(ctx, stdout)
 	}
 	return p.serve(ctx)
@@ -173,9 +229,7 @@ func (p *program) waitForRuns(d time.Duration) {
 	defer cancel()
 	unlessDone(ctx, func() int {
 		for _, s := range p.sources {
-			s.mu.Lock() // who started a run before the end has done so by now
-			s.mu.Unlock()
-			s.runs.Wait()
+			s.drain()
 		}
 		return 0
 	})
@@ -183,14 +237,18 @@ func (p *program) waitForRuns(d time.Duration) {
 
 // program is what runs once the flags are understood.
 type program struct {
-	*config
+	listen      []address
 	log         *slog.Logger
+	sources     []*source            // in the order of the flags
 	endpoints   map[string][]*source // by path
 	started     time.Time
 	pages       pages
 	connections connections
 	refusals    atomic.Uint64 // requests without a right password or certificate
-	windows     sync.Pool     // of *workspace
+	tls         serverTLS
+	passwords   *passwords // nil if none are demanded
+	watched     []*watched // the files that flags name
+	windows     sync.Pool  // of *workspace
 
 	stopping context.Context // done when scrapes have to do with what is there
 	stop     context.CancelFunc
@@ -199,30 +257,44 @@ type program struct {
 	told   map[string]bool
 }
 
-// newProgram puts the parts together. Its fetches end with life.
+// newProgram makes what runs of flags that are good. Its fetches end with life.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	options := &slog.HandlerOptions{Level: c.logLevel}
-	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
+	p := &program{listen: c.listen, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
 	p.pages.freed.L = &p.pages.mu
 	p.pages.turn = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
-	p.log = slog.New(slog.NewTextHandler(stderr, options))
-	if c.logFormat == "json" {
-		p.log = slog.New(slog.NewJSONHandler(stderr, options))
-	}
-	for _, w := range c.watched {
-		w.log = p.log
-	}
-	for _, s := range c.sources {
-		s.life = life
-		s.pinned = s.interval > 0
-		s.windows = &p.windows
-		s.count = func(standard bool, r *result) func() { return p.count(s, standard, r) }
+	p.log = newLog(c, stderr)
+	for _, sc := range c.sources {
+		s := newSource(life, sc, p)
+		p.sources = append(p.sources, s)
 		for _, path := range s.paths {
 			p.endpoints[path] = append(p.endpoints[path], s)
 		}
 	}
+	if c.tlsCert != "" {
+		p.tls.watch(c, p.watch)
+	}
+	if c.basicAuth != "" {
+		p.passwords = newPasswords()
+		p.passwords.watched = p.watch("--web.basic-auth-file", p.passwords.set, c.basicAuth)
+	}
 	return p
+}
+
+// newLog returns the log that the flags ask for.
+func newLog(c *config, stderr io.Writer) *slog.Logger {
+	o := &slog.HandlerOptions{Level: c.logLevel}
+	if c.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(stderr, o))
+	}
+	return slog.New(slog.NewTextHandler(stderr, o))
+}
+
+// watch has files read at start, by loadFiles, and again when they change.
+func (p *program) watch(flag string, set func(texts [][]byte) error, names ...string) *watched {
+	w := &watched{flag: flag, names: names, set: set, log: p.log}
+	p.watched = append(p.watched, w)
+	return w
 }
 
 // loadFiles reads the files that flags name, and logs what is wrong with them.
@@ -333,40 +405,79 @@ func supervise(ctx context.Context, path string, args []string) (int, error) {
 
 // ---- Options
 
-// config is what the flags say.
+// config is what the flags say: plain data, of which newProgram makes what runs.
 type config struct {
-	sources   []*source // in the order of the flags
+	modes     map[string]bool // those given, by flag
+	sources   []*sourceConfig // in the order of the flags
 	listen    []address
-	tls       serverTLS
-	passwords *passwords // nil if none are demanded
-	watched   []*watched // the files that flags name, which are taken up when they change
 	logLevel  slog.Level
 	logFormat string
 
-	help, version, check, once, healthcheck, hashPassword bool
+	tlsCert, tlsKey, tlsClientCA, basicAuth string // files, "" for none
 }
+
+// option is one flag, or a heading of the help.
+type option struct {
+	heading string
+	name    string
+	scope   scope
+	value   string // what stands for its value in the help
+	help    string
+	secret  bool // its value is not repeated in an error
+
+	set       func(s *sourceConfig, value string) error // for options of sources
+	setServer func(c *config, value string) error       // for those of the server
+
+	// key tells the values that exclude each other if they differ: those of one key, for
+	// one scope. Nil means that there can be only one value.
+	key func(value string) string
+}
+
+// scope is what an option is for.
+type scope int
+
+const (
+	mode           scope = iota // no value: what the program is to do
+	newSourceScope              // NAME=WHAT: it makes a source
+	anySource                   // [NAME:]VALUE: for one source, or for all
+	oneSource                   // NAME:VALUE
+	sourceList                  // NAME,NAME: it takes no value but the sources
+	server                      // VALUE
+)
+
+// ownName is the exporter_name of the program itself.
+const ownName = "reverse_exporter"
 
 // flags gathers what stands on the command line, and every fault in it.
 type flags struct {
 	config
-	given  map[string][]string // values by flag
-	byName map[string]*source
-	number int // of sources given, good or bad
-	faults []string
+	given   map[string][]string // values by flag
+	general sourceConfig        // what the flags say of all sources
+	number  int                 // of sources given, good or bad
+	faults  []string
 }
 
-// parseFlags turns a command line into what it says, and all that is wrong in
-// it. A fault names the flag and the source but no value that may be secret.
+// parseFlags turns a command line into what it says, and all that is wrong in it. A fault
+// names the flag and the source but no value that may be secret.
 func parseFlags(args []string) (*config, []string) {
-	f := &flags{given: map[string][]string{}, byName: map[string]*source{}}
+	f := &flags{given: map[string][]string{}}
+	f.modes = map[string]bool{}
+	f.logFormat = "logfmt"
+	f.general = sourceConfig{timeout: 10 * time.Second, maxBytes: 32 << 20}
 	f.readArgs(args)
-	if f.help || f.version {
+	if f.modes["help"] || f.modes["version"] {
 		return &f.config, nil
 	}
-	f.setOptions()
-	f.checkTogether()
-	f.setServer()
-	if len(f.sources) == 0 && len(f.faults) == 0 && !f.healthcheck && !f.hashPassword {
+	for _, o := range options {
+		if o.scope == server {
+			f.setServer(o)
+		}
+	}
+	f.setSources()
+	f.checkSources()
+	f.checkServer()
+	needsSource := !f.modes["healthcheck"] && !f.modes["hash-password"]
+	if needsSource && len(f.sources) == 0 && len(f.faults) == 0 {
 		f.fault(`there is no source. For example:
   reverse_exporter --http node=http://localhost:9100/metrics
   reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs=/usr/local/bin/certs`)
@@ -374,92 +485,121 @@ func parseFlags(args []string) (*config, []string) {
 	return &f.config, f.faults
 }
 
-// readArgs reads the command line, and goes on behind each fault. The flags are
-// those that usage has; all but the modes take a value.
-func (f *flags) readArgs(args []string) {
-	modes := map[string]*bool{"help": &f.help, "h": &f.help, "version": &f.version, "check": &f.check, "once": &f.once,
-		"healthcheck": &f.healthcheck, "hash-password": &f.hashPassword}
-	for i := 0; i < len(args); i++ {
-		name, isFlag := strings.CutPrefix(args[i], "-")
-		name, value, hasValue := strings.Cut(strings.TrimPrefix(name, "-"), "=")
-		mode := modes[name]
-		switch {
-		case !isFlag:
-			f.fault("argument %d is no flag; a value with blanks needs quotes", i+1)
-		case strings.ContainsAny(name, " ,:"):
-			f.fault("argument %d is no flag; a flag and its value are two arguments, or --flag=value", i+1) // it may be secret
-		case mode != nil && !hasValue:
-			*mode = true
-		case mode != nil:
-			f.fault("--%s takes no value", name)
-		case !strings.Contains(usage, "\n  --"+name+" "):
-			f.fault("there is no flag --%s; see --help", name)
-			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
-				i++ // its value
-			}
-		case hasValue:
-			f.give(name, value)
-		case i+1 == len(args):
-			f.fault("--%s needs a value; see --help", name)
-		default:
-			i++
-			f.give(name, args[i])
-		}
-	}
-}
-
-// give keeps what a flag was given.
-func (f *flags) give(name, value string) {
-	if _, isSource := kinds[name]; isSource {
-		f.addSource(name, value)
-	} else {
-		f.given[name] = append(f.given[name], value)
-	}
-}
-
 // fault keeps what is wrong.
 func (f *flags) fault(format string, args ...any) {
 	f.faults = append(f.faults, fmt.Sprintf(format, args...))
 }
 
+// readArgs reads the command line, and goes on after each fault.
+func (f *flags) readArgs(args []string) {
+	for i := 0; i < len(args); i++ {
+		name, isFlag := strings.CutPrefix(args[i], "-")
+		name, value, hasValue := strings.Cut(strings.TrimPrefix(name, "-"), "=")
+		if name == "h" {
+			name = "help"
+		}
+		at := slices.IndexFunc(options, func(o option) bool { return o.name == name && name != "" })
+		switch {
+		case !isFlag:
+			f.fault("argument %d is not a flag; a value with blanks needs quotes", i+1)
+		case at < 0 && strings.ContainsAny(name, " ,:"): // it may hold a secret
+			f.fault("argument %d is not a flag; a flag and its value are two arguments, or --flag=value", i+1)
+		case at < 0:
+			f.unknown(name)
+			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
+				i++ // its value
+			}
+		case options[at].scope == mode && hasValue:
+			f.fault("--%s takes no value", name)
+		case options[at].scope == mode:
+			f.modes[name] = true
+		case hasValue:
+			f.give(options[at], value)
+		case i+1 == len(args):
+			f.fault("--%s needs a value: --%s %s", name, name, options[at].value)
+		default:
+			i++
+			f.give(options[at], args[i])
+		}
+	}
+}
+
+// give keeps what a flag was given. Sources come first, for other flags name them.
+func (f *flags) give(o option, value string) {
+	if o.scope == newSourceScope {
+		f.addSource(o, value)
+	} else {
+		f.given[o.name] = append(f.given[o.name], value)
+	}
+}
+
+// unknown keeps the fault of a flag that does not exist, with the one that was meant.
+func (f *flags) unknown(name string) {
+	best, least := "", 3 // typing errors
+	for _, o := range options {
+		if n := distance(name, o.name); o.name != "" && n < min(least, len(name)) {
+			best, least = o.name, n
+		}
+	}
+	if best == "" {
+		f.fault("there is no flag --%s; see --help", name)
+		return
+	}
+	f.fault("there is no flag --%s; did you mean --%s?", name, best)
+}
+
+// distance returns how many letters have to be added, removed or replaced to make b of a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		corner := i
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := corner
+			if a[i] != b[j] {
+				replaced++
+			}
+			corner = row[j+1]
+			row[j+1] = min(replaced, corner+1, row[j]+1)
+		}
+	}
+	return row[len(b)]
+}
+
 // addSource adds the source of an --http, --file or --exec flag.
-func (f *flags) addSource(kind, value string) {
+func (f *flags) addSource(o option, value string) {
 	f.number++
-	name, what, ok := strings.Cut(value, "=")
-	if !ok || !isSourceName(name) {
-		f.fault("--%s, source %d: NAME=%s is needed, with a NAME of letters, digits, _ . and - that begins with a letter or digit",
-			kind, f.number, kinds[kind].what)
+	name, target, ok := strings.Cut(value, "=")
+	switch {
+	case !ok || !isSourceName(name):
+		f.fault("--%s, source %d: want %s, with a NAME of letters, digits, _ . and - that begins with a letter or digit",
+			o.name, f.number, o.value)
+		return
+	case name == ownName:
+		f.fault("--%s %s: this name is the program's own", o.name, name)
+	case f.source(name) != nil:
+		f.fault("--%s %s: another source has this name", o.name, name)
 		return
 	}
-	if name == ownName {
-		f.fault("--%s %s: this name is the program's own", kind, name)
-	}
-	if f.byName[name] != nil {
-		f.fault("--%s %s: another source has this name", kind, name)
-		return
-	}
-	s := &source{name: name, kind: kind}
-	f.byName[name] = s
+	s := &sourceConfig{kind: o.name, name: name, target: target}
 	f.sources = append(f.sources, s)
-	if err := kinds[kind].set(s, what); err != nil {
-		f.fault("--%s %s: %v", kind, name, err)
+	if err := o.set(s, target); err != nil {
+		f.fault("--%s %s: %v", o.name, name, err) // without the target, which may hold a secret
 	}
 }
 
-// kinds are the flags that make a source: what they are given, what takes it, and the
-// reasons that such a source can fail for.
-var kinds = map[string]struct {
-	what    string
-	set     func(s *source, what string) error
-	reasons []string
-}{
-	"http": {"URL", (*source).setURL, []string{"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"}},
-	"file": {"PATTERN", (*source).setPattern, []string{"busy", "file", "internal", "parse", "read", "timeout", "too_large"}},
-	"exec": {"COMMAND", (*source).setCommand, []string{"busy", "exit", "internal", "parse", "start", "timeout", "too_large"}},
+// source returns the source of a name, nil if there is none.
+func (f *flags) source(name string) *sourceConfig {
+	for _, s := range f.sources {
+		if s.name == name {
+			return s
+		}
+	}
+	return nil
 }
-
-// ownName is the exporter_name of the program itself.
-const ownName = "reverse_exporter"
 
 // isSourceName reports whether a source may have the name.
 func isSourceName(name string) bool {
@@ -471,148 +611,381 @@ func isSourceName(name string) bool {
 	return name != ""
 }
 
-// setOptions gives the sources their options.
-func (f *flags) setOptions() {
+// setSources gives the sources their options: the general ones to all, then to each its
+// own, which override them.
+func (f *flags) setSources() {
+	var specific []setting
+	for _, o := range options {
+		switch o.scope {
+		case anySource, oneSource:
+			general, named := f.settings(o)
+			for _, st := range general {
+				f.set(st, &f.general)
+			}
+			specific = append(specific, named...)
+		case sourceList:
+			specific = append(specific, f.listed(o)...)
+		}
+	}
 	for _, s := range f.sources {
-		s.timeout, s.maxBytes = 10*time.Second, 32<<20
+		kind, name, target := s.kind, s.name, s.target
+		*s = f.general
+		s.kind, s.name, s.target = kind, name, target
+		s.labels, s.paths = maps.Clone(s.labels), nil // a source's own paths replace the general ones
 	}
-	f.each("timeout", false, func(s *source, value string) (err error) {
-		s.timeout, err = parseDuration(value, true)
-		return err
-	})
-	f.each("max-bytes", false, func(s *source, value string) (err error) {
-		s.maxBytes, err = parseSize(value)
-		return err
-	})
-	f.each("max-age", false, func(s *source, value string) (err error) {
-		s.maxAge, err = parseDuration(value, false)
-		return err
-	})
-	f.each("interval", true, func(s *source, value string) (err error) {
-		if s.interval, err = parseDuration(value, true); err == nil && s.interval < 100*time.Millisecond {
-			err = errors.New("100ms is the least")
-		}
-		return err
-	})
-	f.each("params", true, func(s *source, value string) error {
-		if s.exporter == nil {
-			return errors.New("only an http source has parameters; a command takes {x}")
-		}
-		s.exporter.params = strings.Split(value, ",")
-		return nil
-	})
-	f.each("ca-file", true, func(s *source, value string) error {
-		if !s.isHTTPS() {
-			return errors.New("only an https source is verified")
-		}
-		s.exporter.caFile = f.watch("--ca-file "+s.name, s.exporter.takeRoots, value)
-		return nil
-	})
-	f.names("insecure", func(s *source) {
-		if !s.isHTTPS() {
-			f.fault("--insecure %s: only an https source is verified", s.name)
-			return
-		}
-		s.exporter.insecure = true
-	})
-	f.setHeaders()
-	f.names("raw", func(s *source) { s.raw = true })
-	f.names("require", func(s *source) { s.require = true })
-	f.setPaths()
-	f.setLabels()
-}
-
-// scoped is a value of an option, and the sources that it is for.
-type scoped struct {
-	sources []*source
-	name    string // empty if it is for all
-	value   string
-}
-
-// values returns what an option was given, values for all sources first, so that
-// those for one can overrule them. With named, none may be for all.
-func (f *flags) values(option string, named bool) []scoped {
-	var general, specific []scoped
-	for _, given := range f.given[option] {
-		name, value, ok := strings.Cut(given, ":")
-		ok = ok && isSourceName(name)
-		wrong, _, equals := strings.Cut(given, "=")
-		switch {
-		case ok && f.byName[name] == nil:
-			f.fault("--%s %s: no source has this name", option, name)
-		case ok:
-			specific = append(specific, scoped{[]*source{f.byName[name]}, name, value})
-		case equals && option != "label" && f.byName[wrong] != nil:
-			shown := given[len(wrong)+1:]
-			if option == "header" {
-				shown = "…" // it may be secret
-			}
-			f.fault("--%s %s=: a colon belongs behind the name, write --%s %s:%s", option, wrong, option, wrong, shown)
-		case named:
-			f.fault("--%s: a NAME: is needed in front", option)
-		default:
-			general = append(general, scoped{f.sources, "", given})
-		}
+	for _, st := range specific {
+		f.set(st, st.source)
 	}
-	return append(general, specific...)
-}
-
-// each sets an option at the sources that its values are for. A source can have
-// one value, or one for each label, and the order of flags does not matter: two that
-// differ are a fault.
-func (f *flags) each(option string, named bool, set func(s *source, value string) error) {
-	first := map[string]string{}
-	for _, v := range f.values(option, named) {
-		shown := strings.TrimPrefix(v.name+":"+v.value, ":")
-		what := v.name
-		if key, _, ok := strings.Cut(v.value, "="); ok && option == "label" {
-			what += ":" + key
+	for _, s := range f.sources {
+		if len(s.paths) == 0 {
+			s.paths = f.general.paths
 		}
-		if other, ok := first[what]; ok && other != v.value {
-			f.fault("--%s %s: given twice, with different values", option, shown)
-		}
-		first[what] = v.value
-		if len(f.sources) == 0 {
-			v.sources = []*source{{}} // to find what is wrong with the value all the same
-		}
-		for _, s := range v.sources {
-			if err := set(s, v.value); err != nil {
-				f.fault("--%s %s: %v", option, shown, err)
-				break
-			}
+		if len(s.paths) == 0 {
+			s.paths = []string{"/metrics"}
 		}
 	}
 }
 
-// names calls set for each source in the lists that an option was given.
-func (f *flags) names(option string, set func(s *source)) {
-	for _, list := range f.given[option] {
+// setting is one value of an option for sources.
+type setting struct {
+	option
+	source *sourceConfig // nil for all
+	value  string
+}
+
+// String returns the setting as it is written on the command line, without secrets.
+func (st setting) String() string {
+	text := "--" + st.name + " "
+	if st.source != nil {
+		text += st.source.name
+		if st.option.scope == sourceList || st.secret {
+			return text
+		}
+		text += ":"
+	}
+	return text + st.value
+}
+
+// set sets an option.
+func (f *flags) set(st setting, s *sourceConfig) {
+	if err := st.option.set(s, st.value); err != nil {
+		f.fault("%v: %v", st, err)
+	}
+}
+
+// settings returns the values of an option, those for all sources and those for one.
+func (f *flags) settings(o option) (general, specific []setting) {
+	first := map[string]string{} // value by NAME and key
+	for _, given := range f.given[o.name] {
+		st, ok := f.scoped(o, given)
+		if !ok {
+			continue
+		}
+		id := o.keyOf(st.value)
+		if st.source != nil {
+			id = st.source.name + ":" + id
+		}
+		if other, ok := first[id]; ok && other != st.value {
+			f.fault("%v: given twice, with different values", st)
+			continue
+		}
+		first[id] = st.value
+		if st.source == nil {
+			general = append(general, st)
+		} else {
+			specific = append(specific, st)
+		}
+	}
+	return general, specific
+}
+
+// keyOf returns the key of a value: see option.
+func (o option) keyOf(value string) string {
+	if o.key == nil {
+		return ""
+	}
+	return o.key(value)
+}
+
+// scoped parses [NAME:]VALUE. It reports whether the value is good so far.
+func (f *flags) scoped(o option, given string) (st setting, ok bool) {
+	name, value, colon := strings.Cut(given, ":")
+	if colon && isSourceName(name) {
+		s := f.source(name)
+		if s == nil {
+			f.fault("--%s %s: no source has this name", o.name, name)
+		}
+		return setting{o, s, value}, s != nil
+	}
+	wrong, value, equals := strings.Cut(given, "=")
+	switch {
+	case equals && o.name != "label" && f.source(wrong) != nil: // the mistake that everyone makes
+		if o.secret {
+			value = "…"
+		}
+		f.fault("--%s %s=: a colon belongs after the name, write --%s %s:%s", o.name, wrong, o.name, wrong, value)
+		return setting{}, false
+	case o.scope == oneSource:
+		f.fault("--%s: want %s", o.name, o.value)
+		return setting{}, false
+	}
+	return setting{o, nil, given}, true
+}
+
+// listed returns the settings of an option that takes a list of sources.
+func (f *flags) listed(o option) (specific []setting) {
+	for _, list := range f.given[o.name] {
 		for name := range strings.SplitSeq(list, ",") {
-			if s := f.byName[name]; s != nil {
-				set(s)
+			if s := f.source(name); s != nil {
+				specific = append(specific, setting{o, s, ""})
 			} else {
-				f.fault("--%s %s: no source has this name", option, name)
+				f.fault("--%s %s: no source has this name", o.name, name)
 			}
 		}
 	}
+	return specific
+}
+
+// setServer sets an option of the server.
+func (f *flags) setServer(o option) {
+	first := map[string]string{} // value by key
+	for _, value := range f.given[o.name] {
+		if other, ok := first[o.keyOf(value)]; ok && (other != value || o.key != nil) {
+			f.fault("--%s %s: given twice", o.name, value)
+			continue
+		}
+		first[o.keyOf(value)] = value
+		if err := o.setServer(&f.config, value); err != nil {
+			f.fault("--%s %s: %v", o.name, value, err)
+		}
+	}
+}
+
+// checkSources finds options that exclude each other.
+func (f *flags) checkSources() {
+	for _, s := range f.sources {
+		var params []param
+		needs := ""
+		if s.kind == "exec" {
+			if line, err := parseCommand(s.target); err == nil {
+				params, needs = line.params, line.needs()
+			}
+		}
+		switch {
+		case s.interval > 0 && s.maxAge > 0:
+			f.fault("--interval %s: not together with --max-age; --max-age %s:0s takes it out of a general one", s.name, s.name)
+		case s.interval > 0 && s.params != nil:
+			f.fault("--interval %s: not together with --params", s.name)
+		case s.interval > 0 && len(params) > 0:
+			f.fault("--interval %s: not together with a placeholder", s.name)
+		}
+		if needs != "" && !f.alone(s) {
+			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %s:/%s",
+				s.name, needs, s.name, s.name)
+		}
+	}
+}
+
+// alone reports whether no other source is served where s is.
+func (f *flags) alone(s *sourceConfig) bool {
+	return !slices.ContainsFunc(f.sources, func(other *sourceConfig) bool {
+		return other != s && slices.ContainsFunc(other.paths, func(path string) bool {
+			return slices.Contains(s.paths, path)
+		})
+	})
+}
+
+// checkServer decides which listeners have TLS, and finds options that do not go together.
+func (f *flags) checkServer() {
+	if len(f.listen) == 0 {
+		f.listen = []address{{network: "tcp", addr: ":9998"}}
+	}
+	anyTLS := false
+	for i := range f.listen {
+		a := &f.listen[i]
+		a.tls = a.scheme == "https" || a.scheme == "" && f.tlsCert != ""
+		anyTLS = anyTLS || a.tls
+	}
+	switch {
+	case f.modes["healthcheck"] || f.modes["hash-password"]: // they read no files
+	case (f.tlsCert == "") != (f.tlsKey == ""):
+		f.fault("--web.tls-cert-file and --web.tls-key-file belong together (they may name one file that has both)")
+	case anyTLS && f.tlsCert == "":
+		f.fault("--web.listen-address: one begins with https://, so --web.tls-cert-file and --web.tls-key-file are needed")
+	case f.tlsCert != "" && !anyTLS:
+		f.fault("--web.tls-cert-file: every --web.listen-address begins with http://, so nothing would be served with it")
+	case f.tlsClientCA != "" && f.tlsCert == "":
+		f.fault("--web.tls-client-ca-file: --web.tls-cert-file and --web.tls-key-file are needed")
+	}
+}
+
+// wholeValue is the key of options that can have several values.
+func wholeValue(value string) string { return value }
+
+// labelKey is the key of labels: each name can have one value.
+func labelKey(value string) string {
+	key, _, _ := strings.Cut(value, "=")
+	return key
+}
+
+func setURL(_ *sourceConfig, value string) error {
+	_, _, err := parseURL(value)
+	return err
+}
+
+func setPattern(_ *sourceConfig, value string) error { return checkPattern(value) }
+
+func setCommand(_ *sourceConfig, value string) error {
+	_, err := parseCommand(value)
+	return err
+}
+
+func setLabel(s *sourceConfig, value string) error {
+	key, value, err := parseLabel(value)
+	if err != nil {
+		return err
+	}
+	if s.labels == nil {
+		s.labels = map[string]string{}
+	}
+	s.labels[key] = value
+	return nil
+}
+
+func setTimeout(s *sourceConfig, value string) (err error) {
+	s.timeout, err = parseDuration(value)
+	if err == nil && s.timeout == 0 {
+		return errors.New("must be longer than 0")
+	}
+	return err
+}
+
+func setMaxBytes(s *sourceConfig, value string) (err error) {
+	s.maxBytes, err = parseSize(value)
+	return err
+}
+
+func setMaxAge(s *sourceConfig, value string) (err error) {
+	s.maxAge, err = parseDuration(value)
+	return err
+}
+
+func setInterval(s *sourceConfig, value string) (err error) {
+	s.interval, err = parseDuration(value)
+	if err == nil && s.interval < 100*time.Millisecond {
+		return errors.New("must be at least 100ms")
+	}
+	return err
+}
+
+func setPath(s *sourceConfig, value string) error {
+	if !slices.Contains(s.paths, value) {
+		s.paths = append(s.paths, value)
+	}
+	return checkPath(value)
+}
+
+func setParams(s *sourceConfig, value string) error {
+	if s.kind != "http" {
+		return errors.New("only an http source has parameters; a command takes {x}")
+	}
+	s.params = strings.Split(value, ",")
+	return nil
+}
+
+func setHeader(s *sourceConfig, value string) error {
+	if s.kind != "http" {
+		return errors.New("only an http source is sent headers")
+	}
+	if file, ok := strings.CutPrefix(value, "@"); ok {
+		s.headerFiles = append(s.headerFiles, file)
+		return nil
+	}
+	s.headers = append(s.headers, value)
+	_, _, err := parseHeader(value)
+	return err
+}
+
+func setCAFile(s *sourceConfig, value string) error {
+	s.caFile = value
+	return s.mustBeHTTPS()
+}
+
+func setInsecure(s *sourceConfig, _ string) error {
+	s.insecure = true
+	return s.mustBeHTTPS()
+}
+
+func (s *sourceConfig) mustBeHTTPS() error {
+	if s.kind != "http" || !strings.HasPrefix(s.target, "https://") {
+		return errors.New("only an https source is verified")
+	}
+	return nil
+}
+
+func setRaw(s *sourceConfig, _ string) error {
+	s.raw = true
+	return nil
+}
+
+func setRequire(s *sourceConfig, _ string) error {
+	s.require = true
+	return nil
+}
+
+func setListen(c *config, value string) error {
+	a, err := parseAddress(value)
+	c.listen = append(c.listen, a)
+	return err
+}
+
+func setTLSCert(c *config, value string) error { return setFile(&c.tlsCert, value) }
+
+func setTLSKey(c *config, value string) error { return setFile(&c.tlsKey, value) }
+
+func setTLSClientCA(c *config, value string) error {
+	return setFile(&c.tlsClientCA, value)
+}
+
+func setBasicAuth(c *config, value string) error { return setFile(&c.basicAuth, value) }
+
+func setFile(file *string, value string) error {
+	if value == "" {
+		return errors.New("want the name of a file")
+	}
+	*file = value
+	return nil
+}
+
+func setLogLevel(c *config, value string) error {
+	if c.logLevel.UnmarshalText([]byte(value)) != nil {
+		return errors.New("want debug, info, warn or error")
+	}
+	return nil
+}
+
+func setLogFormat(c *config, value string) error {
+	c.logFormat = value
+	if value != "logfmt" && value != "json" {
+		return errors.New("want logfmt or json")
+	}
+	return nil
 }
 
 // parseDuration parses a duration as Go does, with d for a day.
-func parseDuration(text string, positive bool) (time.Duration, error) {
+func parseDuration(text string) (time.Duration, error) {
 	days, rest, hasDays := strings.Cut(text, "d")
-	if !hasDays {
+	switch {
+	case !hasDays:
 		days, rest = "0", text
-	} else if rest == "" {
+	case rest == "":
 		rest = "0s"
 	}
 	n, err := strconv.ParseFloat(days, 64)
 	d, err2 := time.ParseDuration(rest)
 	total := n*float64(24*time.Hour) + float64(d)
-	switch {
-	case err != nil || err2 != nil || n < 0 || d < 0 || !(total <= float64(366*24*time.Hour)):
-		return 0, errors.New("a duration is needed, as 500ms, 10s, 5m, 1h30m or 2d, and of a year at most")
-	case positive && total == 0:
-		return 0, errors.New("the duration must be longer than 0")
+	if err != nil || err2 != nil || n < 0 || d < 0 || !(total <= float64(366*24*time.Hour)) {
+		return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
 	}
 	return time.Duration(total), nil
 }
@@ -624,31 +997,11 @@ func parseSize(text string) (int64, error) {
 	n, err := strconv.ParseUint(number, 10, 31)
 	switch {
 	case unit == 0 || err != nil || n == 0:
-		return 0, errors.New("a whole number with B, KiB, MiB or GiB is needed, as 32MiB")
+		return 0, errors.New("want a whole number with B, KiB, MiB or GiB, like 32MiB")
 	case n > 1<<30/unit:
-		return 0, errors.New("1GiB is the most")
+		return 0, errors.New("must be at most 1GiB")
 	}
 	return int64(n * unit), nil
-}
-
-// setPaths gives the sources their endpoints: their own, or else the general ones.
-func (f *flags) setPaths() {
-	paths := map[string][]string{} // by NAME, "" for all
-	for _, v := range f.values("path", false) {
-		if err := checkPath(v.value); err != nil {
-			f.fault("--path %s: %v", v.value, err)
-		} else if !slices.Contains(paths[v.name], v.value) {
-			paths[v.name] = append(paths[v.name], v.value)
-		}
-	}
-	for _, s := range f.sources {
-		s.paths = []string{"/metrics"}
-		for _, name := range []string{"", s.name} {
-			if len(paths[name]) > 0 {
-				s.paths = paths[name]
-			}
-		}
-	}
 }
 
 // checkPath says why an endpoint cannot have the path.
@@ -659,30 +1012,9 @@ func checkPath(name string) error {
 	case name == "/", name == "/-", strings.HasPrefix(name, "/-/"):
 		return errors.New("this path is the program's own")
 	case path.Clean(name) != name, (&url.URL{Path: name}).EscapedPath() != name:
-		return errors.New("a path has plain characters, no ? # % or \\, no . or .. between slashes, and no / at its end")
+		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, and no / at its end`)
 	}
 	return nil
-}
-
-// setLabels gives the sources the labels that they add.
-func (f *flags) setLabels() {
-	f.each("label", false, func(s *source, label string) error {
-		key, value, err := parseLabel(label)
-		if s.labels == nil {
-			s.labels = map[string]string{}
-		}
-		s.labels[key] = value
-		return err
-	})
-	for _, s := range f.sources {
-		if !s.raw {
-			s.added.add("exporter_name", s.name)
-			s.added.telling = true
-		}
-		for _, key := range slices.Sorted(maps.Keys(s.labels)) {
-			s.added.add(key, s.labels[key])
-		}
-	}
 }
 
 // parseLabel parses KEY=VALUE.
@@ -690,182 +1022,40 @@ func parseLabel(label string) (key, value string, err error) {
 	key, value, ok := strings.Cut(label, "=")
 	switch {
 	case !ok || !isBareLabel([]byte(key)):
-		err = errors.New("KEY=VALUE is needed, with a KEY of letters, digits and _ that begins with no digit")
+		err = errors.New("want KEY=VALUE, with a KEY of letters, digits and _ that does not begin with a digit")
 	case key == "exporter_name" || key == "le" || key == "quantile" || strings.HasPrefix(key, "__"):
 		err = fmt.Errorf("the label name %s is reserved", key)
 	case value == "" || !utf8.ValidString(value):
-		err = errors.New("a VALUE is needed, in UTF-8")
+		err = errors.New("want a VALUE, in UTF-8")
 	}
 	return key, value, err
-}
-
-// setHeaders gives the http sources the headers that they are sent. As a header may
-// be secret, no fault tells its value.
-func (f *flags) setHeaders() {
-	files := map[*source][]string{}
-	for _, v := range f.values("header", true) {
-		for _, s := range v.sources {
-			if s.exporter == nil {
-				f.fault("--header %s: only an http source is sent headers", s.name)
-			} else if name, ok := strings.CutPrefix(v.value, "@"); ok {
-				files[s] = append(files[s], name)
-			} else if key, value, err := parseHeader(v.value); err != nil {
-				f.fault("--header %s: %v", s.name, err)
-			} else {
-				s.exporter.fixed.Add(key, value)
-			}
-		}
-	}
-	for _, s := range f.sources {
-		if len(files[s]) > 0 {
-			s.exporter.headerFiles = f.watch("--header "+s.name, s.exporter.takeHeaders, files[s]...)
-		}
-	}
-}
-
-// watch has files read at start, and again when they change.
-func (f *flags) watch(flag string, take func(texts [][]byte) error, names ...string) *watched {
-	for _, w := range f.watched {
-		if w.flag == flag { // given twice
-			return w
-		}
-	}
-	w := &watched{flag: flag, names: names, take: take}
-	f.watched = append(f.watched, w)
-	return w
-}
-
-// checkTogether finds options that exclude each other.
-func (f *flags) checkTogether() {
-	for _, s := range f.sources {
-		takes := ""
-		switch {
-		case s.exporter != nil && s.exporter.params != nil:
-			takes = "--params"
-		case s.command != nil && len(s.command.params) > 0:
-			takes = "a placeholder"
-		}
-		if s.interval > 0 && s.maxAge > 0 {
-			f.fault("--interval %s: not together with --max-age; --max-age %s:0s takes it out of a general one", s.name, s.name)
-		}
-		if s.interval > 0 && takes != "" {
-			f.fault("--interval %s: not together with %s", s.name, takes)
-		}
-		if s.command != nil && s.command.needs() != "" && !f.alone(s) {
-			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %s:/%s",
-				s.name, s.command.needs(), s.name, s.name)
-		}
-	}
-}
-
-// alone reports whether no other source is served where s is.
-func (f *flags) alone(s *source) bool {
-	return !slices.ContainsFunc(f.sources, func(other *source) bool {
-		return other != s && slices.ContainsFunc(other.paths, func(path string) bool {
-			return slices.Contains(s.paths, path)
-		})
-	})
-}
-
-// setServer sets what is not of a source.
-func (f *flags) setServer() {
-	f.setListen(len(f.given["web.tls-cert-file"]) > 0)
-	f.setTLS()
-	if file := f.one("web.basic-auth-file"); file != "" {
-		f.passwords = newPasswords()
-		f.passwords.file = f.watch("--web.basic-auth-file", f.passwords.take, file)
-	}
-	f.logLevel = slog.LevelInfo
-	for _, level := range f.given["log.level"] {
-		if err := f.logLevel.UnmarshalText([]byte(level)); err != nil {
-			f.fault("--log.level %s: debug, info, warn or error is needed", level)
-		}
-	}
-	for _, f.logFormat = range f.given["log.format"] {
-		if f.logFormat != "logfmt" && f.logFormat != "json" {
-			f.fault("--log.format %s: logfmt or json is needed", f.logFormat)
-		}
-	}
-}
-
-// setTLS sets the certificates that listeners serve with.
-func (f *flags) setTLS() {
-	cert, key, ca := f.one("web.tls-cert-file"), f.one("web.tls-key-file"), f.one("web.tls-client-ca-file")
-	served := slices.ContainsFunc(f.listen, func(a address) bool { return a.tls })
-	names := []string{cert, key}
-	switch {
-	case f.healthcheck || f.hashPassword: // they read no files
-		return
-	case (cert == "") != (key == ""):
-		f.fault("--web.tls-cert-file and --web.tls-key-file belong together (they may name one file that has both)")
-	case served && cert == "":
-		f.fault("--web.listen-address: one begins with https://, so --web.tls-cert-file and --web.tls-key-file are needed")
-	case cert != "" && !served:
-		f.fault("--web.tls-cert-file: every --web.listen-address begins with http://, so nothing would be served with it")
-	case ca != "" && cert == "":
-		f.fault("--web.tls-client-ca-file: --web.tls-cert-file and --web.tls-key-file are needed")
-	case ca != "":
-		f.tls.clients = true
-		names = append(names, ca)
-	}
-	if cert != "" {
-		f.tls.files = f.watch("--web.tls-cert-file", f.tls.take, names...)
-	}
-}
-
-// one returns the value of an option that can have only one, "" without.
-func (f *flags) one(option string) (file string) {
-	for _, file = range f.given[option] {
-		if file == "" || file != f.given[option][0] {
-			f.fault("--%s %s: one file is needed", option, file)
-		}
-	}
-	return file
 }
 
 // ---- Listening
 
 // address is where the program listens.
 type address struct {
+	scheme        string // http, https, or "" for what the other flags say
 	network, addr string
 	tls           bool
 }
 
-// setListen sets the addresses to listen on, with TLS if they do not say otherwise.
-func (f *flags) setListen(withTLS bool) {
-	texts := f.given["web.listen-address"]
-	if len(texts) == 0 {
-		texts = []string{":9998"}
-	}
-	for i, text := range texts {
-		a, err := parseAddress(text, withTLS)
-		if err != nil {
-			f.fault("--web.listen-address %s: %v", text, err)
-		} else if slices.Contains(texts[:i], text) {
-			f.fault("--web.listen-address %s: given twice", text)
-		}
-		f.listen = append(f.listen, a)
-	}
-}
-
-// parseAddress parses an address to listen on, with TLS if it does not say otherwise.
-func parseAddress(text string, withTLS bool) (address, error) {
-	a := address{"tcp", text, withTLS}
-	if addr, ok := strings.CutPrefix(text, "https://"); ok {
-		a.addr, a.tls = addr, true
-	} else if addr, ok := strings.CutPrefix(text, "http://"); ok {
-		a.addr, a.tls = addr, false
+// parseAddress parses an address to listen on.
+func parseAddress(text string) (address, error) {
+	a := address{network: "tcp", addr: text}
+	if scheme, addr, ok := strings.Cut(text, "://"); ok && (scheme == "http" || scheme == "https") {
+		a.scheme, a.addr = scheme, addr
 	}
 	if path, ok := strings.CutPrefix(a.addr, "unix:"); ok {
 		a.network, a.addr = "unix", path
 		if path == "" || path[0] == '@' {
-			return a, errors.New("a path is needed, as unix:/run/re.sock")
+			return a, errors.New("want a path, like unix:/run/re.sock")
 		}
 		return a, nil
 	}
 	_, port, err := net.SplitHostPort(a.addr)
 	if err != nil || !isPort(port, false) {
-		return a, errors.New("an address is needed, as :9998, 127.0.0.1:9998 or unix:/run/re.sock")
+		return a, errors.New("want an address like :9998, 127.0.0.1:9998 or unix:/run/re.sock")
 	}
 	return a, nil
 }
@@ -928,28 +1118,42 @@ func removeStale(path string) error {
 // serverTLS is what listeners with TLS serve with.
 type serverTLS struct {
 	clients bool     // they must have a certificate
-	files   *watched // of certificate, key and, if clients need one, their CA
+	watched *watched // certificate, key and, if clients need a certificate, their CA
 	config  atomic.Pointer[tls.Config]
+}
+
+// watch has the files read that the flags name.
+func (t *serverTLS) watch(c *config, watch watcher) {
+	names := []string{c.tlsCert, c.tlsKey}
+	if t.clients = c.tlsClientCA != ""; t.clients {
+		names = append(names, c.tlsClientCA)
+	}
+	t.watched = watch("--web.tls-cert-file", t.set, names...)
 }
 
 // current returns what the next handshake is done with.
 func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
-	t.files.refresh()
+	t.watched.refresh()
 	return t.config.Load(), nil
 }
 
-// take keeps what the files hold. A client without a certificate may connect, so that
-// it can be told what is missing.
-func (t *serverTLS) take(texts [][]byte) error {
+// set keeps what the files hold. A client without a certificate may connect, so that it
+// can be told what is missing.
+func (t *serverTLS) set(texts [][]byte) error {
+	names := t.watched.names
 	cert, err := tls.X509KeyPair(texts[0], texts[1])
 	if err != nil {
-		return fmt.Errorf("%s, %s: %w", t.files.names[0], t.files.names[1], err)
+		return fmt.Errorf("%s, %s: %w", names[0], names[1], err)
 	}
-	c := &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12, NextProtos: []string{"http/1.1"}}
+	c := &tls.Config{
+		Certificates: []tls.Certificate{cert},
+		MinVersion:   tls.VersionTLS12,
+		NextProtos:   []string{"http/1.1"},
+	}
 	if t.clients {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
 		if c.ClientCAs, err = newPool(texts[2]); err != nil {
-			return fmt.Errorf("%s: %w", t.files.names[2], err)
+			return fmt.Errorf("%s: %w", names[2], err)
 		}
 	}
 	t.config.Store(c)
@@ -1109,8 +1313,8 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 // passwords are those that --web.basic-auth-file demands. To stretch one takes about a
 // quarter of a second, so few are at a time, and one that was right is remembered.
 type passwords struct {
-	file  *watched
-	users atomic.Pointer[map[string]*user] // by name
+	watched *watched
+	users   atomic.Pointer[map[string]*user] // by name
 
 	key  []byte        // of digests
 	line chan struct{} // has room for those who stretch or wait to
@@ -1124,15 +1328,15 @@ type user struct {
 	right      atomic.Pointer[[]byte] // keyed digest of the password once it was found
 }
 
-// newPasswords returns passwords that take the first file still.
+// newPasswords returns passwords that are yet to get their users.
 func newPasswords() *passwords {
 	ps := &passwords{key: make([]byte, 32), line: make(chan struct{}, 1+16), turn: make(chan struct{}, 1)}
 	rand.Read(ps.key)
 	return ps
 }
 
-// take keeps the users of a password file.
-func (ps *passwords) take(texts [][]byte) error {
+// set keeps the users of a password file.
+func (ps *passwords) set(texts [][]byte) error {
 	us, old := map[string]*user{}, ps.users.Load()
 	err := eachLine(texts[0], func(line string) error {
 		name, hash, _ := strings.Cut(line, ":")
@@ -1187,7 +1391,7 @@ const minIterations, maxIterations = 100_000, 2_000_000
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
 // wait to be checked or ctx is done. An unknown user costs as much as a known one.
 func (ps *passwords) check(ctx context.Context, name, password string) int {
-	ps.file.refresh()
+	ps.watched.refresh()
 	us := *ps.users.Load()
 	u, known := us[name]
 	digest := ps.digest(password)
@@ -1352,7 +1556,7 @@ func resultsOf(shares []share) []*result {
 	results := make([]*result, len(shares))
 	for i, sh := range shares {
 		if sh.ticket != nil {
-			results[i] = sh.source.take(sh.ticket)
+			results[i] = sh.source.result(sh.ticket)
 		} else {
 			results[i] = refused
 		}
@@ -1365,7 +1569,7 @@ func resultsOf(shares []share) []*result {
 func leave(shares []share, late bool) {
 	for _, sh := range shares {
 		if sh.ticket == nil || sh.source.leave(sh.ticket, late) && late {
-			sh.source.busy()
+			sh.source.status.countBusy()
 		}
 	}
 }
@@ -1514,7 +1718,7 @@ func (p *program) index(w http.ResponseWriter) {
 	var up, down, samples int
 	var size int64
 	for _, s := range p.sources {
-		c := s.status.copy()
+		c := s.status.snapshot()
 		rows = s.appendRow(rows, c)
 		samples += c.last.samples
 		size += c.last.bytes
@@ -1567,11 +1771,11 @@ func (s *source) appendRow(dst []byte, c counts) []byte {
 		took = c.last.duration.Round(100 * time.Microsecond).String()
 	}
 	link := escapeHTML.Replace(s.name)
-	if s.command == nil || s.command.needs() == "" {
+	if c, ok := s.fetcher.(*command); !ok || c.needs() == "" {
 		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, escapeHTML.Replace(s.paths[0]), link)
 	}
 	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From class=w>%s",
-		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, escapeHTML.Replace(s.origin))
+		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, escapeHTML.Replace(s.String()))
 	dst = fmt.Appendf(dst, "<td title=Took>%s<td title=Samples>%d<td title=Size>%s<td title=\"Last success\">%s",
 		took, c.last.samples, sizeText(c.last.bytes), ago(c.lastSuccess))
 	if c.last.failure != nil {
@@ -1632,7 +1836,7 @@ func (p *program) check(stdout io.Writer) int {
 		fmt.Fprintln(stdout, err)
 		return 1
 	}
-	fmt.Fprintln(stdout, "all is fine")
+	fmt.Fprintln(stdout, "ok")
 	return 0
 }
 

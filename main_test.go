@@ -95,8 +95,8 @@ func newTestProgram(t testing.TB, args ...string) (*program, *syncBuffer) {
 	life, end := context.WithCancel(context.Background())
 	log := &syncBuffer{}
 	p := newProgram(life, c, log)
-	for _, s := range c.sources {
-		s.buffers.spoil = func(buf []byte) { // or a buffer that is given back too early would go unnoticed
+	for _, s := range p.sources {
+		s.intake.buffers.spoil = func(buf []byte) { // or a buffer that is given back too early would go unnoticed
 			for i := range buf {
 				buf[i] = '!'
 			}
@@ -104,7 +104,7 @@ func newTestProgram(t testing.TB, args ...string) (*program, *syncBuffer) {
 	}
 	t.Cleanup(func() {
 		end()
-		for _, s := range c.sources {
+		for _, s := range p.sources {
 			s.runs.Wait()
 		}
 	})
@@ -1029,7 +1029,7 @@ func TestSmallFiles(t *testing.T) {
 	}
 	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
 	r := &result{}
-	if f := p.sources[0].fetchFiles(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
+	if f := p.sources[0].fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
 		t.Fatalf("%d bodies, %v", len(r.bodies), f)
 	}
 	for _, e := range r.bodies {
@@ -1074,7 +1074,7 @@ func TestFileChanges(t *testing.T) {
 				t.Error(err)
 			}
 		}}
-		f := s.readFile(ctx, r, path)
+		f := s.fetcher.(*files).read(ctx, r, path)
 		if name == "renamed" {
 			if f != nil || r.samples() != windowSize {
 				t.Errorf("renamed: %d samples, %v", r.samples(), f)
@@ -1123,7 +1123,7 @@ func TestDeadline(t *testing.T) {
 		`reverse_exporter_source_up{exporter_name="beside"} 1`,
 		`backup_size_bytes{exporter_name="beside",target="nas"} 7.3014444032e+10`)
 	if strings.Contains(w.Body.String(), `duration_seconds{exporter_name="hangs"`) {
-		t.Error("a source that missed the deadline has a duration")
+		t.Error("a source that late the deadline has a duration")
 	}
 	p.sources[0].runs.Wait() // the fetch that nobody waits for any more
 	wantContains(t, get(t, p, "/metrics?exporter_name=beside").Body.String(), "reverse_exporter_source_up")
@@ -1369,11 +1369,12 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	s := &stand{release: map[string]chan int{}}
 	life, end := context.WithCancel(context.Background())
 	t.Cleanup(end)
-	s.waterfall = waterfall{serial: serial, places: 16, life: life, timeout: time.Hour}
+	s.waterfall = waterfall{sourceConfig: &sourceConfig{kind: "exec", timeout: time.Hour}, places: 16, life: life}
 	if !serial {
-		s.places = 128
+		s.kind, s.places = "http", 128
 	}
-	s.count = func(standard bool, r *result) func() {
+	s.report = func(*result, bool) {}
+	s.count = func(standard bool, r *result) bool {
 		reason := "ok"
 		if r.failure != nil {
 			reason = r.failure.reason
@@ -1381,9 +1382,9 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.counted = append(s.counted, reason)
-		return func() {}
+		return true
 	}
-	s.fetch = func(ctx context.Context, r *result, values []string) (f *failure) {
+	s.do = func(ctx context.Context, r *result, values []string) (f *failure) {
 		s.mu.Lock()
 		s.begun = append(s.begun, values[0])
 		released := make(chan int, 1)
@@ -1454,7 +1455,7 @@ func (s *stand) empty(t *testing.T) {
 	synctest.Wait()
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
-	if len(s.keys) > 0 || s.line.running != nil || len(s.line.waiting) > 0 {
+	if len(s.keys) > 0 || s.lane.running != nil || len(s.lane.waiting) > 0 {
 		t.Errorf("%d keys are left", len(s.keys))
 	}
 }
@@ -1469,7 +1470,7 @@ func TestFlood(t *testing.T) {
 				go func() {
 					tk := s.enter(t, "")
 					s.wait(context.Background(), tk)
-					got.Store(s.take(tk), true)
+					got.Store(s.result(tk), true)
 					s.leave(tk, false)
 				}()
 			}
@@ -1493,7 +1494,7 @@ func TestLeaving(t *testing.T) {
 		a, b := s.enter(t, ""), s.enter(t, "")
 		s.leave(a, false)
 		s.waterfall.mu.Lock()
-		if s.line.running.cancelled {
+		if s.lane.running.cancelled {
 			t.Error("cancelled although one waits")
 		}
 		s.waterfall.mu.Unlock()
@@ -1508,11 +1509,11 @@ func TestLeaving(t *testing.T) {
 		if got := len(s.begun); got != 2 || s.most != 1 {
 			t.Errorf("%d runs, %d at once, want a second one now", got, s.most)
 		}
-		if r := s.take(c); r != missed {
+		if r := s.result(c); r != late {
 			t.Errorf("the doomed run delivered %v", r)
 		}
 		s.end("", 2)
-		if r := s.take(c); len(r.bodies[0].buf) != 2 {
+		if r := s.result(c); len(r.bodies[0].buf) != 2 {
 			t.Errorf("got %v", r)
 		}
 		s.leave(c, false)
@@ -1536,7 +1537,7 @@ func TestLine(t *testing.T) {
 			t.Error("there is a place for a 17th key in line")
 		}
 		standard := s.enter(t, "")
-		if s.take(standard) != crowded {
+		if s.result(standard) != queued {
 			t.Error("the standard key is not in line")
 		}
 		for _, i := range []int{1, 3} {
@@ -1596,7 +1597,7 @@ func TestMaxAge(t *testing.T) {
 				s.end("", n)
 			}
 			defer s.leave(tk, false)
-			return s.take(tk)
+			return s.result(tk)
 		}
 		first := scrape(1)
 		time.Sleep(59 * time.Second)
@@ -1642,7 +1643,7 @@ func TestEvictedResultsAreFree(t *testing.T) {
 	s := newStand(t, true, true)
 	s.maxAge = time.Hour
 	s.places = 2
-	s.fetch = func(_ context.Context, r *result, _ []string) *failure {
+	s.do = func(_ context.Context, r *result, _ []string) *failure {
 		r.bodies = []*exposition{{buf: make([]byte, 1<<20)}}
 		return nil
 	}
@@ -1676,7 +1677,7 @@ func TestBusy(t *testing.T) {
 		p, _ := newTestProgram(t, "--exec", "x=true {a=b}")
 		s := p.sources[0]
 		release := make(chan struct{})
-		s.fetch = func(context.Context, *result, []string) *failure { <-release; return nil }
+		s.do = func(context.Context, *result, []string) *failure { <-release; return nil }
 		running := s.join(arguments{standard: true}, false)
 		for _, left := range []bool{true, false} {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
@@ -1685,13 +1686,13 @@ func TestBusy(t *testing.T) {
 			}
 			shares, _ := p.ask(p.sources, url.Values{"a": {"c"}})
 			await(ctx, shares)
-			if r := resultsOf(shares); r[0] != crowded {
+			if r := resultsOf(shares); r[0] != queued {
 				t.Errorf("got %v", r[0].failure)
 			}
 			leave(shares, ctx.Err() == context.DeadlineExceeded)
 			cancel()
 		}
-		if n := s.status.copy().failures["busy"]; n != 1 {
+		if n := s.status.snapshot().failures["busy"]; n != 1 {
 			t.Errorf("counted %d times as busy, want once", n)
 		}
 		close(release)
@@ -1732,7 +1733,7 @@ func TestPanic(t *testing.T) {
 		s.end("", panics)
 		for _, tk := range []*ticket{a, b} {
 			s.wait(context.Background(), tk)
-			if r := s.take(tk); r.failure == nil || r.failure.reason != "internal" || len(r.bodies) > 0 || !strings.Contains(r.failure.detail, "goroutine") {
+			if r := s.result(tk); r.failure == nil || r.failure.reason != "internal" || len(r.bodies) > 0 || !strings.Contains(r.failure.detail, "goroutine") {
 				t.Errorf("got %v", r.failure)
 			}
 			s.leave(tk, false)
@@ -1740,7 +1741,7 @@ func TestPanic(t *testing.T) {
 		c := s.enter(t, "")
 		synctest.Wait()
 		s.end("", 1)
-		if s.take(c).failure != nil {
+		if s.result(c).failure != nil {
 			t.Error("the source does not recover")
 		}
 	})
@@ -1758,13 +1759,13 @@ func TestNewest(t *testing.T) {
 			s.end("", n)
 			others = append(others, s.enter(t, ""))
 		}
-		if r := s.take(patient); len(r.bodies[0].buf) != 3 {
+		if r := s.result(patient); len(r.bodies[0].buf) != 3 {
 			t.Errorf("took the result of run %d, want the newest, 3", len(r.bodies[0].buf))
 		}
-		if r := s.take(others[0]); len(r.bodies[0].buf) != 3 {
+		if r := s.result(others[0]); len(r.bodies[0].buf) != 3 {
 			t.Errorf("took the result of run %d, want the newest, 3", len(r.bodies[0].buf))
 		}
-		if r := s.take(others[2]); r != missed {
+		if r := s.result(others[2]); r != late {
 			t.Error("a scrape got a result that ended before it came")
 		}
 	})
@@ -1858,7 +1859,7 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 			s.end(f.id, 1)
 			lanes[lane] = lanes[lane][1:]
 			for _, tk := range f.tickets {
-				if r := s.take(tk); r == nil || r == missed || r == crowded {
+				if r := s.result(tk); r == nil || r == late || r == queued {
 					t.Fatalf("key %q: its fetch ended, but there is no result", f.id)
 				}
 			}
@@ -1886,11 +1887,11 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
 	for name, want := range lanes {
-		line := &s.line
+		line := &s.lane
 		if name != "all" {
 			line = &lane{}
 			if k := s.keys[name]; k != nil {
-				line = k.line
+				line = k.lane
 			}
 		}
 		var got []*fetch
@@ -1925,7 +1926,7 @@ func TestInterval(t *testing.T) {
 		var began []time.Duration
 		start := time.Now()
 		takes := []time.Duration{time.Second, 12 * time.Second, 0, time.Second, time.Second}
-		s.fetch = func(_ context.Context, r *result, _ []string) *failure {
+		s.do = func(_ context.Context, r *result, _ []string) *failure {
 			n := len(began)
 			r.bytes = int64(n)
 			began = append(began, time.Since(start))
@@ -1941,7 +1942,7 @@ func TestInterval(t *testing.T) {
 			tk := s.join(arguments{standard: true}, false)
 			defer s.leave(tk, false)
 			s.wait(context.Background(), tk)
-			return s.take(tk)
+			return s.result(tk)
 		}
 		if r := last(); r.bytes != 0 || time.Since(start) != time.Second {
 			t.Errorf("the first scrape got run %d at %v, want the first when it ended", r.bytes, time.Since(start))
@@ -2072,7 +2073,7 @@ func runScript(t *testing.T, script string, args ...string) (*source, *result, *
 	defer s.leave(share, false)
 	s.wait(context.Background(), share)
 	s.runs.Wait() // what the run came to is logged after its result is there
-	return s, s.take(share), log
+	return s, s.result(share), log
 }
 
 // TestCommandFails wants a clear reason and a clear sentence for each way in which
@@ -2093,7 +2094,7 @@ func TestCommandFails(t *testing.T) {
 		"timeout":        {`echo a 1; sleep 100`, "timeout", "not done within 2s"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, r, log := runScript(t, c.script, "--timeout", "2s", "--max-bytes", "64KiB")
+			_, r, log := runScript(t, c.script, "--timeout", "2s", "--max-bytes", "64KiB")
 			if c.reason == "" {
 				if r.failure != nil || r.samples() > 1 {
 					t.Errorf("%d samples, %v", r.samples(), r.failure)
@@ -2103,7 +2104,7 @@ func TestCommandFails(t *testing.T) {
 			if r.failure == nil || r.failure.reason != c.reason || len(r.bodies) > 0 {
 				t.Fatalf("%d bodies, %+v, want %s", len(r.bodies), r.failure, c.reason)
 			}
-			if s.serial && name == "exit" {
+			if name == "exit" {
 				wantContains(t, log.String(), "secret-tail")
 			}
 			wantContains(t, r.failure.err.Error(), c.err)
@@ -2362,11 +2363,11 @@ func TestHungSource(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, "--exec", "hangs=true", "--exec", "big=true")
 		hangs, big := p.sources[0], p.sources[1]
-		hangs.fetch = func(ctx context.Context, _ *result, _ []string) *failure {
+		hangs.do = func(ctx context.Context, _ *result, _ []string) *failure {
 			<-ctx.Done()
 			return fail("timeout", "as told")
 		}
-		big.fetch = func(_ context.Context, r *result, _ []string) *failure {
+		big.do = func(_ context.Context, r *result, _ []string) *failure {
 			r.bodies = []*exposition{{buf: make([]byte, 10<<20)}}
 			return nil
 		}
@@ -2546,37 +2547,37 @@ func TestBadFlags(t *testing.T) {
 		want []string
 	}{
 		{"", []string{"there is no source", "--http node=", "--file backup="}},
-		{"--http x", []string{"--http, source 1: NAME=URL"}},
-		{"--timeout= --max-bytes 1", []string{"--timeout : a duration", "--max-bytes 1: a whole number"}},
-		{"--http a=http://h:99999/ --http b=http://:80/", []string{"--http a: a URL", "--http b: a URL"}},
+		{"--http x", []string{"--http, source 1: want NAME=URL"}},
+		{"--timeout= --max-bytes 1", []string{"--timeout : want a duration", "--max-bytes 1: want a whole number"}},
+		{"--http a=http://h:99999/ --http b=http://:80/", []string{"--http a: want a URL", "--http b: want a URL"}},
 		{"--http -x=http://y --file _a=b --exec a/b=c", []string{"--http, source 1", "--file, source 2", "--exec, source 3"}},
 		{"--http reverse_exporter=http://y", []string{"the program's own"}},
 		{src + " --file pg=/x", []string{"--file pg: another source"}},
-		{"--http a=ftp://x --http b=http:// --http c=http://unix: --http d=://", []string{"--http a: a URL", "--http b: a URL", "--http c: a URL", "--http d: this is no URL"}},
-		{"--http a=http://u:p@unix:/run/x.sock:/m", []string{"--http a: a URL"}},
-		{"--file a=[", []string{"--file a: a file name or a glob"}},
+		{"--http a=ftp://x --http b=http:// --http c=http://unix: --http d=://", []string{"--http a: want a URL", "--http b: want a URL", "--http c: want a URL", "--http d: this is not a URL"}},
+		{"--http a=http://u:p@unix:/run/x.sock:/m", []string{"--http a: want a URL"}},
+		{"--file a=[", []string{"--file a: want a file name or a glob"}},
 		{`--exec a= --exec b='x --exec c={x} --exec d=x|{`, []string{"--exec a: there is no command", "--exec b: the quote ' is not closed", "--exec c: the command itself", "--exec d: a brace"}},
 		{src + " --timeout pg=5s", []string{"write --timeout pg:5s"}},
-		{src + " --timeout 5 --timeout pg:0s --timeout x:5s", []string{"--timeout 5: a duration", "--timeout pg:0s: the duration", "--timeout x: no source"}},
+		{src + " --timeout 5 --timeout pg:0s --timeout x:5s", []string{"--timeout 5: want a duration", "--timeout pg:0s: must be longer than 0", "--timeout x: no source"}},
 		{src + " --timeout 5s --timeout 6s", []string{"--timeout 6s: given twice"}},
-		{src + " --max-bytes 10 --max-bytes pg:1.5MiB --max-age pg:x", []string{"--max-bytes 10: a whole number", "--max-bytes pg:1.5MiB", "--max-age pg:x"}},
-		{src + " --max-bytes 2GiB --max-bytes pg:0B", []string{"1GiB is the most", "--max-bytes pg:0B: a whole"}},
-		{src + " --label a --label le=x --label exporter_name=x --label __x=y --label 1=2 --label pg:a=", []string{"--label a: KEY=VALUE", "name le", "name exporter_name", "name __x", "--label 1=2", "--label pg:a=: a VALUE"}},
+		{src + " --max-bytes 10 --max-bytes pg:1.5MiB --max-age pg:x", []string{"--max-bytes 10: want a whole number", "--max-bytes pg:1.5MiB", "--max-age pg:x"}},
+		{src + " --max-bytes 2GiB --max-bytes pg:0B", []string{"must be at most 1GiB", "--max-bytes pg:0B: want a whole"}},
+		{src + " --label a --label le=x --label exporter_name=x --label __x=y --label 1=2 --label pg:a=", []string{"--label a: want KEY=VALUE", "name le", "name exporter_name", "name __x", "--label 1=2", "--label pg:a=: want a VALUE"}},
 		{src + " --label a=b --label a=c", []string{"--label a=c: given twice"}},
-		{src + " --path x --path pg:/ --path /-/x --path /a/", []string{"--path x: a path begins", "--path /: this path", "--path /-/x: this path", "--path /a/: a path has"}},
+		{src + " --path x --path pg:/ --path /-/x --path /a/", []string{"--path x: a path begins", "--path pg:/: this path", "--path /-/x: this path", "--path /a/: a path has"}},
 		{src + " --raw pg,x --require y", []string{"--raw x: no source", "--require y: no source"}},
-		{src + " --interval 5s --interval pg:5s --max-age pg:5s", []string{"--interval: a NAME: is needed", "--interval pg: not together with --max-age"}},
+		{src + " --interval 5s --interval pg:5s --max-age pg:5s", []string{"--interval: want NAME:DURATION", "--interval pg: not together with --max-age"}},
 		{src + " --interval pg:5s --params pg:x", []string{"--interval pg: not together with --params"}},
 		{src + " --exec c=x --params c:x", []string{"--params c:x: only an http source"}},
 		{"--exec c=x_{y} --exec d=x --path /a", []string{"--exec c: the command itself"}},
-		{src + " --log.level loud --log.format xml --web.listen-address 99999", []string{"--log.level loud", "--log.format xml", "--web.listen-address 99999: an address"}},
-		{src + " --version, --help,=5 --header:pg:X:y", []string{"argument 2 is no flag; a flag and its value", "argument 3 is no", "argument 4 is no"}},
-		{src + " --bogus --also=x word --timeout", []string{"no flag --bogus", "no flag --also", "argument 4 is no flag", "--timeout needs a value"}},
-		{src + " --log-level debug --timeout 400d --interval pg:1ms", []string{"no flag --log-level", "--timeout 400d: a duration", "--interval pg:1ms: 100ms is the least"}},
+		{src + " --log.level loud --log.format xml --web.listen-address 99999", []string{"--log.level loud", "--log.format xml", "--web.listen-address 99999: want an address"}},
+		{src + " --version, --help,=5 --header:pg:X:y", []string{"argument 2 is not a flag; a flag and its value", "argument 3 is not", "argument 4 is not"}},
+		{src + " --bogus --also=x word --timeout", []string{"no flag --bogus", "no flag --also", "argument 4 is not a flag", "--timeout needs a value"}},
+		{src + " --log-level debug --timeout 400d --interval pg:1ms", []string{"no flag --log-level", "--timeout 400d: want a duration", "--interval pg:1ms: must be at least 100ms"}},
 		{src + " ---x --once=maybe --", []string{"no flag ---x", "--once takes no value", "no flag --;"}},
 		{src + " --path /.. --path /a/../b --path /a?b --path /%61 --path /é", []string{"--path /..:", "--path /a/../b:", "--path /a?b:", "--path /%61:", "--path /é:"}},
-		{src + " --web.tls-cert-file x --web.basic-auth-file a --web.basic-auth-file b", []string{"belong together", "--web.basic-auth-file b: one file"}},
-		{src + " --web.listen-address https://:1 --web.listen-address http://x", []string{"--web.listen-address: one begins with https://", "--web.listen-address http://x: an address"}},
+		{src + " --web.tls-cert-file x --web.basic-auth-file a --web.basic-auth-file b", []string{"belong together", "--web.basic-auth-file b: given twice"}},
+		{src + " --web.listen-address https://:1 --web.listen-address http://x", []string{"--web.listen-address: one begins with https://", "--web.listen-address http://x: want an address"}},
 		{src + " --web.tls-cert-file x --web.tls-key-file y --web.listen-address http://:1", []string{"nothing would be served"}},
 		{src + " --web.tls-client-ca-file x --ca-file pg:x --insecure pg", []string{"--web.tls-client-ca-file: --web.tls-cert-file", "--ca-file pg:x: only an https", "--insecure pg: only an https"}},
 		{src + " --header X-Key:v --header pg:nocolon --header pg:Te:x --header pg:a(b):x", []string{"--header X-Key: no source", "--header pg: a header is needed", "--header pg: Te is set by the program", "--header pg: a header is needed"}},
@@ -2594,7 +2595,7 @@ func TestBadFlags(t *testing.T) {
 	}
 	_, faults := parseFlags([]string{"--exec", "c=x {y}", "--exec", "d=x", "--http", "p=http://user:secret@host:port/", "--http", "http://user:secret@host/"})
 	all := strings.Join(faults, "\n")
-	wantContains(t, all, "--exec c: {y} has no default", "--path c:/c", "--http p: this is no URL")
+	wantContains(t, all, "--exec c: {y} has no default", "--path c:/c", "--http p: this is not a URL")
 	if strings.Contains(all, "secret") {
 		t.Errorf("a secret is told:\n%s", all)
 	}
@@ -2609,17 +2610,17 @@ func TestScopes(t *testing.T) {
 		if pg.timeout != time.Second || other.timeout != 2*time.Second || pg.maxBytes != 1<<10 || other.maxBytes != 32<<20 {
 			t.Errorf("timeouts %v, %v, sizes %d, %d", pg.timeout, other.timeout, pg.maxBytes, other.maxBytes)
 		}
-		if got := string(pg.added.text); got != `exporter_name="pg",a="own",b="x:y"` {
+		if got := string(pg.intake.added.text); got != `exporter_name="pg",a="own",b="x:y"` {
 			t.Error(got)
 		}
-		if got := string(other.added.text); got != `exporter_name="other",a="all",b="x:y"` {
+		if got := string(other.intake.added.text); got != `exporter_name="other",a="all",b="x:y"` {
 			t.Error(got)
 		}
 		if !slices.Equal(pg.paths, []string{"/own"}) || !slices.Equal(other.paths, []string{"/all"}) {
 			t.Errorf("paths %v, %v", pg.paths, other.paths)
 		}
-		if other.origin != "http://y/metrics" || pg.origin != "http://x/" {
-			t.Errorf("origins %s, %s", pg.origin, other.origin)
+		if other.String() != "http://y/metrics" || pg.String() != "http://x/" {
+			t.Errorf("at %v, %v", pg, other)
 		}
 		slices.Reverse(options)
 	}
@@ -2630,7 +2631,7 @@ func TestDurations(t *testing.T) {
 		"10s": 10 * time.Second, "1h30m": 90 * time.Minute, "2d": 48 * time.Hour, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, "0": 0,
 		"": -1, "5": -1, "-1s": -1, "d": -1, "1d1d": -1, "NaNd": -1, "1e300d": -1, "367d": -1, "1d-1h": -1,
 	} {
-		d, err := parseDuration(text, false)
+		d, err := parseDuration(text)
 		if (err != nil) != (want < 0) || err == nil && d != want {
 			t.Errorf("%q: %v, %v, want %v", text, d, err, want)
 		}
@@ -2680,7 +2681,7 @@ func TestModes(t *testing.T) {
 		{"--version", 0, "reverse_exporter dev"},
 		{"--bogus --http x", 2, "--bogus"},
 		{"", 2, "there is no source"},
-		{"--check --exec x=sh --file y=testdata/*.none", 0, "all is fine"},
+		{"--check --exec x=sh --file y=testdata/*.none", 0, "ok\n"},
 		{"--check --exec x=no-such-program --file y=/nowhere", 1, "no-such-program"},
 		{"--file x=y --web.listen-address unix:/no/such/dir/sock", 1, "failed to listen"},
 		{"--file x=y --web.basic-auth-file testdata/format.txt", 1, "--web.basic-auth-file: line 1: user:HASH"},
@@ -3195,7 +3196,7 @@ func TestPasswordFlood(t *testing.T) {
 func TestUnknownUser(t *testing.T) {
 	ps := newPasswords()
 	hash := strings.Replace(string(appendHash(nil, "x", minIterations)), "$100000$", "$100001$", 1)
-	if err := ps.take([][]byte{[]byte("known:" + hash)}); err != nil {
+	if err := ps.set([][]byte{[]byte("known:" + hash)}); err != nil {
 		t.Fatal(err)
 	}
 	ps.turn <- struct{}{}
@@ -3224,7 +3225,7 @@ func TestHashes(t *testing.T) {
 		"a:" + strings.Join([]string{parts[0], parts[1], "YQ", parts[3]}, "$"): "damaged",
 		"a:" + good[:len(good)-2]:                                              "damaged",
 	} {
-		err := newPasswords().take([][]byte{[]byte(text)})
+		err := newPasswords().set([][]byte{[]byte(text)})
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%q: %v, want %q", text, err, want)
 		} else if strings.Contains(err.Error(), parts[3]) || strings.Contains(err.Error(), "plain") {
@@ -3243,10 +3244,10 @@ func TestHashPassword(t *testing.T) {
 			t.Fatal(err)
 		}
 		ps := newPasswords()
-		if err := ps.take([][]byte{append([]byte("user:"), out...)}); err != nil {
+		if err := ps.set([][]byte{append([]byte("user:"), out...)}); err != nil {
 			t.Fatalf("%q: %v", out, err)
 		}
-		ps.file = &watched{}
+		ps.watched = &watched{}
 		if code := ps.check(t.Context(), "user", "correct horse"); code != 200 {
 			t.Errorf("%q: %d", out, code)
 		}
@@ -3314,7 +3315,7 @@ func TestQuietLog(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, log := newTestProgram(t, "--exec", "x=true")
 		n := 0
-		p.sources[0].fetch = func(context.Context, *result, []string) *failure {
+		p.sources[0].do = func(context.Context, *result, []string) *failure {
 			if n++; n%2 == 0 {
 				return nil
 			}
@@ -3339,7 +3340,7 @@ func TestWatchedFiles(t *testing.T) {
 	syscall.Mkfifo(dir+"/fifo", 0o644)
 	for name, want := range map[string]string{
 		dir + "/none": "no such file",
-		dir + "/fifo": "no regular file",
+		dir + "/fifo": "not a regular file",
 		writeFile(t, dir, "large", "X: "+strings.Repeat("x", maxFile)): "larger than 1 MiB",
 		writeFile(t, dir, "good", "X: "+strings.Repeat("x", 1000)):     "",
 	} {
@@ -3383,7 +3384,7 @@ func TestHeaders(t *testing.T) {
 	want("Accept", "text/plain")
 	want("Accept-Encoding", "identity")
 	want("Authorization", "Basic dXNlcjpwYXNz")
-	if p.sources[0].exporter.client.Transport.(*http.Transport).Proxy != nil {
+	if clientOf(p.sources[0]).Transport.(*http.Transport).Proxy != nil {
 		t.Error("a proxy is asked for")
 	}
 	if got[0].Host != "other.example" {
@@ -3396,6 +3397,9 @@ func TestHeaders(t *testing.T) {
 	want("X-File", "2")
 	wantContains(t, log.String(), "line 1: a header is needed")
 }
+
+// clientOf returns the client of an http source.
+func clientOf(s *source) *http.Client { return &s.fetcher.(*exporter).client }
 
 // TestHTTPS verifies exporters against a CA that may change, or not at all.
 func TestHTTPS(t *testing.T) {
@@ -3786,9 +3790,9 @@ func TestConnections(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, "--http", "x=http://unix:/nowhere:/")
 		release := make(chan struct{})
-		p.sources[0].fetch = func(context.Context, *result, []string) *failure {
+		p.sources[0].do = func(context.Context, *result, []string) *failure {
 			<-release
-			return missed.failure
+			return late.failure
 		}
 		p.connections = connections{all: map[net.Conn]connection{}, room: 3}
 		l := servePipes(t, p)
@@ -4600,8 +4604,9 @@ func BenchmarkWaterfall(b *testing.B) {
 	for _, waiters := range []int{1, 100, 10000} {
 		b.Run(strconv.Itoa(waiters), func(b *testing.B) {
 			release := make(chan struct{})
-			w := &waterfall{serial: true, life: context.Background(), timeout: time.Hour, count: func(bool, *result) func() { return nil }}
-			w.fetch = func(context.Context, *result, []string) *failure { <-release; return nil }
+			w := &waterfall{sourceConfig: &sourceConfig{kind: "exec", timeout: time.Hour}, life: context.Background(),
+				count: func(bool, *result) bool { return false }, report: func(*result, bool) {}}
+			w.do = func(context.Context, *result, []string) *failure { <-release; return nil }
 			defer close(release)
 			stay := w.join(arguments{standard: true}, false) // keeps the run under way
 			defer w.leave(stay, false)
@@ -4633,7 +4638,7 @@ func BenchmarkFloodMemory(b *testing.B) {
 	const scrapes = 1000
 	p, _ := newTestProgram(b, "--exec", "x=true")
 	release := make(chan struct{})
-	p.sources[0].fetch = func(context.Context, *result, []string) *failure { <-release; return nil }
+	p.sources[0].do = func(context.Context, *result, []string) *failure { <-release; return nil }
 	memory := func() uint64 {
 		runtime.GC()
 		var mem runtime.MemStats

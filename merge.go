@@ -1056,7 +1056,7 @@ func (p *program) appendStatus(dst []byte, sources []*source, results []*result,
 	m := &metrics{buf: dst}
 	counted := make([]counts, len(sources))
 	for i, s := range sources {
-		counted[i] = s.status.copy()
+		counted[i] = s.status.snapshot()
 	}
 	each := func(family, metricType, help string, value func(i int) float64) {
 		m.begin(ownName+"_source_"+family, metricType, help)
@@ -1084,7 +1084,7 @@ func (p *program) appendStatus(dst []byte, sources []*source, results []*result,
 	each("fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(i int) float64 { return float64(counted[i].fetches) })
 	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
 	for i, s := range sources {
-		for _, reason := range kinds[s.kind].reasons {
+		for _, reason := range reasons[s.kind] {
 			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
 		}
 	}
