@@ -579,14 +579,13 @@ func (bs *buffers) put(buf []byte) {
 	}
 }
 
-// body reads what a source delivers: it counts, and ends at its limit or when
-// its context is done.
+// body reads what a source delivers, up to its limit or until its context is done.
 type body struct {
 	ctx      context.Context
 	src      io.Reader
 	n, limit int64
 
-	untilClose bool // only its last newline tells that it was not cut short
+	untilClose bool // only its last newline shows that it was not cut short
 	last       byte
 }
 
@@ -622,8 +621,8 @@ func readFailure(err error) *failure {
 	return fail("read", "failed to read the body to its end: %w", err)
 }
 
-// endsOpenMetrics reports whether the last line of a body is # EOF, which makes it
-// OpenMetrics where no header tells.
+// endsOpenMetrics reports whether the last line of a body is # EOF. Where there is no
+// Content-Type, that makes it OpenMetrics.
 func endsOpenMetrics(body []byte) bool {
 	line := bytes.TrimSuffix(body, []byte("\n"))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
@@ -751,7 +750,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	return e.intake.read(r, in, openMetrics)
 }
 
-// checkContentType tells OpenMetrics from the text format and refuses all else.
+// checkContentType tells OpenMetrics from the text format, and refuses anything else.
 func checkContentType(header string) (openMetrics bool, f *failure) {
 	mediaType, _, err := mime.ParseMediaType(header)
 	switch {
@@ -764,11 +763,11 @@ func checkContentType(header string) (openMetrics bool, f *failure) {
 	case err != nil && mediaType == "":
 		return false, fail("content_type", "the Content-Type of the answer is malformed")
 	}
-	return false, fail("content_type", "the exporter answered with %.60q, text/plain or OpenMetrics is needed", mediaType)
+	return false, fail("content_type", "the exporter answered with %.60q; want text/plain or OpenMetrics", mediaType)
 }
 
-// failure says why there was no answer. The error of net/http names the URL,
-// and may quote the answer: both can hold secrets.
+// failure says why there was no answer. It does not hand on all errors of net/http, which
+// name the URL and may quote the answer: both can hold secrets.
 func (e *exporter) failure(err error) *failure {
 	err = withoutURL(err)
 	var op *net.OpError
@@ -790,10 +789,10 @@ func (e *exporter) failure(err error) *failure {
 	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fail("read", "failed to read the answer: %w", err)
 	}
-	return fail("read", "the answer is no valid HTTP, or its headers are too long")
+	return fail("read", "the answer is not valid HTTP, or its headers are too long")
 }
 
-// withoutURL returns the error of a request without the URL, which may hold secrets.
+// withoutURL removes the URL from the error of a request: it may hold secrets.
 func withoutURL(err error) error {
 	var withURL *url.Error
 	if errors.As(err, &withURL) {
@@ -802,7 +801,8 @@ func withoutURL(err error) error {
 	return err
 }
 
-// dial connects to the exporter. The context of a dial is not that of the fetch.
+// dial connects to the exporter. Its context is not that of the fetch: the connection may
+// serve another one.
 func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	if e.socket != "" {
 		network, addr = "unix", e.socket
@@ -810,14 +810,14 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 	dialer := net.Dialer{Timeout: e.timeout}
 	conn, err := dialer.DialContext(ctx, network, addr)
 	var unresolved *net.DNSError
-	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // there is no /etc/hosts
+	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // without /etc/hosts
 		return dialer.DialContext(ctx, network, strings.Replace(addr, "localhost", "127.0.0.1", 1))
 	}
 	return conn, err
 }
 
-// dialTLS connects to an https exporter, and verifies its certificate against those
-// that are in the CA file by now.
+// dialTLS connects to an https exporter, and verifies its certificate against what the CA
+// file holds now.
 func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -826,7 +826,11 @@ func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn,
 		return nil, err
 	}
 	e.watchedRoots.refresh()
-	secure := tls.Client(conn, &tls.Config{ServerName: e.url.Hostname(), RootCAs: e.roots.Load(), InsecureSkipVerify: e.insecure})
+	secure := tls.Client(conn, &tls.Config{
+		ServerName:         e.url.Hostname(),
+		RootCAs:            e.roots.Load(),
+		InsecureSkipVerify: e.insecure,
+	})
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
@@ -834,7 +838,7 @@ func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn,
 	return secure, nil
 }
 
-// Failures of exporters that send their scraper elsewhere, or in circles.
+// Failures of exporters that send the program elsewhere, or in circles.
 var (
 	errRedirect  = errors.New("a redirect to another scheme, host or port")
 	errRedirects = errors.New("more than 10 redirects")
@@ -867,6 +871,12 @@ func (e *exporter) setHeaders(texts [][]byte) error {
 	}
 	e.headers.Store(&headers)
 	return nil
+}
+
+// checkURL says why an http source cannot have the URL.
+func checkURL(text string) error {
+	_, _, err := parseURL(text)
+	return err
 }
 
 // parseURL parses a URL, or what nginx writes for one at a Unix socket.
@@ -904,7 +914,7 @@ func parseHeader(line string) (key, value string, err error) {
 	control := func(c rune) bool { return c < ' ' && c != '\t' || c == 0x7f }
 	switch {
 	case !ok || key == "" || strings.ContainsFunc(key, odd):
-		err = errors.New("a header is needed, as 'Authorization: Bearer x', or @FILE for a file of such lines")
+		err = errors.New("want a header like 'Authorization: Bearer x', or @FILE for a file of such lines")
 	case strings.ContainsFunc(value, control):
 		err = fmt.Errorf("the value of %s has a control character", key)
 	case slices.Contains(ownHeaders, key):
@@ -913,8 +923,8 @@ func parseHeader(line string) (key, value string, err error) {
 	return key, value, err
 }
 
-// ownHeaders are those of the connection, and those that the body that comes back
-// and its timing depend on.
+// ownHeaders are those of the connection, and those that decide how and when the body
+// comes.
 var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
 	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
 
@@ -931,7 +941,7 @@ func (e *exporter) setRoots(texts [][]byte) error {
 func newPool(text []byte) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(text) {
-		return nil, errors.New("no certificate in PEM is in it")
+		return nil, errors.New("it holds no certificate in PEM format")
 	}
 	return pool, nil
 }
@@ -948,8 +958,8 @@ type watched struct {
 	log   *slog.Logger
 
 	mu     sync.Mutex    // guards seen
-	seen   []os.FileInfo // as they were when they were last read, nil for one that was not there
-	broken atomic.Bool   // they could not be taken when last read
+	seen   []os.FileInfo // when they were last read, nil for one that was not there
+	broken atomic.Bool   // what was last read could not be used
 }
 
 // load reads the files.
@@ -974,13 +984,13 @@ func (w *watched) refresh() {
 	w.seen = now
 	err := w.read()
 	if w.broken.Store(err != nil); err != nil {
-		w.log.Error("a changed file cannot be taken up: what it held before stays in use", "err", err)
+		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
 	} else {
-		w.log.Info("a changed file was taken up", "flag", w.flag)
+		w.log.Info("reloaded a changed file", "flag", w.flag)
 	}
 }
 
-// look returns what tells whether the files have changed.
+// look returns what shows whether the files have changed.
 func (w *watched) look() []os.FileInfo {
 	infos := make([]os.FileInfo, len(w.names))
 	for i, name := range w.names {
@@ -1000,7 +1010,7 @@ func sameFile(a, b os.FileInfo) bool {
 // maxFile is the largest file that a flag may name, in bytes.
 const maxFile = 1 << 20
 
-// read reads the files whole and has them taken.
+// read reads the files whole and hands them to set.
 func (w *watched) read() error {
 	var texts [][]byte
 	for _, name := range w.names {
@@ -1021,16 +1031,16 @@ func (w *watched) read() error {
 	return nil
 }
 
-// eachLine calls take for each line that says something, without the blanks around
-// it, until one fails.
-func eachLine(text []byte, take func(line string) error) error {
+// eachLine calls do for each line but comments and empty ones, without the blanks around it,
+// until one fails.
+func eachLine(text []byte, do func(line string) error) error {
 	n := 0
 	for line := range strings.Lines(string(text)) {
 		n++
 		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
 			continue
 		}
-		if err := take(line); err != nil {
+		if err := do(line); err != nil {
 			return fmt.Errorf("line %d: %w", n, err)
 		}
 	}
@@ -1128,8 +1138,7 @@ func openRegular(name string) (*os.File, os.FileInfo, error) {
 	return file, info, nil
 }
 
-// readEnd returns the last bytes of a file, enough to see its last line if that is
-// short.
+// readEnd returns the last bytes of a file, enough to hold a short last line.
 func readEnd(file *os.File, size int64) []byte {
 	end := make([]byte, min(size, 8))
 	n, _ := file.ReadAt(end, size-int64(len(end)))
@@ -1199,6 +1208,12 @@ type param struct {
 	listed  bool     // no other values than the choices are taken
 }
 
+// checkCommand says why an exec source cannot have the command line.
+func checkCommand(line string) error {
+	_, err := parseCommand(line)
+	return err
+}
+
 // parseCommand parses a command line: words by the shell's rules of quoting, and
 // placeholders in them.
 func parseCommand(line string) (*commandLine, error) {
@@ -1223,8 +1238,8 @@ func parseCommand(line string) (*commandLine, error) {
 	return c, nil
 }
 
-// splitWords splits a line as a shell does: at blanks, but for those quoted by
-// '…', "…" or a backslash.
+// splitWords splits a line at blanks, except those quoted by '…', "…" or a backslash, as a
+// shell does.
 func splitWords(line string) ([]string, error) {
 	var words []string
 	var word []byte
@@ -1244,9 +1259,9 @@ func splitWords(line string) ([]string, error) {
 			quote = c
 		case c == '\\' && quote != '\'':
 			if i++; i == len(line) {
-				return nil, errors.New(`a \ with nothing behind it`)
+				return nil, errors.New(`a \ with nothing after it`)
 			}
-			if line[i] == '\n' { // both go, and are no word of their own
+			if line[i] == '\n' { // a line continuation does not begin a word
 				continue
 			}
 			if quote == '"' && strings.IndexByte("\"\\$`", line[i]) < 0 {
@@ -1309,7 +1324,7 @@ func (c *commandLine) parseWord(word string) ([]piece, error) {
 func (c *commandLine) addParam(inside string) (int, error) {
 	name, choices, hasDefault := strings.Cut(inside, "=")
 	if !isParamName(name) {
-		return 0, fmt.Errorf("{%s} is no placeholder: write {{ and }} for literal braces", inside)
+		return 0, fmt.Errorf("{%s} is not a placeholder: write {{ and }} for literal braces", inside)
 	}
 	p := param{name: name, listed: strings.Contains(choices, "|")}
 	if hasDefault {
@@ -1371,10 +1386,10 @@ func (c *commandLine) values(query map[string][]string) (values []string, standa
 	return values, standard, nil
 }
 
-// refuses says why a value from outside may not become part of the command, ""
-// if it may.
+// refuses says why a value from outside may not become part of the command; "" says that it
+// may.
 func (c *commandLine) refuses(n int, value string) string {
-	begins := func(word []piece) bool { // those before it may be empty
+	begins := func(word []piece) bool { // or may do so, as placeholders before it may be empty
 		own := slices.IndexFunc(word, func(p piece) bool { return p.param == n })
 		fixed := slices.IndexFunc(word, func(p piece) bool { return p.param < 0 })
 		return own >= 0 && (fixed < 0 || own < fixed)
@@ -1432,7 +1447,7 @@ func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
 	var body, tail []byte
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		body, _ = io.ReadAll(io.LimitReader(&patient{pipe: out}, limit+1))
+		body, _ = io.ReadAll(io.LimitReader(&pipeReader{pipe: out}, limit+1))
 		if int64(len(body)) > limit {
 			end()
 		}
@@ -1441,7 +1456,7 @@ func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
 	err = cmd.Wait()
 	stop()
 	kill()
-	// Whoever left the group may hold the pipes still.
+	// A process that left the group may still hold the pipes.
 	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	readers.Wait()
@@ -1455,14 +1470,14 @@ func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
 	return body, f
 }
 
-// patient reads a pipe past its deadline, as much as a pipe can hold: so a late
-// reader misses nothing of what was written in time.
-type patient struct {
+// pipeReader reads a pipe to what it holds at its deadline, and so misses nothing that was
+// written in time even if the reader is scheduled late.
+type pipeReader struct {
 	pipe *os.File
 	late int // bytes read past the deadline
 }
 
-func (r *patient) Read(p []byte) (n int, err error) {
+func (r *pipeReader) Read(p []byte) (n int, err error) {
 	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) || r.late >= pipeSize {
 		return n, err
 	}
@@ -1470,11 +1485,11 @@ func (r *patient) Read(p []byte) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	r.pipe.SetReadDeadline(time.Time{}) // or it would not be read at all
+	r.pipe.SetReadDeadline(time.Time{}) // past its deadline it cannot be read at all
 	defer r.pipe.SetReadDeadline(time.Unix(1, 0))
 	raw.Read(func(fd uintptr) bool {
 		n, err = syscall.Read(int(fd), p[:min(len(p), pipeSize-r.late)])
-		return true // whatever came of it: no waiting
+		return true // do not wait, even if nothing was there
 	})
 	if n <= 0 {
 		return 0, io.EOF
@@ -1483,11 +1498,11 @@ func (r *patient) Read(p []byte) (n int, err error) {
 	return n, nil
 }
 
-// pipeSize is how many bytes a pipe holds that nobody has read: 16 pages.
+// pipeSize is how many bytes a pipe holds: 16 pages.
 var pipeSize = 16 * os.Getpagesize()
 
-// start starts a command with an empty standard input, for which no /dev/null is
-// needed, and returns what it writes.
+// start starts a command and returns the pipes that it writes to. Its standard input is an
+// empty pipe, for there may be no /dev/null.
 func start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 	var files []*os.File
 	pipe := func() (r, w *os.File) {
@@ -1519,9 +1534,10 @@ func startFailure(name string, err error) *failure {
 	path, lookErr := exec.LookPath(name)
 	switch {
 	case errors.Is(err, syscall.ENOENT) && lookErr == nil:
-		return fail("start", "failed to start %s: what its #! line names is missing, or its loader (an image from scratch has no shell)", path)
+		return fail("start", "failed to start %s: the interpreter that its #! line names, or its loader, is missing"+
+			" (an image from scratch has no shell)", path)
 	case errors.Is(err, syscall.ENOEXEC):
-		return fail("start", "failed to start %s: it has no #! line, or is made for another machine", path)
+		return fail("start", "failed to start %s: it has no #! line, or is built for another kind of machine", path)
 	case errors.Is(err, exec.ErrNotFound):
 		return fail("start", "failed to start %s: there is no such program in PATH", name)
 	}
@@ -1552,7 +1568,8 @@ func readTail(r io.Reader) []byte {
 
 // reasons are what a source of each kind can fail for.
 var reasons = map[string][]string{
-	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls", "too_large"},
+	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls",
+		"too_large"},
 	"file": {"busy", "file", "internal", "parse", "read", "timeout", "too_large"},
 	"exec": {"busy", "exit", "internal", "parse", "start", "timeout", "too_large"},
 }

@@ -76,24 +76,29 @@ Examples:
 var options = []option{
 	{heading: "Sources, repeatable; NAME becomes the value of exporter_name:"},
 	{name: "http", scope: newSourceScope, value: "NAME=URL",
-		help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics", set: setURL},
+		help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics", set: func(s *sourceConfig, _ string) error { return checkURL(s.target) }},
 	{name: "file", scope: newSourceScope, value: "NAME=PATTERN",
-		help: "text files, read on every scrape; PATTERN may be a glob", set: setPattern},
+		help: "text files, read on every scrape; PATTERN may be a glob", set: func(s *sourceConfig, _ string) error { return checkPattern(s.target) }},
 	{name: "exec", scope: newSourceScope, value: "NAME=COMMAND",
 		help: "a command that prints metrics, run on demand without a shell;\n" +
-			"{x}, {x=default}, {x=one|other} take the URL parameter x", set: setCommand},
+			"{x}, {x=default}, {x=one|other} take the URL parameter x", set: func(s *sourceConfig, _ string) error { return checkCommand(s.target) }},
 
 	{heading: "Options; with NAME: for one source, without for all:"},
 	{name: "label", scope: anySource, value: "[NAME:]KEY=VALUE",
 		help: "add a label to every sample; repeatable", set: setLabel, key: labelKey},
 	{name: "timeout", scope: anySource, value: "[NAME:]DURATION",
-		help: "longest time a fetch may take (10s)", set: setTimeout},
+		help: "longest time a fetch may take (10s)", set: func(s *sourceConfig, v string) error { return setDuration(&s.timeout, v, time.Millisecond) }},
 	{name: "max-bytes", scope: anySource, value: "[NAME:]SIZE",
-		help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: setMaxBytes},
+		help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: func(s *sourceConfig, v string) (err error) {
+			s.maxBytes, err = parseSize(v)
+			return err
+		}},
 	{name: "max-age", scope: anySource, value: "[NAME:]DURATION",
-		help: "serve a result again while it is younger (0)", set: setMaxAge},
+		help: "serve a result again while it is younger (0)", set: func(s *sourceConfig, v string) error { return setDuration(&s.maxAge, v, 0) }},
 	{name: "interval", scope: oneSource, value: "NAME:DURATION",
-		help: "fetch in the background, serve the last result", set: setInterval},
+		help: "fetch in the background, serve the last result", set: func(s *sourceConfig, v string) error {
+			return setDuration(&s.interval, v, 100*time.Millisecond)
+		}},
 	{name: "path", scope: anySource, value: "[NAME:]/PATH",
 		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, key: wholeValue},
 	{name: "params", scope: oneSource, value: "NAME:LIST",
@@ -102,26 +107,32 @@ var options = []option{
 		help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
 		set:  setHeader, key: wholeValue, secret: true},
 	{name: "ca-file", scope: oneSource, value: "NAME:FILE",
-		help: "certificates that an https source is verified against", set: setCAFile},
+		help: "certificates that an https source is verified against", set: func(s *sourceConfig, v string) error {
+			s.caFile = v
+			return s.mustBeHTTPS()
+		}},
 	{name: "insecure", scope: sourceList, value: "NAME,...",
-		help: "do not verify the certificates of these", set: setInsecure},
+		help: "do not verify the certificates of these", set: func(s *sourceConfig, _ string) error {
+			s.insecure = true
+			return s.mustBeHTTPS()
+		}},
 	{name: "raw", scope: sourceList, value: "NAME,...",
-		help: "do not add exporter_name", set: setRaw},
+		help: "do not add exporter_name", set: func(s *sourceConfig, _ string) error { s.raw = true; return nil }},
 	{name: "require", scope: sourceList, value: "NAME,...",
-		help: "answer 503 when one of these is down", set: setRequire},
+		help: "answer 503 when one of these is down", set: func(s *sourceConfig, _ string) error { s.require = true; return nil }},
 
 	{heading: "Server:"},
 	{name: "web.listen-address", scope: server, value: "ADDR",
 		help: ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
 			"http:// or https:// before it chooses TLS for this one", setServer: setListen, key: wholeValue},
 	{name: "web.tls-cert-file", scope: server, value: "FILE",
-		help: "serve https with this certificate ...", setServer: setTLSCert},
+		help: "serve https with this certificate ...", setServer: func(c *config, v string) error { return setFile(&c.tlsCert, v) }},
 	{name: "web.tls-key-file", scope: server, value: "FILE",
-		help: "... and its key", setServer: setTLSKey},
+		help: "... and its key", setServer: func(c *config, v string) error { return setFile(&c.tlsKey, v) }},
 	{name: "web.tls-client-ca-file", scope: server, value: "FILE",
-		help: "demand client certificates that this CA verifies", setServer: setTLSClientCA},
+		help: "demand client certificates that this CA verifies", setServer: func(c *config, v string) error { return setFile(&c.tlsClientCA, v) }},
 	{name: "web.basic-auth-file", scope: server, value: "FILE",
-		help: "demand a password; lines of user:HASH, see --hash-password", setServer: setBasicAuth},
+		help: "demand a password; lines of user:HASH, see --hash-password", setServer: func(c *config, v string) error { return setFile(&c.basicAuth, v) }},
 	{name: "log.level", scope: server, value: "LEVEL",
 		help: "debug, info, warn or error (info)", setServer: setLogLevel},
 	{name: "log.format", scope: server, value: "FORMAT",
@@ -167,8 +178,8 @@ func main() {
 
 // ---- Running
 
-// run is the program: it returns the exit status, which is 0, 1 for what went
-// wrong, or 2 for flags that are wrong.
+// run is the program. It returns the exit status: 0, 1 if something went wrong, or 2 if
+// the flags are wrong.
 func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c, faults := parseFlags(args[1:])
 	switch {
@@ -209,8 +220,8 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	return p.serve(ctx)
 }
 
-// unlessDone returns what do returns, or 1 once ctx is done: what waits for standard
-// input, a disk or the end of a process cannot be told to stop.
+// unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input, a
+// disk or the end of a process cannot be cancelled.
 func unlessDone(ctx context.Context, do func() int) int {
 	code := make(chan int, 1)
 	go func() { code <- do() }()
@@ -222,8 +233,8 @@ func unlessDone(ctx context.Context, do func() int) int {
 	}
 }
 
-// waitForRuns waits until all fetches have ended and their commands are killed,
-// or d has passed: what hangs in the kernel is left to it.
+// waitForRuns waits until all fetches have ended and their commands are killed, but no
+// longer than d: a process that hangs in the kernel cannot be killed.
 func (p *program) waitForRuns(d time.Duration) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
@@ -235,7 +246,7 @@ func (p *program) waitForRuns(d time.Duration) {
 	})
 }
 
-// program is what runs once the flags are understood.
+// program is what runs.
 type program struct {
 	listen      []address
 	log         *slog.Logger
@@ -250,7 +261,7 @@ type program struct {
 	watched     []*watched // the files that flags name
 	windows     sync.Pool  // of *workspace
 
-	stopping context.Context // done when scrapes have to do with what is there
+	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
 
 	toldMu sync.Mutex // guards told
@@ -343,8 +354,7 @@ func (p *program) serve(ctx context.Context) int {
 	return code
 }
 
-// repeat fetches a source at its interval. Its waterfall is pinned: the result of
-// a fetch stays until there is another. A slow fetch skips beats.
+// repeat fetches a source at its interval. A fetch that takes longer skips beats.
 func (p *program) repeat(ctx context.Context, s *source) {
 	beat := time.NewTicker(s.interval)
 	defer beat.Stop()
@@ -372,17 +382,20 @@ func asInit(ctx context.Context, args []string, stderr io.Writer) int {
 	return code
 }
 
-// supervise runs the program once more as a child, and is what PID 1 has to be:
-// it forwards signals and reaps every orphan. So the child's wait for a command
-// never races with the reaping. It returns the child's exit status.
+// supervise runs the program once more as a child, and does what PID 1 has to do: it
+// forwards signals and reaps every orphan. So the child's wait for a command never races
+// with the reaping. It returns the child's exit status.
 func supervise(ctx context.Context, path string, args []string) (int, error) {
 	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT,
+		syscall.SIGUSR1, syscall.SIGUSR2)
 	child, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
 	if err != nil {
 		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
 	}
-	defer context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })() // it may have come before signals did
+	// A signal that came before Notify ended ctx instead.
+	stop := context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })
+	defer stop()
 	go func() {
 		for s := range signals {
 			syscall.Kill(child, s.(syscall.Signal))
@@ -575,7 +588,7 @@ func (f *flags) addSource(o option, value string) {
 	name, target, ok := strings.Cut(value, "=")
 	switch {
 	case !ok || !isSourceName(name):
-		f.fault("--%s, source %d: want %s, with a NAME of letters, digits, _ . and - that begins with a letter or digit",
+		f.fault("--%s, source %d: want %s, with a NAME of letters, digits, _ . and -, first a letter or digit",
 			o.name, f.number, o.value)
 		return
 	case name == ownName:
@@ -773,7 +786,8 @@ func (f *flags) checkSources() {
 		}
 		switch {
 		case s.interval > 0 && s.maxAge > 0:
-			f.fault("--interval %s: not together with --max-age; --max-age %s:0s takes it out of a general one", s.name, s.name)
+			f.fault("--interval %s: not together with --max-age; --max-age %s:0s exempts it from a general one",
+				s.name, s.name)
 		case s.interval > 0 && s.params != nil:
 			f.fault("--interval %s: not together with --params", s.name)
 		case s.interval > 0 && len(params) > 0:
@@ -809,13 +823,13 @@ func (f *flags) checkServer() {
 	switch {
 	case f.modes["healthcheck"] || f.modes["hash-password"]: // they read no files
 	case (f.tlsCert == "") != (f.tlsKey == ""):
-		f.fault("--web.tls-cert-file and --web.tls-key-file belong together (they may name one file that has both)")
+		f.fault("--web.tls-cert-file and --web.tls-key-file: give both; they may name one file that holds both")
 	case anyTLS && f.tlsCert == "":
-		f.fault("--web.listen-address: one begins with https://, so --web.tls-cert-file and --web.tls-key-file are needed")
+		f.fault("--web.listen-address: https:// needs --web.tls-cert-file and --web.tls-key-file")
 	case f.tlsCert != "" && !anyTLS:
-		f.fault("--web.tls-cert-file: every --web.listen-address begins with http://, so nothing would be served with it")
+		f.fault("--web.tls-cert-file: every --web.listen-address begins with http://, so it would not be used")
 	case f.tlsClientCA != "" && f.tlsCert == "":
-		f.fault("--web.tls-client-ca-file: --web.tls-cert-file and --web.tls-key-file are needed")
+		f.fault("--web.tls-client-ca-file: needs --web.tls-cert-file and --web.tls-key-file")
 	}
 }
 
@@ -828,18 +842,6 @@ func labelKey(value string) string {
 	return key
 }
 
-func setURL(_ *sourceConfig, value string) error {
-	_, _, err := parseURL(value)
-	return err
-}
-
-func setPattern(_ *sourceConfig, value string) error { return checkPattern(value) }
-
-func setCommand(_ *sourceConfig, value string) error {
-	_, err := parseCommand(value)
-	return err
-}
-
 func setLabel(s *sourceConfig, value string) error {
 	key, value, err := parseLabel(value)
 	if err != nil {
@@ -850,32 +852,6 @@ func setLabel(s *sourceConfig, value string) error {
 	}
 	s.labels[key] = value
 	return nil
-}
-
-func setTimeout(s *sourceConfig, value string) (err error) {
-	s.timeout, err = parseDuration(value)
-	if err == nil && s.timeout == 0 {
-		return errors.New("must be longer than 0")
-	}
-	return err
-}
-
-func setMaxBytes(s *sourceConfig, value string) (err error) {
-	s.maxBytes, err = parseSize(value)
-	return err
-}
-
-func setMaxAge(s *sourceConfig, value string) (err error) {
-	s.maxAge, err = parseDuration(value)
-	return err
-}
-
-func setInterval(s *sourceConfig, value string) (err error) {
-	s.interval, err = parseDuration(value)
-	if err == nil && s.interval < 100*time.Millisecond {
-		return errors.New("must be at least 100ms")
-	}
-	return err
 }
 
 func setPath(s *sourceConfig, value string) error {
@@ -906,30 +882,11 @@ func setHeader(s *sourceConfig, value string) error {
 	return err
 }
 
-func setCAFile(s *sourceConfig, value string) error {
-	s.caFile = value
-	return s.mustBeHTTPS()
-}
-
-func setInsecure(s *sourceConfig, _ string) error {
-	s.insecure = true
-	return s.mustBeHTTPS()
-}
-
+// mustBeHTTPS says why an option for TLS is not for this source.
 func (s *sourceConfig) mustBeHTTPS() error {
 	if s.kind != "http" || !strings.HasPrefix(s.target, "https://") {
 		return errors.New("only an https source is verified")
 	}
-	return nil
-}
-
-func setRaw(s *sourceConfig, _ string) error {
-	s.raw = true
-	return nil
-}
-
-func setRequire(s *sourceConfig, _ string) error {
-	s.require = true
 	return nil
 }
 
@@ -939,16 +896,7 @@ func setListen(c *config, value string) error {
 	return err
 }
 
-func setTLSCert(c *config, value string) error { return setFile(&c.tlsCert, value) }
-
-func setTLSKey(c *config, value string) error { return setFile(&c.tlsKey, value) }
-
-func setTLSClientCA(c *config, value string) error {
-	return setFile(&c.tlsClientCA, value)
-}
-
-func setBasicAuth(c *config, value string) error { return setFile(&c.basicAuth, value) }
-
+// setFile sets the name of a file.
 func setFile(file *string, value string) error {
 	if value == "" {
 		return errors.New("want the name of a file")
@@ -970,6 +918,15 @@ func setLogFormat(c *config, value string) error {
 		return errors.New("want logfmt or json")
 	}
 	return nil
+}
+
+// setDuration sets a duration that must be at least least.
+func setDuration(d *time.Duration, text string, least time.Duration) (err error) {
+	*d, err = parseDuration(text)
+	if err == nil && *d < least {
+		return fmt.Errorf("must be at least %v", least)
+	}
+	return err
 }
 
 // parseDuration parses a duration as Go does, with d for a day.
@@ -1095,19 +1052,19 @@ func (a address) listen() (net.Listener, error) {
 	return l, err
 }
 
-// removeStale removes the socket of a program that has ended without doing so.
+// removeStale removes the socket of a program that ended without removing it.
 func removeStale(path string) error {
 	info, err := os.Lstat(path)
 	if err != nil {
-		return nil // it is not there, or Listen will tell
+		return nil // it does not exist, or Listen will fail, too
 	}
 	if info.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("%s exists and is no socket", path)
+		return fmt.Errorf("%s exists and is not a socket", path)
 	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
 	if err == nil {
 		conn.Close()
-		return fmt.Errorf("another program listens at %s", path)
+		return fmt.Errorf("another program listens on %s", path)
 	}
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return os.Remove(path)
@@ -1160,12 +1117,12 @@ func (t *serverTLS) set(texts [][]byte) error {
 	return nil
 }
 
-// newServer returns the server of all listeners. It speaks HTTP/1 only: so one
-// connection is one request, for those who count them.
+// newServer returns the server of all listeners. It speaks HTTP/1 only, so that a connection
+// has one request at a time: connections are what is counted.
 func (p *program) newServer() *http.Server {
 	server := &http.Server{
 		Handler:                      p,
-		DisableGeneralOptionsHandler: true, // it would answer those who may not ask
+		DisableGeneralOptionsHandler: true, // it would answer without a password
 		ReadHeaderTimeout:            10 * time.Second,
 		WriteTimeout:                 10 * time.Second, // send renews it
 		IdleTimeout:                  5 * time.Minute,
@@ -1178,9 +1135,9 @@ func (p *program) newServer() *http.Server {
 	return server
 }
 
-// connections are those of the clients. There is room for 1,024, or half of
-// the file descriptors; one more closes the one that has been idle for longest, or
-// that has been served for longest if none is idle.
+// connections are those of the clients. There is room for 1,024, or half of the file
+// descriptors. One more closes the connection that has been idle for longest or, if none is
+// idle, the one that has been served for longest.
 type connections struct {
 	mu   sync.Mutex // guards all
 	room int
@@ -1189,12 +1146,11 @@ type connections struct {
 
 // connection is the state of a connection.
 type connection struct {
-	served bool // a request of its is being answered
+	served bool // a request is being answered
 	since  time.Time
 }
 
-// changed makes room for a new connection, notes whether a request of it is being
-// answered, and forgets it once it is closed.
+// changed follows the state of a connection, and makes room for a new one.
 func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -1210,7 +1166,7 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 		cs.all[conn] = connection{since: time.Now()}
 	case state == http.StateClosed:
 		delete(cs.all, conn)
-	case here: // it did not have to make room
+	case here: // it may have been closed to make room
 		cs.all[conn] = connection{state == http.StateActive, time.Now()}
 	}
 }
@@ -1235,17 +1191,17 @@ func (cs *connections) evict() {
 	}
 	delete(cs.all, first)
 	if secure, ok := first.(*tls.Conn); ok {
-		first = secure.NetConn() // which says no goodbye, for that could take long
+		first = secure.NetConn() // tls.Conn's Close writes to the client, which may block
 	}
 	first.Close()
 }
 
 // ---- Who may ask
 
-// ServeHTTP answers one request.
+// ServeHTTP answers a request.
 func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer p.recoverPanic()
-	if r.ContentLength != 0 { // a body, which is not read: its sender has 10 s to go
+	if r.ContentLength != 0 { // the body is not read, so the connection cannot be used again
 		w.Header().Set("Connection", "close")
 		http.NewResponseController(w).SetReadDeadline(time.Now().Add(10 * time.Second))
 	}
@@ -1258,7 +1214,7 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case !p.admits(w, r):
 	case !get:
 		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "only GET and HEAD are answered", http.StatusMethodNotAllowed)
+		http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
 	case isEndpoint:
 		p.scrape(w, r, sources)
 	case r.URL.Path == "/":
@@ -1268,7 +1224,7 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// recoverPanic logs a fault of the program itself, and has the answer cut off.
+// recoverPanic logs a fault of the program itself, and cuts the answer off.
 func (p *program) recoverPanic() {
 	v := recover()
 	if v == nil {
@@ -1280,12 +1236,11 @@ func (p *program) recoverPanic() {
 	panic(http.ErrAbortHandler)
 }
 
-// admits reports whether the request comes from someone who may ask. If not it refuses
-// and counts it.
+// admits reports whether the client may ask. If not, it answers and counts the request.
 func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	if p.tls.clients && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
 		p.refusals.Add(1)
-		http.Error(w, "a client certificate is needed", http.StatusForbidden)
+		http.Error(w, "a client certificate is required", http.StatusForbidden)
 		return false
 	}
 	if p.passwords == nil {
@@ -1293,14 +1248,14 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	}
 	code := http.StatusUnauthorized
 	name, password, ok := r.BasicAuth()
-	if ok && strings.IndexByte(password, 0) < 0 { // NUL at the end would not change the key that is made of it
+	if ok && strings.IndexByte(password, 0) < 0 { // the key stays the same with NULs at the end
 		code = p.passwords.check(r.Context(), name, password)
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
 	switch code {
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Basic realm="reverse_exporter", charset="UTF-8"`)
-		http.Error(w, "a user name and password are needed", code)
+		http.Error(w, "a user name and password are required", code)
 	case http.StatusServiceUnavailable:
 		http.Error(w, "too many passwords are being checked", code)
 	}
@@ -1310,8 +1265,8 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	return code == http.StatusOK
 }
 
-// passwords are those that --web.basic-auth-file demands. To stretch one takes about a
-// quarter of a second, so few are at a time, and one that was right is remembered.
+// passwords are those that --web.basic-auth-file demands. Stretching one takes about a
+// quarter of a second. So one is stretched at a time, and one found right is remembered.
 type passwords struct {
 	watched *watched
 	users   atomic.Pointer[map[string]*user] // by name
@@ -1321,11 +1276,11 @@ type passwords struct {
 	turn chan struct{} // has room for the one who stretches
 }
 
-// user is what is known of a password.
+// user is one user's password, stretched.
 type user struct {
 	iterations int
 	salt, key  []byte
-	right      atomic.Pointer[[]byte] // keyed digest of the password once it was found
+	right      atomic.Pointer[[]byte] // keyed digest of the password, once it was given
 }
 
 // newPasswords returns passwords that are yet to get their users.
@@ -1342,16 +1297,16 @@ func (ps *passwords) set(texts [][]byte) error {
 		name, hash, _ := strings.Cut(line, ":")
 		u, err := parseHash(hash)
 		if err == nil && (name == "" || us[name] != nil) {
-			err = errors.New("the user has no name, or one that was there before")
+			err = errors.New("the user has no name, or the name of an earlier one")
 		}
 		if err == nil && old != nil && (*old)[name].same(u) {
-			u = (*old)[name] // with what is known of it
+			u = (*old)[name] // with its digest
 		}
 		us[name] = u
 		return err
 	})
 	if err == nil && len(us) == 0 {
-		err = errors.New("there is no user in it")
+		err = errors.New("it holds no user")
 	}
 	if err == nil {
 		ps.users.Store(&us)
@@ -1361,14 +1316,15 @@ func (ps *passwords) set(texts [][]byte) error {
 
 // same reports whether the hash is the same.
 func (u *user) same(other *user) bool {
-	return u != nil && u.iterations == other.iterations && bytes.Equal(u.salt, other.salt) && bytes.Equal(u.key, other.key)
+	return u != nil && u.iterations == other.iterations &&
+		bytes.Equal(u.salt, other.salt) && bytes.Equal(u.key, other.key)
 }
 
 // parseHash parses pbkdf2-sha256$ITERATIONS$SALT$KEY.
 func parseHash(hash string) (*user, error) {
 	parts := strings.Split(hash, "$")
 	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
-		return nil, errors.New("user:HASH is needed, with a HASH that --hash-password prints; bcrypt and others are not taken")
+		return nil, errors.New("want user:HASH, with a HASH that --hash-password prints (bcrypt is not supported)")
 	}
 	u := &user{}
 	var err1, err2, err3 error
@@ -1379,13 +1335,13 @@ func parseHash(hash string) (*user, error) {
 		return nil, errors.New("the HASH is damaged")
 	}
 	if u.iterations < minIterations || u.iterations > maxIterations {
-		return nil, fmt.Errorf("the HASH has %d iterations, which is not between %d and %d", u.iterations, minIterations, maxIterations)
+		return nil, fmt.Errorf("the HASH has %d iterations; must be %d to %d", u.iterations, minIterations, maxIterations)
 	}
 	return u, nil
 }
 
-// Iterations that a hash may have: fewer would be too cheap to guess, more would
-// take too long on a small device.
+// Iterations that a hash may have: with fewer, guessing would be too cheap; more would take
+// too long on a small device.
 const minIterations, maxIterations = 100_000, 2_000_000
 
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
@@ -1410,7 +1366,7 @@ func (ps *passwords) check(ctx context.Context, name, password string) int {
 	case <-ctx.Done():
 		return http.StatusServiceUnavailable
 	}
-	if known && u.knows(digest) { // found right while this one waited
+	if known && u.knows(digest) { // another request gave it meanwhile
 		return http.StatusOK
 	}
 	if !known {
@@ -1425,24 +1381,24 @@ func (ps *passwords) check(ctx context.Context, name, password string) int {
 	return http.StatusUnauthorized
 }
 
-// digest returns what a text is known by, here and for as long as the program runs.
+// digest returns a digest that is of use to this run of the program only.
 func (ps *passwords) digest(password string) []byte {
 	mac := hmac.New(sha256.New, ps.key)
 	io.WriteString(mac, password)
 	return mac.Sum(nil)
 }
 
-// knows reports whether the digest is that of the password found right before.
+// knows reports whether the digest is that of a password found right before.
 func (u *user) knows(digest []byte) bool {
 	right := u.right.Load()
 	return right != nil && hmac.Equal(*right, digest)
 }
 
-// stretch makes a key of a password, slowly.
+// stretch makes a key of a password; that it is slow makes guessing slow.
 func stretch(password string, salt []byte, iterations int) []byte {
 	key, err := pbkdf2.Key(sha256.New, password, salt, iterations, sha256.Size)
 	if err != nil {
-		panic(err) // only for lengths that are not ours
+		panic(err) // only for key lengths out of range
 	}
 	return key
 }
@@ -1486,15 +1442,17 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	p.send(w, r, shared)
 }
 
-// selected returns the sources of the names in their order, nil if a name is
-// none of theirs.
+// selected returns the sources with the names, in their own order, or nil if no source has
+// one of the names.
 func selected(sources []*source, names []string) []*source {
 	for _, name := range names {
 		if !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
 			return nil
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
+	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool {
+		return !slices.Contains(names, s.name)
+	})
 }
 
 // patience is how long a scrape may take. Without a deadline of the scraper's it
@@ -1551,7 +1509,7 @@ func await(ctx context.Context, shares []share) {
 	}
 }
 
-// resultsOf takes what is there for the shares, the newest.
+// resultsOf returns the newest results of the shares. The caller has to release them.
 func resultsOf(shares []share) []*result {
 	results := make([]*result, len(shares))
 	for i, sh := range shares {
@@ -1564,18 +1522,18 @@ func resultsOf(shares []share) []*result {
 	return results
 }
 
-// leave hands all shares back. A scrape that found no place, or spent its time in
-// line, found the source busy; late says that its deadline passed.
-func leave(shares []share, late bool) {
+// leave hands all shares back. expired says that the scrape's deadline passed. A scrape that
+// found no place, or whose deadline passed while it waited for its turn, found the source
+// busy.
+func leave(shares []share, expired bool) {
 	for _, sh := range shares {
-		if sh.ticket == nil || sh.source.leave(sh.ticket, late) && late {
+		if sh.ticket == nil || sh.source.leave(sh.ticket, expired) && expired {
 			sh.source.status.countBusy()
 		}
 	}
 }
 
-// required returns the names of the sources that --require wants up and that
-// are down.
+// required returns the names of the sources that are down though --require wants them up.
 func required(sources []*source, results []*result) []string {
 	var down []string
 	for i, s := range sources {
@@ -1586,7 +1544,7 @@ func required(sources []*source, results []*result) []string {
 	return down
 }
 
-// send writes a page to a scraper, which has to take 256 KiB every 10 s.
+// send writes a page to a scraper, which must read 256 KiB every 10 s.
 func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
@@ -1624,12 +1582,12 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	}
 }
 
-// pacer gives a scraper 10 s for each 256 KiB, while the page lasts.
+// pacer gives a scraper 10 s for each 256 KiB, until the page is cut off.
 type pacer struct {
 	w       io.Writer
 	control *http.ResponseController
 	page    context.Context
-	left    int // bytes to write before there are 10 s more
+	left    int // bytes to write before the next 10 s
 }
 
 func (o *pacer) Write(b []byte) (n int, err error) {
@@ -1668,8 +1626,8 @@ func (o *pacer) untilCut() (stop func()) {
 	}
 }
 
-// acceptsGzip reads Accept-Encoding (RFC 9110, 12.5.3): whether gzip is welcome, and
-// no less so than no encoding where that is rated, too.
+// acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip, with at least
+// the weight of no encoding.
 func acceptsGzip(headers []string) bool {
 	weights := map[string]float64{}
 	eachChoice(headers, func(coding string, _ []string, weight float64) { weights[coding] = weight })
@@ -1681,7 +1639,7 @@ func acceptsGzip(headers []string) bool {
 	return false
 }
 
-// acceptsQuotes reads Accept: whether a text format with quoted names is welcome.
+// acceptsQuotes reports whether Accept admits the text format with quoted names.
 func acceptsQuotes(headers []string) bool {
 	welcome := false
 	eachChoice(headers, func(mediaType string, params []string, weight float64) {
@@ -1690,13 +1648,12 @@ func acceptsQuotes(headers []string) bool {
 	return welcome
 }
 
-// withoutBlanks takes away what may stand around the words of a header.
+// withoutBlanks removes what may stand around the words of a header.
 var withoutBlanks = strings.NewReplacer(" ", "", "\t", "", `"`, "")
 
-// eachChoice calls take for each choice of a list that a scraper accepts, with its
-// parameters and its weight, which is 0 if it is none. All is in lower case, without
-// blanks and quotes.
-func eachChoice(headers []string, take func(choice string, params []string, weight float64)) {
+// eachChoice calls do for each item of a list of what a scraper accepts, with its parameters
+// and its weight, 0 if that is not a number. All is in lower case, without blanks and quotes.
+func eachChoice(headers []string, do func(choice string, params []string, weight float64)) {
 	list := withoutBlanks.Replace(strings.ToLower(strings.Join(headers, ",")))
 	for item := range strings.SplitSeq(list, ",") {
 		params := strings.Split(item, ";")
@@ -1706,7 +1663,7 @@ func eachChoice(headers []string, take func(choice string, params []string, weig
 				weight, _ = strconv.ParseFloat(q, 64)
 			}
 		}
-		take(params[0], params[1:], min(weight, 1)) // Prometheus 2.49 sends q=2
+		do(params[0], params[1:], min(weight, 1)) // Prometheus 2.49 sends q=2
 	}
 }
 
@@ -1840,7 +1797,7 @@ func (p *program) check(stdout io.Writer) int {
 	return 0
 }
 
-// once prints what a scrape of the only general endpoint would get.
+// once prints what a scrape of /metrics, or of the only endpoint, would get.
 func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	path := "/metrics"
 	if len(p.endpoints[path]) == 0 && len(p.endpoints) == 1 {
@@ -1871,8 +1828,8 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	return 0
 }
 
-// healthcheck asks the program that listens at an address whether it is well. It does
-// not verify who answers: there is nothing to learn from the question.
+// healthcheck asks the program that listens on an address whether it is healthy. It does not
+// verify who answers, for the request reveals nothing.
 func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
@@ -1896,7 +1853,8 @@ func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
 		}
 		err = fmt.Errorf("it answered %s", resp.Status)
 	}
-	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags as the program\n", a.addr, withoutURL(err))
+	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
+		" as the program\n", a.addr, withoutURL(err))
 	return 1
 }
 
@@ -1915,7 +1873,7 @@ func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 		return 1
 	}
 	fastest := time.Hour
-	for range 5 { // others may take the processor in between
+	for range 5 { // other processes may take the processor meanwhile
 		begin := time.Now()
 		stretch(password, make([]byte, 16), minIterations)
 		fastest = min(fastest, time.Since(begin))
@@ -1931,5 +1889,6 @@ func appendHash(dst []byte, password string, iterations int) []byte {
 	salt := make([]byte, 16)
 	rand.Read(salt)
 	key := stretch(password, salt, iterations)
-	return fmt.Appendf(dst, "pbkdf2-sha256$%d$%s$%s", iterations, base64.RawStdEncoding.EncodeToString(salt), base64.RawStdEncoding.EncodeToString(key))
+	encode := base64.RawStdEncoding.EncodeToString
+	return fmt.Appendf(dst, "pbkdf2-sha256$%d$%s$%s", iterations, encode(salt), encode(key))
 }
