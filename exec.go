@@ -23,7 +23,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"mime"
 	"net"
 	"net/http"
 	"net/url"
@@ -56,7 +55,10 @@ type sourceConfig struct {
 	params             []string // URL parameters that are forwarded, * for all
 	headers            []string // as KEY: VALUE
 	headerFiles        []string
+	tokenFile          string
 	caFile             string
+	certFile, keyFile  string // keyFile is "" if the key stands in certFile
+	serverName         string
 	insecure           bool
 	raw                bool
 	require            bool
@@ -107,10 +109,13 @@ type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
 	failure *failure      // nil if the source is up
 	bytes   int64         // of body, decompressed
+	held    int64         // bytes that the bodies take in memory
 	files   []fileTime
 	start   time.Time
 	end     time.Time
 	lease
+
+	timeLimit time.Duration // that the source is told, 0 for one that follows from --timeout
 }
 
 // A lease is shared by all who hold a result: its waterfall, scrapes and pages. When
@@ -141,6 +146,11 @@ func (r *result) samples() int {
 		n += e.samples
 	}
 	return n
+}
+
+// empty reports whether there is nothing in the bodies, not even a HELP or TYPE.
+func (r *result) empty() bool {
+	return !slices.ContainsFunc(r.bodies, func(e *exposition) bool { return len(e.families) > 0 })
 }
 
 // quoted reports whether a name in one of the bodies needs quotes.
@@ -531,17 +541,14 @@ func newAddedLabels(c *sourceConfig) addedLabels {
 // read reads one more body into a result.
 func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	b.limit = in.maxBytes - r.bytes
-	budget := min(4*in.maxBytes, math.MaxUint32, math.MaxInt)
-	for _, e := range r.bodies {
-		budget -= int64(e.held())
-	}
+	budget := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
 	w, ok := in.windows.Get().(*workspace)
 	if !ok {
 		w = &workspace{}
 	}
 	defer in.windows.Put(w)
 	r.buffers, w.body = &in.buffers, in.buffers.get()
-	e, err := read(b, openMetrics, &in.added, w, int(budget))
+	e, err := read(withoutMark(b), openMetrics, &in.added, w, int(budget))
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}
@@ -550,6 +557,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		return readFailure(err)
 	}
 	r.bodies = append(r.bodies, e)
+	r.held += int64(e.held())
 	return nil
 }
 
@@ -601,9 +609,23 @@ func (b *body) Read(p []byte) (int, error) {
 		b.last = p[n-1]
 	}
 	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' {
-		err = io.ErrUnexpectedEOF
+		err = errNoNewline
 	}
 	return n, err
+}
+
+// errNoNewline is the failure of a body that may have been cut short.
+var errNoNewline = errors.New("the body lacks its last newline, and only the end of the connection ends it:" +
+	" it may be cut short")
+
+// byteOrderMark is what Windows programs put at the beginning of UTF-8 text.
+const byteOrderMark = "\ufeff"
+
+// withoutMark returns a body without the byte order mark that it may begin with.
+func withoutMark(src io.Reader) io.Reader {
+	start := make([]byte, len(byteOrderMark))
+	n, _ := io.ReadFull(src, start) // an error comes again with the next read
+	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
 }
 
 // readFailure says why a body could not be taken.
@@ -613,6 +635,8 @@ func readFailure(err error) *failure {
 	switch {
 	case errors.Is(err, errTooLarge):
 		return &failure{reason: "too_large", err: err}
+	case errors.Is(err, errNoNewline):
+		return &failure{reason: "read", err: err}
 	case errors.As(err, &fault):
 		return &failure{reason: "parse", err: err}
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
@@ -624,7 +648,8 @@ func readFailure(err error) *failure {
 // endsOpenMetrics reports whether the last line of a body is # EOF. Where there is no
 // Content-Type, that makes it OpenMetrics.
 func endsOpenMetrics(body []byte) bool {
-	line := bytes.TrimSuffix(body, []byte("\n"))
+	line := bytes.TrimSuffix(bytes.TrimSuffix(body, []byte("\n")), []byte("\r"))
+	line = bytes.TrimPrefix(line, []byte(byteOrderMark))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
 }
 
@@ -638,11 +663,12 @@ type exporter struct {
 	socket string // path of the Unix socket that it is at, "" for TCP
 	client http.Client
 
-	fixed         http.Header // from the command line
-	headers       atomic.Pointer[http.Header]
-	watchedHeader *watched // nil without header files
-	roots         atomic.Pointer[x509.CertPool]
-	watchedRoots  *watched // nil without a CA file
+	fixed   http.Header // from the command line
+	headers atomic.Pointer[http.Header]
+	token   atomic.Pointer[string] // nil without a token file
+	roots   atomic.Pointer[x509.CertPool]
+	cert    atomic.Pointer[tls.Certificate]
+	watched []*watched // what the four are read from
 }
 
 // accept asks for the text format. Some exporters answer 406 without it.
@@ -667,12 +693,15 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 		e.fixed.Add(key, value)
 	}
 	e.headers.Store(&e.fixed)
-	if len(c.headerFiles) > 0 {
-		e.watchedHeader = watch("--header "+c.name, e.setHeaders, c.headerFiles...)
+	watchFiles := func(flag string, set func(texts [][]byte) error, names ...string) {
+		if len(names) > 0 && names[0] != "" {
+			e.watched = append(e.watched, watch("--"+flag+" "+c.name, set, names...))
+		}
 	}
-	if c.caFile != "" {
-		e.watchedRoots = watch("--ca-file "+c.name, e.setRoots, c.caFile)
-	}
+	watchFiles("header", e.setHeaders, c.headerFiles...)
+	watchFiles("bearer-token-file", e.setToken, c.tokenFile)
+	watchFiles("ca-file", e.setRoots, c.caFile)
+	watchFiles("cert-file", e.setCertificate, c.certFile, cmp.Or(c.keyFile, c.certFile))
 	e.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
 		DialContext:            e.dial,
 		DialTLSContext:         e.dialTLS,
@@ -695,15 +724,16 @@ func (e *exporter) String() string {
 // check finds nothing: the files that an exporter needs are watched, and checked there.
 func (e *exporter) check() error { return nil }
 
-// arguments returns the URL parameters that --params forwards.
+// arguments returns the URL parameters that --params forwards. Those that the URL has
+// itself are not the scraper's to choose.
 func (e *exporter) arguments(query url.Values) (arguments, error) {
 	if e.params == nil {
 		return arguments{standard: true}, nil
 	}
 	forwarded := url.Values{}
-	all := slices.Contains(e.params, "*")
+	all, own := slices.Contains(e.params, "*"), e.url.Query()
 	for name, given := range query {
-		if name != "exporter_name" && (all || slices.Contains(e.params, name)) {
+		if name != "exporter_name" && !own.Has(name) && (all || slices.Contains(e.params, name)) {
 			forwarded[name] = given
 		}
 	}
@@ -719,10 +749,15 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		"Accept":          {accept},
 		"Accept-Encoding": {"identity"},
 		"User-Agent":      {"reverse_exporter/" + version},
-		timeoutHeader:     {seconds(e.timeout - margin(e.timeout))},
+		timeoutHeader:     {seconds(cmp.Or(r.timeLimit, e.timeout-margin(e.timeout)))},
 	}
-	e.watchedHeader.refresh()
+	for _, w := range e.watched {
+		w.refresh()
+	}
 	maps.Copy(header, *e.headers.Load())
+	if token := e.token.Load(); token != nil {
+		header.Set("Authorization", "Bearer "+*token)
+	}
 	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
 	resp, err := e.client.Do(req)
 	if err != nil {
@@ -732,38 +767,83 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	if resp.StatusCode != http.StatusOK {
 		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	}
-	openMetrics, f := checkContentType(resp.Header.Get("Content-Type"))
-	if f != nil {
-		return f
+	mediaType, format := judgeType(resp.Header.Get("Content-Type"))
+	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
+	switch {
+	case format == formatProtobuf:
+		return fail("content_type", "the exporter answered %s, which it was not asked for", mediaType)
+	case unreadable != "":
+		return fail("encoding", "the exporter answered with the Content-Encoding %s, which it was not asked for", unreadable)
 	}
-	in := &body{ctx: ctx, src: resp.Body, untilClose: resp.ContentLength < 0 && len(resp.TransferEncoding) == 0}
-	switch encoding := strings.ToLower(resp.Header.Get("Content-Encoding")); encoding {
-	case "", "identity":
-	case "gzip":
+	in := &body{ctx: ctx, src: resp.Body}
+	// Of OpenMetrics the last line shows that it is whole.
+	in.untilClose = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && format != formatOpenMetrics
+	if zipped {
 		in.untilClose = false // it has an end of its own
-		if in.src, err = gzip.NewReader(resp.Body); err != nil {
+		// Empty gzip members yield nothing, so what is read of them is bounded, too.
+		if in.src, err = gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes}); err != nil {
 			return readFailure(err)
 		}
-	default:
-		return fail("encoding", "the body has a Content-Encoding that was not asked for")
 	}
-	return e.intake.read(r, in, openMetrics)
+	f := e.intake.read(r, in, format == formatOpenMetrics)
+	if format != formatUnlikely || f != nil && f.reason != "parse" || f == nil && !r.empty() {
+		return f
+	}
+	r.bodies = nil
+	if f == nil {
+		return fail("content_type", "the exporter answered %s, with nothing in it: is the path right?", mediaType)
+	}
+	return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
 }
 
-// checkContentType tells OpenMetrics from the text format, and refuses anything else.
-func checkContentType(header string) (openMetrics bool, f *failure) {
-	mediaType, _, err := mime.ParseMediaType(header)
-	switch {
-	case header == "", mediaType == "text/plain":
-		return false, nil
-	case mediaType == "application/openmetrics-text":
-		return true, nil
-	case mediaType == "text/html":
-		return false, fail("content_type", "the exporter answered with HTML: is the path right?")
-	case err != nil && mediaType == "":
-		return false, fail("content_type", "the Content-Type of the answer is malformed")
+// bodyFormat is what a Content-Type says of a body.
+type bodyFormat int
+
+const (
+	formatText bodyFormat = iota
+	formatOpenMetrics
+	formatUnlikely // read as text, which it may well be
+	formatProtobuf
+)
+
+// judgeType returns the media type that a Content-Type names, whatever parameters follow,
+// and what it means. PHP scripts and static files say text/html and the like of text.
+func judgeType(header string) (mediaType string, format bodyFormat) {
+	odd := func(c rune) bool {
+		return c >= utf8.RuneSelf || class[c]&labelByte == 0 && !strings.ContainsRune("/+-.", c)
 	}
-	return false, fail("content_type", "the exporter answered with %.60q; want text/plain or OpenMetrics", mediaType)
+	mediaType = strings.ToLower(strings.TrimSpace(header))
+	if end := strings.IndexFunc(mediaType, odd); end >= 0 {
+		mediaType = mediaType[:end]
+	}
+	switch mediaType {
+	case "", "text/plain":
+		return mediaType, formatText
+	case "application/openmetrics-text":
+		return mediaType, formatOpenMetrics
+	case "application/vnd.google.protobuf", "application/protobuf", "application/x-protobuf":
+		return mediaType, formatProtobuf
+	}
+	return mediaType, formatUnlikely
+}
+
+// judgeEncoding reports whether a Content-Encoding means gzip, or else returns the encoding
+// in it that cannot be read. What is no encoding (some send a charset or a type) is none.
+func judgeEncoding(header string) (zipped bool, unreadable string) {
+	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
+		encoding = strings.TrimSpace(encoding)
+		switch encoding {
+		case "gzip", "x-gzip":
+			if zipped {
+				return false, "gzip, twice"
+			}
+			zipped = true
+		case "aes128gcm", "br", "bzip2", "compress", "dcb", "dcz", "deflate", "exi", "lz4", "lzma", "pack200-gzip",
+			"snappy", "x-compress", "x-snappy-framed", "xz", "zstd":
+			return false, encoding
+		}
+	}
+	return zipped, ""
 }
 
 // failure says why there was no answer. It does not hand on all errors of net/http, which
@@ -774,7 +854,6 @@ func (e *exporter) failure(err error) *failure {
 	var cert *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError
 	var record tls.RecordHeaderError
-	var alert tls.AlertError
 	switch {
 	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
 		return &failure{reason: "status", err: err}
@@ -782,8 +861,13 @@ func (e *exporter) failure(err error) *failure {
 		return fail("tls", "the exporter does not speak TLS")
 	case errors.As(err, &unknown):
 		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, e.name)
-	case errors.As(err, &cert), errors.As(err, &alert):
+	case errors.As(err, &cert):
 		return &failure{reason: "tls", err: err}
+	// An alert: of TLS 1.3 the one about a missing certificate comes with the first read.
+	case errors.As(err, &op) && op.Op == "remote error" && e.certFile == "":
+		return fail("tls", "%w; if it wants a client certificate: --cert-file %s:FILE", op, e.name)
+	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
+		return &failure{reason: "tls", err: op}
 	case errors.As(err, &op) && op.Op == "dial":
 		return &failure{reason: "connect", err: err}
 	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -808,16 +892,21 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 		network, addr = "unix", e.socket
 	}
 	dialer := net.Dialer{Timeout: e.timeout}
-	conn, err := dialer.DialContext(ctx, network, addr)
-	var unresolved *net.DNSError
-	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // without /etc/hosts
-		return dialer.DialContext(ctx, network, strings.Replace(addr, "localhost", "127.0.0.1", 1))
+	port, isLocal := strings.CutPrefix(strings.ToLower(addr), "localhost:")
+	if !isLocal {
+		return dialer.DialContext(ctx, network, addr)
+	}
+	// Without /etc/hosts a resolver would ask a name server for localhost.
+	conn, err := dialer.DialContext(ctx, network, "127.0.0.1:"+port)
+	if err != nil {
+		if conn, err := dialer.DialContext(ctx, network, "[::1]:"+port); err == nil {
+			return conn, nil
+		}
 	}
 	return conn, err
 }
 
-// dialTLS connects to an https exporter, and verifies its certificate against what the CA
-// file holds now.
+// dialTLS connects to an https exporter, with what the files for TLS hold now.
 func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -825,12 +914,15 @@ func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn,
 	if err != nil {
 		return nil, err
 	}
-	e.watchedRoots.refresh()
-	secure := tls.Client(conn, &tls.Config{
-		ServerName:         e.url.Hostname(),
+	config := &tls.Config{
+		ServerName:         cmp.Or(e.serverName, e.url.Hostname()),
 		RootCAs:            e.roots.Load(),
 		InsecureSkipVerify: e.insecure,
-	})
+	}
+	if cert := e.cert.Load(); cert != nil { // whichever CAs the exporter names
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
@@ -844,15 +936,30 @@ var (
 	errRedirects = errors.New("more than 10 redirects")
 )
 
-// stayThere follows redirects within one scheme, host and port.
+// stayThere follows redirects to the same scheme, host and port, which an exporter may write
+// as it is called in the Host header.
 func stayThere(req *http.Request, via []*http.Request) error {
-	if req.URL.Scheme != via[0].URL.Scheme || req.URL.Host != via[0].URL.Host {
+	first := via[0]
+	named := &url.URL{Scheme: first.URL.Scheme, Host: cmp.Or(first.Host, first.URL.Host)}
+	host, port := req.URL.Hostname(), effectivePort(req.URL)
+	switch {
+	case req.URL.Scheme != first.URL.Scheme,
+		!strings.EqualFold(host, first.URL.Hostname()) && !strings.EqualFold(host, named.Hostname()),
+		port != effectivePort(first.URL) && port != effectivePort(named):
 		return errRedirect
-	}
-	if len(via) >= 10 {
+	case len(via) >= 10:
 		return errRedirects
 	}
+	req.URL.Host, req.Host, req.Header = first.URL.Host, first.Host, first.Header
 	return nil
+}
+
+// effectivePort returns the port of a URL, also where it is not written.
+func effectivePort(u *url.URL) string {
+	if u.Scheme == "https" {
+		return cmp.Or(u.Port(), "443")
+	}
+	return cmp.Or(u.Port(), "80")
 }
 
 // setHeaders keeps the headers that header files hold beside those of the command
@@ -870,6 +977,16 @@ func (e *exporter) setHeaders(texts [][]byte) error {
 		}
 	}
 	e.headers.Store(&headers)
+	return nil
+}
+
+// setToken keeps the token that a file holds.
+func (e *exporter) setToken(texts [][]byte) error {
+	token := string(bytes.TrimSpace(texts[0]))
+	if token == "" || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
+		return errors.New("the file does not hold one token")
+	}
+	e.token.Store(&token)
 	return nil
 }
 
@@ -933,6 +1050,17 @@ func (e *exporter) setRoots(texts [][]byte) error {
 	roots, err := newPool(texts[0])
 	if err == nil {
 		e.roots.Store(roots)
+		e.client.CloseIdleConnections() // or the next fetch would not need them
+	}
+	return err
+}
+
+// setCertificate keeps the certificate and key that the exporter is shown.
+func (e *exporter) setCertificate(texts [][]byte) error {
+	cert, err := tls.X509KeyPair(texts[0], texts[1])
+	if err == nil {
+		e.cert.Store(&cert)
+		e.client.CloseIdleConnections()
 	}
 	return err
 }
@@ -1140,7 +1268,7 @@ func openRegular(name string) (*os.File, os.FileInfo, error) {
 
 // readEnd returns the last bytes of a file, enough to hold a short last line.
 func readEnd(file *os.File, size int64) []byte {
-	end := make([]byte, min(size, 8))
+	end := make([]byte, min(size, 16))
 	n, _ := file.ReadAt(end, size-int64(len(end)))
 	return end[:n]
 }

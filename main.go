@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"maps"
 	"math"
@@ -106,10 +107,23 @@ var options = []option{
 	{name: "header", scope: oneSource, value: "NAME:'KEY: VALUE'",
 		help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
 		set:  setHeader, key: wholeValue, secret: true},
+	{name: "bearer-token-file", scope: oneSource, value: "NAME:FILE",
+		help: "send Authorization: Bearer with what the file holds", set: setTokenFile},
 	{name: "ca-file", scope: oneSource, value: "NAME:FILE",
 		help: "certificates that an https source is verified against", set: func(s *sourceConfig, v string) error {
-			s.caFile = v
-			return s.mustBeHTTPS()
+			return s.setTLS(&s.caFile, v)
+		}},
+	{name: "cert-file", scope: oneSource, value: "NAME:FILE",
+		help: "certificate that an https source is shown ...", set: func(s *sourceConfig, v string) error {
+			return s.setTLS(&s.certFile, v)
+		}},
+	{name: "key-file", scope: oneSource, value: "NAME:FILE",
+		help: "... and its key, if that is in another file", set: func(s *sourceConfig, v string) error {
+			return s.setTLS(&s.keyFile, v)
+		}},
+	{name: "server-name", scope: oneSource, value: "NAME:HOST",
+		help: "name in the certificate of an https source", set: func(s *sourceConfig, v string) error {
+			return s.setTLS(&s.serverName, v)
 		}},
 	{name: "insecure", scope: sourceList, value: "NAME,...",
 		help: "do not verify the certificates of these", set: func(s *sourceConfig, _ string) error {
@@ -170,6 +184,7 @@ func appendUsage(dst []byte) []byte {
 }
 
 func main() {
+	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	code := run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
@@ -790,6 +805,10 @@ func (f *flags) checkSources() {
 				s.name, s.name)
 		case s.interval > 0 && s.params != nil:
 			f.fault("--interval %s: not together with --params", s.name)
+		case s.keyFile != "" && s.certFile == "":
+			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
+		case s.tokenFile != "" && s.hasLogin():
+			f.fault("--bearer-token-file %s: not together with a user in the URL or --header Authorization", s.name)
 		case s.interval > 0 && len(params) > 0:
 			f.fault("--interval %s: not together with a placeholder", s.name)
 		}
@@ -798,6 +817,15 @@ func (f *flags) checkSources() {
 				s.name, needs, s.name, s.name)
 		}
 	}
+}
+
+// hasLogin reports whether the flags say how to log in to an exporter.
+func (s *sourceConfig) hasLogin() bool {
+	u, _, err := parseURL(s.target)
+	return err == nil && u.User != nil || slices.ContainsFunc(s.headers, func(line string) bool {
+		key, _, _ := parseHeader(line)
+		return key == "Authorization"
+	})
 }
 
 // alone reports whether no other source is served where s is.
@@ -882,10 +910,26 @@ func setHeader(s *sourceConfig, value string) error {
 	return err
 }
 
+func setTokenFile(s *sourceConfig, value string) error {
+	if s.kind != "http" {
+		return errors.New("only an http source is sent a token")
+	}
+	return setFile(&s.tokenFile, value)
+}
+
+// setTLS sets an option for TLS.
+func (s *sourceConfig) setTLS(option *string, value string) error {
+	if value == "" {
+		return errors.New("want a value")
+	}
+	*option = value
+	return s.mustBeHTTPS()
+}
+
 // mustBeHTTPS says why an option for TLS is not for this source.
 func (s *sourceConfig) mustBeHTTPS() error {
 	if s.kind != "http" || !strings.HasPrefix(s.target, "https://") {
-		return errors.New("only an https source is verified")
+		return errors.New("only an https source has TLS")
 	}
 	return nil
 }
