@@ -62,6 +62,7 @@ type sourceConfig struct {
 	insecure           bool
 	raw                bool
 	require            bool
+	anyExit            bool
 }
 
 // source is one part of the appliance.
@@ -100,7 +101,7 @@ func newSource(life context.Context, c *sourceConfig, p *program) *source {
 	}
 	s.do = s.fetcher.fetch
 	s.count = s.status.count
-	s.report = func(r *result, changed bool) { logFetch(p.log, c.name, r.failure, changed) }
+	s.report = func(r *result, changed bool) { logFetch(p.log, c.name, r, changed) }
 	return s
 }
 
@@ -111,11 +112,14 @@ type result struct {
 	bytes   int64         // of body, decompressed
 	held    int64         // bytes that the bodies take in memory
 	files   []fileTime
+	stderr  string // the end of a command's, for the log only
+	exited  bool   // a command ended by itself, with exitStatus
 	start   time.Time
 	end     time.Time
 	lease
 
-	timeLimit time.Duration // that the source is told, 0 for one that follows from --timeout
+	exitStatus int
+	timeLimit  time.Duration // that the source is told, 0 for one that follows from --timeout
 }
 
 // A lease is shared by all who hold a result: its waterfall, scrapes and pages. When
@@ -171,7 +175,7 @@ type fileTime struct {
 type failure struct {
 	reason string // as in reverse_exporter_source_failures_total
 	err    error  // for the log and the page at /
-	detail string // the end of standard error, for the log only
+	detail string // for the log only
 }
 
 // fail returns a failure of the reason.
@@ -1193,10 +1197,11 @@ func checkPattern(pattern string) error {
 
 func (fs *files) String() string { return fs.pattern }
 
-// check opens the file. What a glob matches may come later.
+// check opens the file, or looks into the folders of a glob. What matches may come later.
 func (fs *files) check() error {
 	if hasMeta(fs.pattern) {
-		return nil
+		_, err := expand(fs.pattern)
+		return err
 	}
 	file, _, err := openRegular(fs.pattern)
 	file.Close()
@@ -1209,19 +1214,77 @@ func (fs *files) arguments(url.Values) (arguments, error) { return arguments{sta
 // fetch reads the files that the pattern matches. The good ones are served even if others
 // fail.
 func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
-	names, _ := filepath.Glob(fs.pattern)
-	if len(names) == 0 && !hasMeta(fs.pattern) {
-		names = []string{fs.pattern}
+	if !hasMeta(fs.pattern) {
+		return fs.read(ctx, r, fs.pattern)
 	}
+	names, err := expand(fs.pattern)
 	var failed *failure
+	if err != nil {
+		failed = &failure{reason: "file", err: err}
+	}
 	for _, name := range names {
 		failed = cmp.Or(failed, fs.read(ctx, r, name))
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	return failed
 }
 
+// expand returns what a glob matches, as a shell does: a leading * takes no dot files. It
+// goes on after an error, which says that a folder cannot be read, or that the one before
+// the first * is missing; a missing one after that is no match.
+func expand(pattern string) (matches []string, err error) {
+	fixed := pattern[:strings.IndexAny(pattern, meta)]
+	fixed = fixed[:strings.LastIndexByte(fixed, '/')+1]
+	matches = []string{fixed}
+	for i, element := range strings.Split(pattern[len(fixed):], "/") {
+		var next []string
+		for _, path := range matches {
+			if i > 0 {
+				path += "/"
+			}
+			found, fault := matchIn(path, element)
+			missing := errors.Is(fault, os.ErrNotExist) || errors.Is(fault, syscall.ENOTDIR)
+			if fault != nil && err == nil && (i == 0 || !missing) {
+				err = fault
+			}
+			next = append(next, found...)
+		}
+		matches = next
+	}
+	return matches, err
+}
+
+// matchIn returns what one element of a glob matches in a folder, "" for the current one.
+func matchIn(folder, element string) (found []string, err error) {
+	if !hasMeta(element) {
+		if _, err = os.Lstat(folder + element); err != nil {
+			return nil, err
+		}
+		return []string{folder + element}, nil
+	}
+	dir, err := os.OpenFile(cmp.Or(folder, "."), os.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	slices.Sort(names)
+	for _, name := range names {
+		hidden := strings.HasPrefix(name, ".") && !strings.HasPrefix(strings.TrimPrefix(element, `\`), ".")
+		if matches, _ := filepath.Match(element, name); matches && !hidden {
+			found = append(found, folder+name)
+		}
+	}
+	return found, err
+}
+
 // hasMeta reports whether a pattern is more than the name of one file.
-func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
+func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, meta) }
+
+// meta are the characters that make a glob.
+const meta = `*?[\`
 
 // read adds one file to a result. A file that changes while it is read has failed.
 func (fs *files) read(ctx context.Context, r *result, name string) *failure {
@@ -1230,10 +1293,14 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 		return &failure{reason: "file", err: err}
 	}
 	defer file.Close()
-	r.files = append(r.files, fileTime{name, before.ModTime()})
+	r.files = append(r.files, fileTime{readable(name), before.ModTime()})
 	bodies := len(r.bodies)
 	end := readEnd(file, before.Size())
-	if f := fs.intake.read(r, &body{ctx: ctx, src: file}, endsOpenMetrics(end)); f != nil {
+	openMetrics := endsOpenMetrics(end)
+	if len(end) > 0 && end[len(end)-1] != '\n' && !openMetrics {
+		return fail("file", "%s does not end in a newline: it may be half written", name)
+	}
+	if f := fs.intake.read(r, &body{ctx: ctx, src: file}, openMetrics); f != nil {
 		f.err = fmt.Errorf("%s: %w", name, f.err)
 		return f
 	}
@@ -1243,6 +1310,14 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
 	}
 	return nil
+}
+
+// readable returns the name of a file as a label can hold it, and different for each name.
+func readable(name string) string {
+	if utf8.ValidString(name) {
+		return name
+	}
+	return strconv.Quote(name)
 }
 
 // openRegular opens a regular file. It refuses anything else before opening it: opening
@@ -1291,10 +1366,12 @@ func newCommand(c *sourceConfig, in *intake) *command {
 // String returns the command without its arguments.
 func (c *command) String() string { return c.words[0][0].text }
 
-// check looks for the program.
+// check looks at the program.
 func (c *command) check() error {
-	_, err := exec.LookPath(c.String())
-	return err
+	if err := checkProgram(c.String()); err != nil {
+		return fmt.Errorf("%s: %w", c, err)
+	}
+	return nil
 }
 
 // arguments returns the values of the placeholders.
@@ -1308,7 +1385,7 @@ func (c *command) arguments(query url.Values) (a arguments, err error) {
 
 // fetch runs the command and reads its output.
 func (c *command) fetch(ctx context.Context, r *result, values []string) *failure {
-	out, failure := c.run(ctx, values)
+	out, failure := c.run(ctx, r, values)
 	if failure != nil {
 		r.bytes = int64(len(out))
 		return failure
@@ -1367,10 +1444,10 @@ func parseCommand(line string) (*commandLine, error) {
 }
 
 // splitWords splits a line at blanks, except those quoted by '…', "…" or a backslash, as a
-// shell does.
+// shell does. It refuses words that only a shell could mean.
 func splitWords(line string) ([]string, error) {
 	var words []string
-	var word []byte
+	var word, shape []byte // shape is the word with an x for each byte that is quoted
 	inWord, quote := false, byte(0)
 	for i := 0; i < len(line); i++ {
 		c := line[i]
@@ -1378,6 +1455,7 @@ func splitWords(line string) ([]string, error) {
 		case quote == 0 && (c == ' ' || c == '\t' || c == '\n'):
 			if inWord {
 				words = append(words, string(word))
+				shape = append(shape, ' ')
 				word, inWord = word[:0], false
 			}
 			continue
@@ -1385,6 +1463,7 @@ func splitWords(line string) ([]string, error) {
 			quote = 0
 		case quote == 0 && (c == '\'' || c == '"'):
 			quote = c
+			shape = append(shape, c)
 		case c == '\\' && quote != '\'':
 			if i++; i == len(line) {
 				return nil, errors.New(`a \ with nothing after it`)
@@ -1395,9 +1474,11 @@ func splitWords(line string) ([]string, error) {
 			if quote == '"' && strings.IndexByte("\"\\$`", line[i]) < 0 {
 				word = append(word, '\\')
 			}
-			word = append(word, line[i])
+			word, shape = append(word, line[i]), append(shape, 'x')
+		case quote != 0:
+			word, shape = append(word, c), append(shape, 'x')
 		default:
-			word = append(word, c)
+			word, shape = append(word, c), append(shape, c)
 		}
 		inWord = true
 	}
@@ -1407,7 +1488,39 @@ func splitWords(line string) ([]string, error) {
 	if inWord {
 		words = append(words, string(word))
 	}
-	return words, nil
+	return words, refuseShell(line, string(shape))
+}
+
+// refuseShell refuses a line with words that only a shell could mean. In its shape each
+// byte that is quoted is an x.
+func refuseShell(line, shape string) error {
+	first, _, _ := strings.Cut(shape, " ")
+	if name, _, ok := strings.Cut(first, "="); ok && isBareLabel([]byte(name)) {
+		return fmt.Errorf("only a shell sets a variable before a command: write NAME=env %s=…", name)
+	}
+	literal := strings.NewReplacer("{{", "", "}}", "")
+	for word := range strings.FieldsSeq(shape) {
+		for _, rest := range strings.Split(literal.Replace(word), "{")[1:] {
+			if inside, _, _ := strings.Cut(rest, "}"); strings.ContainsAny(inside, `'"`) {
+				return errQuotedDefault
+			}
+		}
+		operator := strings.TrimLeft(word, "0123456789")
+		if operator == "" || strings.IndexByte("|&;<>", operator[0]) < 0 && !strings.HasSuffix(word, ";") {
+			continue
+		}
+		fault := "there is no shell to make sense of | & ; < or >"
+		switch { // the line itself may hold secrets
+		case strings.Contains(shape, "{"):
+			return fmt.Errorf("%s: write NAME=sh -c '…' sh {x}, with \"$1\" in the script for {x}", fault)
+		case !strings.Contains(line, "'"):
+			return fmt.Errorf("%s: write NAME=sh -c '…', or quote them", fault)
+		case !strings.ContainsAny(line, `"\`):
+			return fmt.Errorf("%s: write NAME=sh -c \"…\", or quote them", fault)
+		}
+		return fmt.Errorf("%s: write NAME=sh -c '…', with '\\'' for each ' in it, or quote them", fault)
+	}
+	return nil
 }
 
 // parseWord cuts a word into pieces at its placeholders.
@@ -1451,8 +1564,11 @@ func (c *commandLine) parseWord(word string) ([]piece, error) {
 // NAME=ONE|OTHER, and returns its index.
 func (c *commandLine) addParam(inside string) (int, error) {
 	name, choices, hasDefault := strings.Cut(inside, "=")
-	if !isParamName(name) {
-		return 0, fmt.Errorf("{%s} is not a placeholder: write {{ and }} for literal braces", inside)
+	switch {
+	case !isParamName(name):
+		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER}; {{ and }} are literal braces")
+	case strings.ContainsAny(choices, `'"`):
+		return 0, errQuotedDefault
 	}
 	p := param{name: name, listed: strings.Contains(choices, "|")}
 	if hasDefault {
@@ -1467,6 +1583,9 @@ func (c *commandLine) addParam(inside string) (int, error) {
 	}
 	return i, nil
 }
+
+// errQuotedDefault is the fault of {l="x"}, most likely a label.
+var errQuotedDefault = errors.New("a placeholder cannot have a default with a quote in it; {{ and }} are literal braces")
 
 // isParamName reports whether a placeholder may have the name.
 func isParamName(name string) bool {
@@ -1555,11 +1674,10 @@ func (c *commandLine) args(values []string) []string {
 // run runs the command in a process group of its own until its first process
 // ends or ctx is done. Then the whole group is killed, and what was written by
 // then is read. It returns standard output, which has --max-bytes at most.
-func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
-	limit := c.maxBytes
+func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, *failure) {
 	args := c.args(values)
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(c.timeout))
+	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(cmp.Or(r.timeLimit, c.timeout)))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, errs, err := start(cmd)
 	if err != nil {
@@ -1568,46 +1686,82 @@ func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
 	defer out.Close()
 	defer errs.Close()
 
-	ended, end := context.WithCancel(ctx)
+	ctx, end := context.WithCancel(ctx)
 	defer end()
-	kill := func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	stop := context.AfterFunc(ended, kill)
+	pipe := &pipeReader{pipe: out}
 	var body, tail []byte
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		body, _ = io.ReadAll(io.LimitReader(&pipeReader{pipe: out}, limit+1))
-		if int64(len(body)) > limit {
+		body, _ = io.ReadAll(io.LimitReader(pipe, c.maxBytes+1))
+		if int64(len(body)) > c.maxBytes {
 			end()
 		}
 	})
 	readers.Go(func() { tail = readTail(errs) })
-	err = cmd.Wait()
-	stop()
-	kill()
+	killed, err := waitOrKill(ctx, cmd)
 	// A process that left the group may still hold the pipes.
 	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	readers.Wait()
+	r.stderr = string(tail)
+	r.exitStatus = cmd.ProcessState.ExitCode()
+	r.exited = !killed && r.exitStatus >= 0 // not by a signal
 
-	var f *failure
-	if int64(len(body)) > limit {
-		f = &failure{reason: "too_large", err: errTooLarge, detail: string(tail)}
-	} else if err != nil {
-		f = &failure{reason: "exit", err: fmt.Errorf("ended with %w", err), detail: string(tail)}
+	switch {
+	case int64(len(body)) > c.maxBytes:
+		return body, &failure{reason: "too_large", err: errTooLarge}
+	case killed:
+		return body, fail("exit", "it was ended before it was done")
+	case err != nil && !(c.anyExit && r.exited):
+		return body, c.exitFailure(err)
+	case pipe.held && len(body) > 0 && body[len(body)-1] != '\n':
+		return body, fail("exit", "its output lacks the last newline, and a process that it left behind may write more")
 	}
-	return body, f
+	return body, nil
+}
+
+// waitOrKill waits until the first process of a command has ended, or ends it when ctx is
+// done, which it then reports. Nothing is left of the process group.
+func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed bool, err error) {
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		killed = true
+		signalGroup(cmd, syscall.SIGTERM)
+		select {
+		case err = <-ended:
+		case <-time.After(200 * time.Millisecond): // for a trap that tidies up
+			signalGroup(cmd, syscall.SIGKILL)
+			err = <-ended
+		}
+	}
+	signalGroup(cmd, syscall.SIGKILL)
+	return killed, err
+}
+
+// signalGroup sends a signal to all processes of a command.
+func signalGroup(cmd *exec.Cmd, signal syscall.Signal) {
+	syscall.Kill(-cmd.Process.Pid, signal)
+	cmd.Process.Signal(signal) // it may have left its group
 }
 
 // pipeReader reads a pipe to what it holds at its deadline, and so misses nothing that was
 // written in time even if the reader is scheduled late.
 type pipeReader struct {
 	pipe *os.File
-	late int // bytes read past the deadline
+	late int  // bytes read past the deadline
+	held bool // somebody could write still when it was read to its deadline
 }
 
 func (r *pipeReader) Read(p []byte) (n int, err error) {
-	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) || r.late >= pipeSize {
+	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
 		return n, err
+	}
+	if r.late >= pipeSize {
+		r.held = true
+		return 0, io.EOF
 	}
 	raw, err := r.pipe.SyscallConn()
 	if err != nil {
@@ -1620,6 +1774,7 @@ func (r *pipeReader) Read(p []byte) (n int, err error) {
 		return true // do not wait, even if nothing was there
 	})
 	if n <= 0 {
+		r.held = err == syscall.EAGAIN
 		return 0, io.EOF
 	}
 	r.late += n
@@ -1659,21 +1814,59 @@ func start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 
 // startFailure says why a command did not start.
 func startFailure(name string, err error) *failure {
-	path, lookErr := exec.LookPath(name)
-	switch {
-	case errors.Is(err, syscall.ENOENT) && lookErr == nil:
-		return fail("start", "failed to start %s: the interpreter that its #! line names, or its loader, is missing"+
-			" (an image from scratch has no shell)", path)
-	case errors.Is(err, syscall.ENOEXEC):
-		return fail("start", "failed to start %s: it has no #! line, or is built for another kind of machine", path)
-	case errors.Is(err, exec.ErrNotFound):
-		return fail("start", "failed to start %s: there is no such program in PATH", name)
-	}
 	var withPath *os.PathError
-	if errors.As(err, &withPath) {
+	switch fault := checkProgram(name); {
+	case fault != nil:
+		err = fault
+	case errors.Is(err, syscall.ENOENT):
+		err = errors.New("the interpreter that its #! line names, or its loader, is missing" +
+			" (an image from scratch has no shell)")
+	case errors.Is(err, syscall.ENOEXEC):
+		err = errors.New("it has no #! line, or is built for another kind of machine")
+	case errors.As(err, &withPath):
 		err = withPath.Err // without the whole path once more
 	}
 	return fail("start", "failed to start %s: %w", name, err)
+}
+
+// exitFailure says how a command ended.
+func (c *command) exitFailure(err error) *failure {
+	if fault := checkProgram(c.String()); fault != nil {
+		return fail("exit", "ended with %w: %w", err, fault)
+	}
+	return fail("exit", "ended with %w", err)
+}
+
+// checkProgram says why a program cannot be started, as far as a look at it tells.
+func checkProgram(name string) error {
+	path, err := exec.LookPath(name)
+	info, statErr := os.Stat(name)
+	var withName *exec.Error
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return errors.New("there is no such program in PATH")
+	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
+		return fmt.Errorf("it is not executable: chmod +x %s", name)
+	case errors.As(err, &withName):
+		return withName.Err // without the name once more
+	case err == nil && hasWindowsEnds(path):
+		return errors.New("its #! line ends in a carriage return: give it Unix line ends")
+	}
+	return err
+}
+
+// hasWindowsEnds reports whether the #! line of a script ends in a carriage return, which
+// becomes part of the interpreter's name.
+func hasWindowsEnds(path string) bool {
+	file, _, err := openRegular(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	start := make([]byte, 256)
+	n, _ := io.ReadFull(file, start)
+	line, _, _ := bytes.Cut(start[:n], []byte("\n"))
+	return bytes.HasPrefix(line, []byte("#!")) && bytes.HasSuffix(line, []byte("\r"))
 }
 
 // readTail reads to the end and returns the last 4 KiB.
@@ -1780,8 +1973,11 @@ func (st *status) addFailure(reason string) {
 }
 
 // logFetch logs a fetch of a source: a change of its state for all to see.
-func logFetch(log *slog.Logger, name string, f *failure, changed bool) {
-	level, message, attrs := slog.LevelDebug, "fetched", []any{"source", name}
+func logFetch(log *slog.Logger, name string, r *result, changed bool) {
+	f, level, message, attrs := r.failure, slog.LevelDebug, "fetched", []any{"source", name}
+	if f == nil && r.stderr != "" {
+		log.Debug("the command wrote to standard error", "source", name, "stderr", r.stderr)
+	}
 	switch {
 	case f == nil && changed:
 		level, message = slog.LevelInfo, "source is up"
@@ -1792,8 +1988,8 @@ func logFetch(log *slog.Logger, name string, f *failure, changed bool) {
 	}
 	if f != nil {
 		attrs = append(attrs, "reason", f.reason, "err", f.err)
-		if f.detail != "" {
-			attrs = append(attrs, "stderr", f.detail)
+		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
+			attrs = append(attrs, "stderr", detail)
 		}
 	}
 	log.Log(context.Background(), level, message, attrs...)

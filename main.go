@@ -132,6 +132,8 @@ var options = []option{
 		}},
 	{name: "raw", scope: sourceList, value: "NAME,...",
 		help: "do not add exporter_name", set: func(s *sourceConfig, _ string) error { s.raw = true; return nil }},
+	{name: "any-exit", scope: sourceList, value: "NAME,...",
+		help: "take what these commands print whatever their exit status", set: setAnyExit},
 	{name: "require", scope: sourceList, value: "NAME,...",
 		help: "answer 503 when one of these is down", set: func(s *sourceConfig, _ string) error { s.require = true; return nil }},
 
@@ -805,12 +807,14 @@ func (f *flags) checkSources() {
 				s.name, s.name)
 		case s.interval > 0 && s.params != nil:
 			f.fault("--interval %s: not together with --params", s.name)
-		case s.keyFile != "" && s.certFile == "":
-			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
-		case s.tokenFile != "" && s.hasLogin():
-			f.fault("--bearer-token-file %s: not together with a user in the URL or --header Authorization", s.name)
 		case s.interval > 0 && len(params) > 0:
 			f.fault("--interval %s: not together with a placeholder", s.name)
+		}
+		if s.keyFile != "" && s.certFile == "" {
+			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
+		}
+		if s.tokenFile != "" && s.hasLogin() {
+			f.fault("--bearer-token-file %s: not together with a user in the URL or --header Authorization", s.name)
 		}
 		if needs != "" && !f.alone(s) {
 			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %s:/%s",
@@ -908,6 +912,14 @@ func setHeader(s *sourceConfig, value string) error {
 	s.headers = append(s.headers, value)
 	_, _, err := parseHeader(value)
 	return err
+}
+
+func setAnyExit(s *sourceConfig, _ string) error {
+	if s.kind != "exec" {
+		return errors.New("only a command has an exit status")
+	}
+	s.anyExit = true
+	return nil
 }
 
 func setTokenFile(s *sourceConfig, value string) error {
