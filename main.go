@@ -38,6 +38,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/signal"
@@ -100,6 +101,8 @@ var options = []option{
 		help: "fetch in the background, serve the last result", set: func(s *sourceConfig, v string) error {
 			return setDuration(&s.interval, v, 100*time.Millisecond)
 		}},
+	{name: "parallel", scope: oneSource, value: "NAME:N",
+		help: "runs of a command with different arguments that may go on at once (1)", set: setParallel},
 	{name: "path", scope: anySource, value: "[NAME:]/PATH",
 		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, key: wholeValue},
 	{name: "params", scope: oneSource, value: "NAME:LIST",
@@ -371,17 +374,26 @@ func (p *program) serve(ctx context.Context) int {
 	return code
 }
 
-// repeat fetches a source at its interval. A fetch that takes longer skips beats.
+// repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
+// failure it tries again sooner: after 5 s, then twice as long each time.
 func (p *program) repeat(ctx context.Context, s *source) {
-	beat := time.NewTicker(s.interval)
-	defer beat.Stop()
+	begin, retry := time.Now(), time.Duration(0)
 	for ctx.Err() == nil {
-		t := s.join(arguments{standard: true}, true)
+		t := s.join(visit{arguments: arguments{standard: true}})
 		s.wait(ctx, t)
+		r := s.result(t)
 		s.leave(t, false)
+		pause := s.interval - time.Since(begin)%s.interval
+		if r.failure == nil {
+			retry = 0
+		} else {
+			retry = min(max(2*retry, 5*time.Second), s.interval)
+			pause = retry
+		}
+		r.release()
 		select {
 		case <-ctx.Done():
-		case <-beat.C:
+		case <-time.After(pause):
 		}
 	}
 }
@@ -802,9 +814,6 @@ func (f *flags) checkSources() {
 			}
 		}
 		switch {
-		case s.interval > 0 && s.maxAge > 0:
-			f.fault("--interval %s: not together with --max-age; --max-age %s:0s exempts it from a general one",
-				s.name, s.name)
 		case s.interval > 0 && s.params != nil:
 			f.fault("--interval %s: not together with --params", s.name)
 		case s.interval > 0 && len(params) > 0:
@@ -883,6 +892,18 @@ func setLabel(s *sourceConfig, value string) error {
 		s.labels = map[string]string{}
 	}
 	s.labels[key] = value
+	return nil
+}
+
+func setParallel(s *sourceConfig, value string) error {
+	n, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || n == 0 {
+		return errors.New("want a whole number of at least 1")
+	}
+	if s.kind != "exec" {
+		return errors.New("only the runs of a command can go on in parallel")
+	}
+	s.parallel = int(n)
 	return nil
 }
 
@@ -1474,12 +1495,13 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 			return
 		}
 	}
-	shares, err := p.ask(sources, query)
+	forSources, forAll := p.patience(sources, r.Header.Get(timeoutHeader))
+	shares, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(forAll))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
+	ctx, cancel := context.WithTimeout(r.Context(), forSources)
 	defer cancel()
 	defer context.AfterFunc(p.stopping, cancel)()
 	await(ctx, shares)
@@ -1511,27 +1533,23 @@ func selected(sources []*source, names []string) []*source {
 	})
 }
 
-// patience is how long a scrape may take. Without a deadline of the scraper's it
-// is what a run under way and one of its own may take.
-func (p *program) patience(sources []*source, header string) time.Duration {
+// patience is how long a scrape may wait for its sources, and how long it may take until
+// its answer begins. If the scraper announces no deadline, the sources get what a run under
+// way and one of its own may take.
+func (p *program) patience(sources []*source, header string) (forSources, forAll time.Duration) {
 	var longest time.Duration
 	for _, s := range sources {
 		longest = max(longest, s.timeout)
 	}
 	seconds, err := strconv.ParseFloat(header, 64)
 	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
-		return 2 * longest
+		return 2 * longest, 2*longest + margin(2*longest)
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
 		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
 	}
-	return d - margin(d)
-}
-
-// margin is how much earlier than a deadline an answer should be under way.
-func margin(d time.Duration) time.Duration {
-	return min(d/10, 500*time.Millisecond)
+	return d - margin(d), d
 }
 
 // share is a scrape's share in one source.
@@ -1540,8 +1558,23 @@ type share struct {
 	ticket *ticket // nil if it was refused
 }
 
-// ask asks all sources at once, with the arguments that a query has for each.
-func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
+// clientOf returns what a client is known by: its IP address, of which an IPv6 network of
+// 64 bits has one. All clients of Unix sockets are one.
+func clientOf(remoteAddr string) string {
+	addr, err := netip.ParseAddrPort(remoteAddr)
+	if err != nil {
+		return ""
+	}
+	ip := addr.Addr().Unmap()
+	if ip.Is4() {
+		return ip.String()
+	}
+	network, _ := ip.Prefix(64)
+	return network.String()
+}
+
+// askAll asks all sources at once, with the arguments that a query has for each.
+func askAll(sources []*source, query url.Values, client string, deadline time.Time) ([]share, error) {
 	chosen := make([]arguments, len(sources))
 	for i, s := range sources {
 		var err error
@@ -1551,7 +1584,7 @@ func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
 	}
 	shares := make([]share, len(sources))
 	for i, s := range sources {
-		shares[i] = share{s, s.join(chosen[i], false)}
+		shares[i] = share{s, s.join(visit{chosen[i], client, deadline})}
 	}
 	return shares, nil
 }
@@ -1583,7 +1616,11 @@ func resultsOf(shares []share) []*result {
 // busy.
 func leave(shares []share, expired bool) {
 	for _, sh := range shares {
-		if sh.ticket == nil || sh.source.leave(sh.ticket, expired) && expired {
+		busy := sh.ticket == nil
+		if !busy {
+			busy = sh.source.leave(sh.ticket, expired)
+		}
+		if busy {
 			sh.source.status.countBusy()
 		}
 	}
@@ -1860,7 +1897,8 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		path = slices.Collect(maps.Keys(p.endpoints))[0]
 	}
 	sources := p.endpoints[path]
-	shares, err := p.ask(sources, nil)
+	forSources, forAll := p.patience(sources, "")
+	shares, err := askAll(sources, nil, "", time.Now().Add(forAll))
 	if len(sources) == 0 {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}
@@ -1868,7 +1906,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		p.log.Error("nothing to print", "path", path, "err", err)
 		return 1
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
+	ctx, cancel := context.WithTimeout(ctx, forSources)
 	defer cancel()
 	await(ctx, shares)
 	results := resultsOf(shares)
