@@ -853,8 +853,7 @@ func readFailure(err error) *failure {
 // endsOpenMetrics reports whether the last line of a body is # EOF. Where there is no
 // Content-Type, that makes it OpenMetrics.
 func endsOpenMetrics(body []byte) bool {
-	line := bytes.TrimSuffix(bytes.TrimSuffix(body, []byte("\n")), []byte("\r"))
-	line = bytes.TrimPrefix(line, []byte(byteOrderMark))
+	line := bytes.TrimPrefix(bytes.TrimSuffix(body, []byte("\n")), []byte(byteOrderMark))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
 }
 
@@ -1058,6 +1057,7 @@ func (e *exporter) failure(err error) *failure {
 	var op *net.OpError
 	var cert *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError
+	var otherName x509.HostnameError
 	var record tls.RecordHeaderError
 	switch {
 	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
@@ -1066,6 +1066,8 @@ func (e *exporter) failure(err error) *failure {
 		return fail("tls", "the exporter does not speak TLS")
 	case errors.As(err, &unknown):
 		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, e.name)
+	case errors.As(err, &otherName) && e.serverName == "":
+		return fail("tls", "%w; give the name that is in it: --server-name %s:HOST", err, e.name)
 	case errors.As(err, &cert):
 		return &failure{reason: "tls", err: err}
 	// An alert: of TLS 1.3 the one about a missing certificate comes with the first read.
@@ -1899,7 +1901,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 		}
 	})
 	readers.Go(func() { tail = readTail(errs) })
-	killed, err := waitOrKill(ctx, cmd)
+	killed, left, err := waitOrKill(ctx, cmd)
 	// A process that left the group may still hold the pipes.
 	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -1916,15 +1918,16 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 		return body, fail("exit", "it was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit.known):
 		return body, c.exitFailure(err)
-	case pipe.held && len(body) > 0 && body[len(body)-1] != '\n':
-		return body, fail("exit", "its output lacks the last newline, and a process that it left behind may write more")
+	case (left || pipe.held) && len(body) > 0 && body[len(body)-1] != '\n':
+		return body, fail("exit", "its output lacks the last newline: a process that it left behind was still to write")
 	}
 	return body, nil
 }
 
 // waitOrKill waits until the first process of a command has ended, or ends it when ctx is
-// done, which it then reports. Nothing is left of the process group.
-func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed bool, err error) {
+// done. Nothing is left of the process group then. It reports whether it ended the first
+// process, and whether that left others.
+func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed, left bool, err error) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
 	select {
@@ -1939,14 +1942,15 @@ func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed bool, err error) {
 			err = <-ended
 		}
 	}
-	signalGroup(cmd, syscall.SIGKILL)
-	return killed, err
+	left = signalGroup(cmd, syscall.SIGKILL)
+	return killed, left, err
 }
 
-// signalGroup sends a signal to all processes of a command.
-func signalGroup(cmd *exec.Cmd, signal syscall.Signal) {
-	syscall.Kill(-cmd.Process.Pid, signal)
-	cmd.Process.Signal(signal) // it may have left its group
+// signalGroup sends a signal to the processes of a command. It reports whether there is one
+// in its group.
+func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
+	cmd.Process.Signal(signal) // it may have left the group
+	return syscall.Kill(-cmd.Process.Pid, signal) == nil
 }
 
 // pipeReader reads a pipe to what it holds at its deadline, and so misses nothing that was
