@@ -4199,6 +4199,101 @@ func TestConnections(t *testing.T) {
 	})
 }
 
+// TestGreedyClient closes a connection of the client that has most, though another's has been
+// idle for longer.
+func TestGreedyClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cs := connections{all: map[net.Conn]connection{}, room: 4}
+		closed := ""
+		open := func(name, addr string) net.Conn {
+			conn := &namedConn{name: name, addr: addr, closed: &closed}
+			cs.changed(conn, http.StateNew)
+			time.Sleep(time.Millisecond)
+			return conn
+		}
+		open("honest", "10.0.0.1:1")
+		for i := range 3 {
+			cs.changed(open(fmt.Sprintf("g%d ", i), fmt.Sprintf("[2001:db8::%d]:1", i)), http.StateActive) // one network
+		}
+		open("g3 ", "[2001:db8::3]:1")
+		open("other", "10.0.0.2:1")
+		open("third", "10.0.0.3:1")
+		if closed != "g0 g3 g1 " {
+			t.Errorf("closed %q", closed)
+		}
+		open("fourth", "10.0.0.4:1") // now all have one: the oldest idle one goes
+		if closed != "g0 g3 g1 honest" {
+			t.Errorf("closed %q", closed)
+		}
+	})
+}
+
+// namedConn is a connection that notes its name when it is closed.
+type namedConn struct {
+	net.Conn
+	name, addr string
+	closed     *string
+}
+
+func (c *namedConn) RemoteAddr() net.Addr { return pipeAddr(c.addr) }
+
+func (c *namedConn) Close() error {
+	*c.closed += c.name
+	return nil
+}
+
+// pipeAddr is an address that is what it says.
+type pipeAddr string
+
+func (a pipeAddr) Network() string { return "tcp" }
+func (a pipeAddr) String() string  { return string(a) }
+
+func TestClientOf(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.0.1:80": "10.0.0.1", "[::ffff:10.0.0.1]:80": "10.0.0.1", "[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64",
+		"[fe80::1%eth0]:80": "fe80::/64", "@": "", "": "",
+	} {
+		if got := clientOf(addr); got != want {
+			t.Errorf("%s: %q, want %q", addr, got, want)
+		}
+	}
+}
+
+// stuckWriter is a log that nobody reads.
+type stuckWriter struct{ release chan struct{} }
+
+func (w stuckWriter) Write(line []byte) (int, error) {
+	<-w.release
+	return len(line), nil
+}
+
+// TestLogWriter drops and counts what cannot be written, and holds nothing up.
+func TestLogWriter(t *testing.T) {
+	stuck := stuckWriter{make(chan struct{})}
+	l := newLogWriter(stuck)
+	for range 1000 {
+		l.Write([]byte("line\n"))
+	}
+	if n := l.dropped.Load(); n < 1000-256-1 || n > 1000-256 {
+		t.Errorf("%d of 1,000 lines were dropped", n)
+	}
+	l.flush(time.Millisecond) // it ends
+	close(stuck.release)
+	l.flush(time.Minute)
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	l = newLogWriter(w) // whose reader has gone
+	l.Write([]byte("line\n"))
+	l.flush(time.Minute)
+	if n := l.dropped.Load(); n != 1 {
+		t.Errorf("%d lines were dropped", n)
+	}
+}
+
 // TestCrowd opens 10,000 connections, half of them with a byte sent, and scrapes.
 func TestCrowd(t *testing.T) {
 	var files syscall.Rlimit
