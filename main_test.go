@@ -4360,69 +4360,103 @@ func generate(families, series int) []byte {
 	return b.Bytes()
 }
 
-// sizes are the bodies of the benchmarks, by name.
-var sizes = []struct {
-	name     string
-	families int
-}{{"1MB", 100}, {"10MB", 1000}}
+// workload is what benchmarks read: the bodies that the sources of one scrape answer.
+type workload struct {
+	name   string
+	bodies [][]byte
+	size   int // of all bodies, in bytes
+}
+
+// workloads returns the real scrapes as eight sources and as one, and generated bodies
+// of 1 MB and 10 MB, whose families are large and much alike.
+func workloads(b *testing.B) []workload {
+	var real [][]byte
+	for _, file := range scrapes(b) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			b.Fatal(err)
+		}
+		real = append(real, body)
+	}
+	all := []workload{
+		{name: "real", bodies: real},
+		{name: "real as one", bodies: [][]byte{bytes.Join(real, nil)}},
+		{name: "generated 1MB", bodies: [][]byte{generate(100, 100)}},
+		{name: "generated 10MB", bodies: [][]byte{generate(1000, 100)}},
+	}
+	for i := range all {
+		for _, body := range all[i].bodies {
+			all[i].size += len(body)
+		}
+	}
+	return all
+}
 
 // BenchmarkLines is what the others are compared with: it looks for line ends,
 // and for nothing else.
 func BenchmarkLines(b *testing.B) {
-	body := generate(1000, 100)
-	b.SetBytes(int64(len(body)))
-	for b.Loop() {
-		for rest := body; len(rest) > 0; {
-			rest = rest[bytes.IndexByte(rest, '\n')+1:]
-		}
+	for _, w := range workloads(b) {
+		b.Run(w.name, func(b *testing.B) {
+			b.SetBytes(int64(w.size))
+			for b.Loop() {
+				for _, rest := range w.bodies {
+					for len(rest) > 0 {
+						rest = rest[bytes.IndexByte(rest, '\n')+1:]
+					}
+				}
+			}
+		})
 	}
 }
 
-// BenchmarkScrape parses and labels a body: one that is in memory, as the body of
-// BenchmarkLines is, and one that is read from where it is, as a source does.
+// BenchmarkScrape parses and labels bodies: those in memory, as BenchmarkLines has
+// them, and those that are read through the buffers of a source.
 func BenchmarkScrape(b *testing.B) {
 	added := &addedLabels{telling: true}
 	added.add("exporter_name", "bench")
-	for _, size := range sizes {
-		body := generate(size.families, 100)
-		run := func(name string, once func() error) {
-			b.Run(size.name+"/"+name, func(b *testing.B) {
-				b.SetBytes(int64(len(body)))
+	var out []byte
+	memory := func(body []byte) error {
+		r := reader{p: parserOf(body), e: &exposition{buf: out[:0]}, added: added}
+		err := r.read(1 << 30)
+		out = r.e.buf
+		return err
+	}
+	used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
+	stream := func(body []byte) error {
+		e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
+		if err == nil {
+			used.keep(e.buf)
+		}
+		return err
+	}
+	for _, w := range workloads(b) {
+		run := func(name string, once func(body []byte) error) {
+			b.Run(w.name+"/"+name, func(b *testing.B) {
+				b.SetBytes(int64(w.size))
 				b.ReportAllocs()
 				for b.Loop() {
-					if err := once(); err != nil {
-						b.Fatal(err)
+					for _, body := range w.bodies {
+						if err := once(body); err != nil {
+							b.Fatal(err)
+						}
 					}
 				}
 			})
 		}
-		var out []byte
-		run("memory", func() error {
-			r := reader{p: parser{buf: body, end: len(body), eof: true}, e: &exposition{buf: out[:0]}, added: added}
-			err := r.read(1 << 30)
-			out = r.e.buf
-			return err
-		})
-		used := &spares{bodies: make(pool, 1), windows: make(pool, 1)}
-		run("reader", func() error {
-			e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
-			if err == nil {
-				used.keep(e.buf)
-			}
-			return err
-		})
+		run("memory", memory)
+		run("reader", stream)
 	}
 }
 
-// BenchmarkMerge puts two bodies of the same families on one page.
+// BenchmarkMerge puts each source of a workload on one page twice, under two names, so
+// that every family has parts to join.
 func BenchmarkMerge(b *testing.B) {
-	for _, size := range sizes {
-		b.Run(size.name, func(b *testing.B) {
-			body := generate(size.families, 100)
+	for _, w := range workloads(b) {
+		b.Run(w.name, func(b *testing.B) {
 			var bodies []*exposition
-			for _, name := range []string{"one", "other"} {
+			for i, body := range slices.Concat(w.bodies, w.bodies) {
 				added := &addedLabels{telling: true}
-				added.add("exporter_name", name)
+				added.add("exporter_name", strconv.Itoa(i))
 				e, err := read(bytes.NewReader(body), false, added, &spares{}, 1<<30)
 				if err != nil {
 					b.Fatal(err)

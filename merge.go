@@ -135,7 +135,7 @@ func (r *reader) grow(limit int) {
 
 // readText takes a body that is there already, and ends in a newline.
 func readText(text []byte) (*exposition, error) {
-	r := reader{p: parser{buf: text, end: len(text), eof: true}, e: &exposition{}, added: &addedLabels{}}
+	r := reader{p: parserOf(text), e: &exposition{}, added: &addedLabels{}}
 	err := r.read(math.MaxInt32)
 	return r.e, err
 }
@@ -583,7 +583,7 @@ func (r *reader) distinguish(series [2]uint64, before uint32) {
 	f := r.last()
 	line := span{max(before, f.lines.from), f.lines.to}
 	text := r.e.text(line)
-	p := parser{buf: text, end: len(text), eof: true}
+	p := parserOf(text)
 	p.next()
 	bare := r.hash.series(&p)
 	if first, there := r.origins[bare]; there && first != series {
@@ -988,7 +988,7 @@ func (pg *page) addDistinct(g group) {
 	ranks := map[[2]uint64]int32{} // of the first body that has the series
 	for _, part := range g {
 		lines := part.text(part.lines)
-		p := parser{buf: lines, end: len(lines), eof: true}
+		p := parserOf(lines)
 		kept := 0
 		for p.next() {
 			series := hash.series(&p)

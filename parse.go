@@ -133,6 +133,9 @@ type parser struct {
 	clock    []byte   // scratch of seconds
 }
 
+// parserOf returns a parser of text in memory, which ends in a newline or is empty.
+func parserOf(text []byte) parser { return parser{buf: text, end: len(text), eof: true} }
+
 // next finds the next line that says something. It is false at the end of the
 // body and at the first fault.
 func (p *parser) next() bool {
