@@ -299,7 +299,7 @@ func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
 
 // parseAll returns what a parser finds in a body, a line for each line found.
 func parseAll(src io.Reader) (string, error) {
-	p := parser{src: src}
+	p := parser{window: window{src: src}}
 	var b strings.Builder
 	for p.next() {
 		switch p.kind {
@@ -4151,7 +4151,7 @@ func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, ag
 // samplesOf returns the samples of a body as they are meant, in order.
 func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	t.Helper()
-	p := parser{src: strings.NewReader(text), openMetrics: openMetrics}
+	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
 	var samples []string
 	for p.next() {
 		if p.kind != sampleLine {

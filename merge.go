@@ -81,7 +81,7 @@ type reader struct {
 // spares, and holds no more than limit bytes.
 func read(src io.Reader, openMetrics bool, added *addedLabels, spares *spares, limit int) (*exposition, error) {
 	r := reader{
-		p:     parser{src: src, openMetrics: openMetrics, buf: spares.windows.get(0)},
+		p:     parser{window: window{src: src, buf: spares.windows.get(0)}, openMetrics: openMetrics},
 		e:     &exposition{buf: spares.bodies.get(int(spares.size.Load())), telling: added.telling},
 		added: added,
 	}
@@ -559,7 +559,7 @@ func (e *exposition) unquoted() []*exposition {
 // rewrite adds a family of another exposition with underscores for what needs quotes.
 func (r *reader) rewrite(from *exposition, f family) {
 	text := from.text(f.lines)
-	r.p = parser{buf: text, end: len(text), eof: true, models: r.p.models, order: r.p.order}
+	r.p = parser{window: window{buf: text}, line: line{labels: r.p.labels}}
 	r.p.name = underscores(from.text(f.name))
 	r.begin().metricType = f.metricType
 	r.p.text = from.text(f.help)
@@ -571,7 +571,7 @@ func (r *reader) rewrite(from *exposition, f family) {
 		}
 		series := r.hash.series(&r.p)
 		before := r.last().lines.to
-		r.p.name = bare // the parser repeats only names that are bare already
+		r.p.name = bare // which no name that the parser finds here equals: none is repeated
 		r.sample()
 		r.distinguish(series, before)
 	}
