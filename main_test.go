@@ -366,9 +366,9 @@ func TestParserReadError(t *testing.T) {
 	}
 }
 
-// TestParserFollows scans lines that have names, labels and beginnings of values in
+// TestParserNeighbours scans lines that have names, labels and beginnings of values in
 // common, three in a row, and wants of each what it is alone.
-func TestParserFollows(t *testing.T) {
+func TestParserNeighbours(t *testing.T) {
 	lines := []string{
 		`m{a="1",b="2"} 1`, `m{a="1",b="2"} 2`, `m{a="1",b="22"} 1`, `m{a="1",bb="2"} 1`, `m{a="1"} 1`,
 		`m{a="1",b="2",c="3"} 1`, `m{a="1",b="2",c="\""} 1`, `m{a="1",b="2",c="\"",d=""} 1`, `m 1`, `m 12`,
@@ -388,7 +388,7 @@ func TestParserFollows(t *testing.T) {
 	for _, first := range lines {
 		for _, second := range lines {
 			for _, third := range lines {
-				text := first + "\n" + second + "\n" + third + "\n# no short cut ends before this"
+				text := first + "\n" + second + "\n" + third
 				got, err := parseAll(strings.NewReader(text))
 				if want := alone[first] + alone[second] + alone[third]; err != nil || got != want {
 					t.Errorf("%s\ngot:\n%s(%v)", text, got, err)
@@ -398,9 +398,95 @@ func TestParserFollows(t *testing.T) {
 	}
 	for _, second := range []string{`m{a="1",a="1"} 1`, `m{a="1",b="2",a="3"} 1`, `m{a="1",b="2",b="2"} 1`, "m{a=\"1\",b=\"\xc3\"} 1"} {
 		first := `m{a="1",b="é"} 1`
-		if _, err := parseAll(strings.NewReader(first + "\n" + second + "\n# no short cut ends before this")); err == nil {
-			t.Errorf("%s behind %s: a repeated label or half a character is taken", second, first)
+		if _, err := parseAll(strings.NewReader(first + "\n" + second)); err == nil {
+			t.Errorf("%s after %s: a repeated label or half a character is taken", second, first)
 		}
+	}
+}
+
+// TestParserRepeats tells which samples have the name of the sample before.
+func TestParserRepeats(t *testing.T) {
+	for _, c := range []struct{ body, want string }{
+		{"a 1\na 2\na{b=\"c\"} 3\na{b=\"d\"} 4\na 5\n", "-++++"},
+		{"a 1\n# a comment\n\na 2\n", "-+"},
+		{"a 1\nab 2\na 3\na:b 4\nb 5\n", "-----"},
+		{"a 1\n# HELP a x\na 2\n# TYPE a gauge\na 3\n# TYPE b gauge\na 4\n", "----"},
+		{"a{b=\"c\"} 1\n# EOF\na 2\n", "-+"},
+	} {
+		got := ""
+		p := parserOf([]byte(c.body))
+		for p.next() {
+			switch {
+			case p.kind == sampleLine && p.repeated:
+				got += "+"
+			case p.kind == sampleLine:
+				got += "-"
+			}
+		}
+		if got != c.want || p.err != nil {
+			t.Errorf("%q: %s (%v), want %s", c.body, got, p.err, c.want)
+		}
+	}
+	p := parserOf([]byte("a_bytes 1\n# UNIT a_bytes bytes\na_bytes 2\n# EOF\n"))
+	p.openMetrics = true
+	if p.next(); !p.next() || p.repeated {
+		t.Error("a name is repeated after # UNIT")
+	}
+	if _, err := parseAll(strings.NewReader("{\"a.b\"} 1\na.b 2\n")); err == nil {
+		t.Error("a name that had quotes in the line before is taken without")
+	}
+}
+
+// TestParserLongNumbers takes values of 400 digits byte for byte, and refuses those
+// that no float has.
+func TestParserLongNumbers(t *testing.T) {
+	digits := strings.Repeat("1234567890", 40)
+	for _, value := range []string{"0." + digits[2:], digits[:300] + "." + digits[300:], strings.Repeat("0", 399) + "7", digits + "e-399"} {
+		got, err := parseAll(strings.NewReader("a " + value + "\n"))
+		if want := "a | " + value + " \n"; err != nil || got != want {
+			t.Errorf("%q (%v), want %q", got, err, want)
+		}
+	}
+	for _, value := range []string{digits, "-" + digits, digits + ".5", digits + "e9"} {
+		if got, err := parseAll(strings.NewReader("a " + value + "\n")); err == nil {
+			t.Errorf("%q is taken", got)
+		}
+	}
+}
+
+// haltingReader reads a byte at a time, after some reads that bring nothing.
+type haltingReader struct {
+	text        string
+	empty, done int // reads that bring nothing before each byte, and how many have been
+}
+
+func (r *haltingReader) Read(b []byte) (int, error) {
+	if r.text == "" {
+		return 0, io.EOF
+	}
+	if r.done < r.empty {
+		r.done++
+		return 0, nil
+	}
+	b[0], r.text, r.done = r.text[0], r.text[1:], 0
+	return 1, nil
+}
+
+// TestParserEmptyReads fails after 100 reads in a row that bring nothing, and never
+// because of fewer, however many there are in all.
+func TestParserEmptyReads(t *testing.T) {
+	text := "# TYPE a gauge\na{b=\"c\nd\"} 1\nb 2"
+	want, err := parseAll(strings.NewReader(text))
+	if err != nil || strings.Count(want, "\n") != 4 {
+		t.Fatalf("%s (%v)", want, err)
+	}
+	for _, empty := range []int{1, 50, 99} {
+		if got, err := parseAll(&haltingReader{text: text, empty: empty}); got != want || err != nil {
+			t.Errorf("%d empty reads before each byte: %v", empty, err)
+		}
+	}
+	if _, err := parseAll(&haltingReader{text: text, empty: 100}); err != io.ErrNoProgress {
+		t.Errorf("100 empty reads in a row: %v, want %v", err, io.ErrNoProgress)
 	}
 }
 

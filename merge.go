@@ -571,7 +571,7 @@ func (r *reader) rewrite(from *exposition, f family) {
 		}
 		series := r.hash.series(&r.p)
 		before := r.last().lines.to
-		r.p.name = bare // which no name that the parser finds here equals: none is repeated
+		r.p.name = bare // the parser repeats only names that are bare already
 		r.sample()
 		r.distinguish(series, before)
 	}

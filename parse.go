@@ -8,8 +8,8 @@
 //
 // Names, labels and values are slices of the window: nothing is allocated per line,
 // and nothing is copied but timestamps of OpenMetrics. The window ends in a newline,
-// so loops that skip one kind of byte need not look for its end. Names and label
-// values are scanned eight bytes at a time.
+// so loops that skip one kind of byte need not look for its end. Names, label values
+// and numbers are scanned eight bytes at a time.
 //
 // The text format is read as leniently as Prometheus reads it, or more so where the
 // meaning is clear; OpenMetrics as strictly as Prometheus reads it: one blank where
@@ -106,14 +106,14 @@ func (e *syntaxError) Error() string {
 
 // ---- The parser
 
-// parser finds the lines of one body. Set src, call next until it is false, then
-// look at err. The slices of a line are good until the next call.
+// parser finds the lines of one body. Set the src of a zero parser, call next until
+// it is false, then look at err. The slices of a line are good until the next call.
 type parser struct {
 	window
 	line
 	openMetrics bool  // the body is OpenMetrics
 	err         error // what ended the body; nil at its end
-	lax         int   // after the first byte of the sample that OpenMetrics would refuse; 0 if none
+	lax         int   // 1 + where the sample first has what OpenMetrics refuses; 0 if nowhere
 }
 
 // parserOf returns a parser of text in memory, which is empty or ends in a newline.
@@ -126,7 +126,7 @@ func (p *parser) next() bool {
 		p.start = p.pos
 		found := p.scan()
 		if p.err == errCut {
-			p.advance()
+			p.advance(p.start)
 		} else if found {
 			return p.err == nil
 		}
@@ -138,8 +138,7 @@ func (p *parser) next() bool {
 // it checks for # EOF.
 func (p *parser) more() bool {
 	if p.src != nil {
-		p.start = p.pos
-		p.advance()
+		p.advance(p.pos)
 	}
 	if p.err == nil && p.pos == len(p.buf) && p.openMetrics && p.kind != eofLine {
 		p.fail(p.pos, "no # EOF at the end of OpenMetrics: the body may be cut short")
@@ -147,9 +146,9 @@ func (p *parser) more() bool {
 	return p.err == nil && p.pos < len(p.buf)
 }
 
-// advance moves the window forward, to begin with the line.
-func (p *parser) advance() {
-	p.err = p.fill(p.start)
+// advance moves the window forward, to begin at from.
+func (p *parser) advance(from int) {
+	p.err = p.fill(from)
 	p.start, p.pos, p.name = 0, 0, nil
 }
 
@@ -172,9 +171,7 @@ func (p *parser) scan() bool {
 	return false
 }
 
-// fail ends the body with a fault at i. Not inlined, to keep the states small.
-//
-//go:noinline
+// fail ends the body with a fault at i, and returns what its caller is to return.
 func (p *parser) fail(i int, fault string) int {
 	before := p.buf[:i]
 	line := p.passed + bytes.Count(before, []byte("\n")) + 1
@@ -182,16 +179,16 @@ func (p *parser) fail(i int, fault string) int {
 	return -1
 }
 
-// errCut is the fault of a line of which the window has only the beginning, because
-// a label value holds newlines.
-var errCut = errors.New("the line is longer than the window")
+// errCut tells next that the window has only the beginning of the line, because a label
+// value holds newlines.
+var errCut = errors.New("the line goes on after the window")
 
-// window is the part of a body that is being parsed.
+// window is the part of a body that is in memory.
 type window struct {
 	src    io.Reader // nil once it has ended
 	buf    []byte    // whole lines
-	half   int       // bytes of one more line that buf has after its length
-	passed int       // newlines that the window has passed
+	half   int       // bytes of one more line, which buf has after its length
+	passed int       // newlines before the window
 }
 
 // fill drops what is before from, and reads until the window is full and has more
@@ -219,8 +216,8 @@ func (w *window) fill(from int) error {
 	return nil
 }
 
-// read reads once, into room that it makes if there is none, and ends the last line
-// of the body if that line does not end itself.
+// read reads once, into room that it makes if there is none. It adds a newline to a
+// body that does not end in one.
 func (w *window) read() (n int, err error) {
 	whole, had := len(w.buf), len(w.buf)+w.half
 	buf := w.buf[:had]
@@ -278,22 +275,22 @@ func (p *parser) comment(i int) bool {
 // directive scans a line of OpenMetrics that begins with # and reports whether it is
 // metadata to hand out.
 func (p *parser) directive(end int) bool {
-	name := p.start + len("# HELP ")
+	kind := helpLine
 	switch line := p.buf[p.start:end]; {
 	case string(line) == "# EOF":
 		p.kind = eofLine
+		return false
 	case bytes.HasPrefix(line, []byte("# HELP ")):
-		p.metadata(helpLine, name, end)
-		return true
 	case bytes.HasPrefix(line, []byte("# TYPE ")):
-		p.metadata(typeLine, name, end)
-		return true
+		kind = typeLine
 	case bytes.HasPrefix(line, []byte("# UNIT ")):
-		p.metadata(unitLine, name, end)
+		kind = unitLine
 	default:
 		p.fail(p.start, "OpenMetrics allows no comments, only # HELP, # TYPE, # UNIT and # EOF")
+		return false
 	}
-	return false
+	p.metadata(kind, p.start+len("# HELP "), end)
+	return kind != unitLine
 }
 
 // metadata scans the metric name at i and what the line says of it.
@@ -344,10 +341,7 @@ func (p *parser) setType(i int) {
 
 // sample scans the sample at i and returns where its line ends.
 func (p *parser) sample(i int) int {
-	before := p.name
-	if p.kind != sampleLine {
-		before = nil
-	}
+	p.repeated = p.repeatsName(i)
 	p.kind, p.plain, p.lax = sampleLine, true, 0
 	if i > p.start {
 		p.markLax(p.start)
@@ -355,7 +349,6 @@ func (p *parser) sample(i int) int {
 	if i = p.series(i); i < 0 {
 		return i
 	}
-	p.repeated = bytes.Equal(p.name, before)
 	p.value = p.beforeNumber(i)
 	p.stamp = p.stamp[:0]
 	i = p.number(p.value)
@@ -365,10 +358,22 @@ func (p *parser) sample(i int) int {
 	return p.lineEnd(i)
 }
 
+// repeatsName reports whether the name at i is that of the line before, a plain sample.
+func (p *parser) repeatsName(i int) bool {
+	n := len(p.name)
+	return p.kind == sampleLine && p.plain && n > 0 &&
+		bytes.HasPrefix(p.buf[i:], p.name) && class[p.buf[i+n]]&nameByte == 0
+}
+
 // series scans the name and the labels of a sample: name, name{…}, {"name",…}.
 func (p *parser) series(i int) int {
-	p.name, p.labels = nil, p.labels[:0]
-	if p.buf[i] != '{' {
+	p.labels = p.labels[:0]
+	switch {
+	case p.repeated:
+		i += len(p.name)
+	case p.buf[i] == '{':
+		p.name = nil
+	default:
 		if i = p.bareName(i); i < 0 {
 			return i
 		}
@@ -453,8 +458,8 @@ func (p *parser) quotedName(i int) int {
 	return i + 1
 }
 
-// labelSet scans labels and the closing brace. One comma may follow each label; none
-// need to. Without keep it only checks them.
+// labelSet scans labels and the closing brace; with keep it adds them to the sample.
+// Each label may be followed by one comma, and need not be.
 func (p *parser) labelSet(i int, keep bool) int {
 	for first := true; i >= 0; first = false {
 		i = p.gap(i)
@@ -469,49 +474,13 @@ func (p *parser) labelSet(i int, keep bool) int {
 		if !first && !comma {
 			p.markLax(i)
 		}
-		done := i
-		if keep {
-			i = p.plainLabels(i)
-		}
-		if i == done {
-			i = p.label(i, keep)
-		}
+		i = p.label(i, keep)
 	}
 	return i
 }
 
-// plainLabels scans labels that are written name="value", with commas between
-// them and nothing else, as nearly all are. It stops after the last such label
-// and leaves all that is odd to label.
-func (p *parser) plainLabels(i int) int {
-	b, labels, seen := p.buf, p.labels, p.seen()
-	done := i
-	for len(labels) < fewLabels {
-		j := labelBytes(b, i)
-		if j == i || j+2 > len(b) || b[j] != '=' || b[j+1] != '"' || b[i] <= '9' {
-			break
-		}
-		k := plainValue(b, j+2)
-		bit := nameBit(b[i:j])
-		if k < 0 || seen&bit != 0 || b[i] == '_' {
-			break
-		}
-		seen |= bit
-		labels = append(labels, label{})
-		l := &labels[len(labels)-1] // set in place: appending a filled one stalls, 10 % of all time
-		l.name, l.nameEnd = int32(i-p.start), int32(j-p.start)
-		l.value, l.end, l.seen = int32(j+2-p.start), int32(k+1-p.start), seen
-		done = k + 1
-		if b[done] != ',' {
-			break
-		}
-		i = done + 1
-	}
-	p.labels = labels
-	return done
-}
-
-// label scans one label, or the quoted metric name among the labels.
+// label scans one label, or the quoted metric name among the labels; with keep it
+// adds the label to the sample.
 func (p *parser) label(i int, keep bool) int {
 	name, nameEnd, quoted := i, i, p.buf[i] == '"'
 	if quoted {
@@ -548,22 +517,20 @@ func (p *parser) label(i int, keep bool) int {
 // addLabel adds a label to the sample, unless its name is reserved or there already.
 func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	text := p.buf[name:nameEnd]
-	bit := nameBit(text)
-	n := len(p.labels)
-	seen := p.seen()
-	if seen&bit != 0 && n < fewLabels && p.hasLabel(text) {
+	seen, bit := p.seen(), nameBit(text)
+	switch n := len(p.labels); {
+	case seen&bit != 0 && n < fewLabels && p.hasLabel(text):
 		return p.fail(name, "duplicate label name")
-	}
-	if string(text) == "__name__" {
+	case string(text) == "__name__":
 		return p.fail(name, "the label name __name__ is reserved")
-	}
-	if n == maxLabels {
+	case n == maxLabels:
 		return p.fail(name, fmt.Sprintf("more than %d labels", maxLabels))
 	}
-	p.labels = append(p.labels, label{})
-	l := &p.labels[n] // set in place: appending a filled one stalls, 10 % of all time
-	l.name, l.nameEnd = int32(name-p.start), int32(nameEnd-p.start)
-	l.value, l.end, l.seen = int32(value-p.start), int32(end-p.start), seen|bit
+	p.labels = append(p.labels, label{
+		name: int32(name - p.start), nameEnd: int32(nameEnd - p.start),
+		value: int32(value - p.start), end: int32(end - p.start),
+		seen: seen | bit,
+	})
 	return end
 }
 
@@ -579,8 +546,12 @@ func (p *parser) labelValue(i int) int {
 			}
 			i += 8
 		}
+		if i >= len(b) && p.src != nil { // next scans the line again, with more of it
+			p.err = errCut
+			return -1
+		}
 		if i >= len(b) {
-			return p.unclosed(value - 1)
+			return p.fail(value-1, "unclosed quote")
 		}
 		switch c := b[i]; {
 		case c == '"':
@@ -601,16 +572,6 @@ func (p *parser) labelValue(i int) int {
 		}
 		i++
 	}
-}
-
-// unclosed fails because the window ends before the quote at i is closed. Next scans
-// the line again if there may be more of it.
-func (p *parser) unclosed(i int) int {
-	if p.src != nil {
-		p.err = errCut
-		return -1
-	}
-	return p.fail(i, "unclosed quote")
 }
 
 // ---- Values and what follows them
@@ -941,27 +902,6 @@ func labelBytes(b []byte, i int) int {
 		i++
 	}
 	return i
-}
-
-// plainValue returns where the closing quote of the label value at i stands, -1
-// if the value needs a closer look or the window ends within eight bytes.
-func plainValue(b []byte, i int) int {
-	for len(b)-i >= 8 {
-		m := special(binary.LittleEndian.Uint64(b[i:]))
-		if m == 0 {
-			i += 8
-			continue
-		}
-		i += bits.TrailingZeros64(m) / 8
-		if b[i] == '"' {
-			return i
-		}
-		if b[i] != '\\' || !isEscape(b[i+1]) {
-			break
-		}
-		i += 2
-	}
-	return -1
 }
 
 // ones times a byte is that byte eight times; highs are the high bits of all eight.
