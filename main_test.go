@@ -354,6 +354,15 @@ func TestParserWindow(t *testing.T) {
 	}
 }
 
+// TestParserFaultLine tells the line of a fault that is many windows from the start.
+func TestParserFaultLine(t *testing.T) {
+	text := strings.Repeat("a{b=\"c\nd\"} 1\n\n", windowSize) + "a{b=\"\n\"} x\n"
+	_, err := parseAll(strings.NewReader(text))
+	if want := fmt.Sprintf("line %d, column 4: expected a number as the value", 3*windowSize+2); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
 // TestParserReadError ends at a read error, also inside of a label value that is
 // longer than the window.
 func TestParserReadError(t *testing.T) {
@@ -427,6 +436,15 @@ func TestParserRepeats(t *testing.T) {
 			t.Errorf("%q: %s (%v), want %s", c.body, got, p.err, c.want)
 		}
 	}
+	fill := func(line string) string { return strings.Repeat(line, windowSize/len(line)) }
+	for _, second := range []string{fill("b 1\n"), "{\"b.c\"} 1\n"} { // b stands where a stood
+		p := parser{window: window{src: strings.NewReader(fill("a 1\n") + second)}}
+		for p.next() && p.name[0] == 'a' {
+		}
+		if p.err != nil || p.repeated {
+			t.Errorf("%.8q at the start of a window: the name is repeated (%v)", second, p.err)
+		}
+	}
 	p := parserOf([]byte("a_bytes 1\n# UNIT a_bytes bytes\na_bytes 2\n# EOF\n"))
 	p.openMetrics = true
 	if p.next(); !p.next() || p.repeated {
@@ -490,7 +508,7 @@ func TestParserEmptyReads(t *testing.T) {
 	}
 }
 
-// TestManyLabels finds a repeated label name among many.
+// TestManyLabels finds a repeated label name among many, and takes no more than maxLabels.
 func TestManyLabels(t *testing.T) {
 	for _, n := range []int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500} {
 		var b strings.Builder
@@ -503,6 +521,16 @@ func TestManyLabels(t *testing.T) {
 		if _, err := parseAll(strings.NewReader("m{" + b.String() + `l1=""} 1`)); err == nil {
 			t.Errorf("%d labels and one of them again: taken", n)
 		}
+	}
+	var b strings.Builder
+	for i := range maxLabels {
+		fmt.Fprintf(&b, `l%d="",`, i)
+	}
+	if _, err := parseAll(strings.NewReader("m{" + b.String() + "} 1")); err != nil {
+		t.Errorf("%d labels: %v", maxLabels, err)
+	}
+	if _, err := parseAll(strings.NewReader("m{" + b.String() + `more=""} 1`)); err == nil {
+		t.Errorf("%d labels and one more: taken", maxLabels)
 	}
 }
 

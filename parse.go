@@ -646,7 +646,8 @@ func (p *parser) lineEnd(i int) int {
 		return p.fail(end, "expected the end of the line or a timestamp (digits only) after the value")
 	}
 	if p.openMetrics && p.lax > 0 {
-		return p.fail(p.lax-1, "OpenMetrics wants one blank before a value or timestamp, no other blanks, commas between labels, and no newline in a label value")
+		return p.fail(p.lax-1, "OpenMetrics wants one blank before a value or timestamp and no others, "+
+			"commas between labels, and no newline in a label value")
 	}
 	return end
 }
@@ -798,73 +799,12 @@ func (p *parser) tail() []byte {
 	return p.buf[i:p.pos]
 }
 
-// ---- Predicates
+// ---- Bytes
 
 // nameBit maps a label name to one of 64 bits: names of different bits differ.
 func nameBit(name []byte) uint64 {
 	n := len(name)
 	return 1 << ((int(name[0]) + 3*int(name[n-1]) + 11*n) & 63)
-}
-
-// Classes of bytes in names and numbers.
-const (
-	digit     = 1 << iota
-	labelByte // of a label name
-	nameByte  // of a metric name
-)
-
-var class = func() (t [256]uint8) {
-	for c := range t {
-		switch {
-		case '0' <= c && c <= '9':
-			t[c] = digit | labelByte | nameByte
-		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_':
-			t[c] = labelByte | nameByte
-		case c == ':':
-			t[c] = nameByte
-		}
-	}
-	return t
-}()
-
-// isEscape reports whether a backslash and c make an escape in a label value.
-func isEscape(c byte) bool {
-	return c == '\\' || c == '"' || c == 'n'
-}
-
-// isBareLabel reports whether name needs no quotes as a label name.
-func isBareLabel(name []byte) bool {
-	return isBareName(name) && bytes.IndexByte(name, ':') < 0
-}
-
-// isBareName reports whether name needs no quotes as a metric name.
-func isBareName(name []byte) bool {
-	for _, c := range name {
-		if class[c]&nameByte == 0 {
-			return false
-		}
-	}
-	return len(name) > 0 && class[name[0]]&digit == 0
-}
-
-// isNumber reports whether a word is a number, as a bound of a bucket is.
-func isNumber(word []byte) bool {
-	points := 0
-	for _, c := range word {
-		if c == '.' {
-			points++
-		} else if class[c]&digit == 0 {
-			return string(word) == "+Inf" || isOddNumber(word)
-		}
-	}
-	return points < 2 && points < len(word) && len(word) < 100 || isOddNumber(word)
-}
-
-// isOddNumber reports whether a word is a number, however it is written. It refuses
-// hexadecimal digits and underscores, which Go allows and the format does not.
-func isOddNumber(word []byte) bool {
-	_, err := strconv.ParseFloat(string(word), 64)
-	return err == nil && !bytes.ContainsAny(word, "_xX")
 }
 
 // wordEnd returns the index of the first blank or control character from i on.
@@ -923,4 +863,67 @@ func special(x uint64) uint64 {
 	quote := x ^ ones*'"'
 	backslash := x ^ ones*'\\'
 	return ((x-ones*' ')&^x | (quote-ones)&^quote | (backslash-ones)&^backslash | x) & highs
+}
+
+// Classes of bytes in names and numbers.
+const (
+	digit     = 1 << iota
+	labelByte // of a label name
+	nameByte  // of a metric name
+)
+
+var class = func() (t [256]uint8) {
+	for c := range t {
+		switch {
+		case '0' <= c && c <= '9':
+			t[c] = digit | labelByte | nameByte
+		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_':
+			t[c] = labelByte | nameByte
+		case c == ':':
+			t[c] = nameByte
+		}
+	}
+	return t
+}()
+
+// ---- Predicates
+
+// isEscape reports whether a backslash and c make an escape in a label value.
+func isEscape(c byte) bool {
+	return c == '\\' || c == '"' || c == 'n'
+}
+
+// isBareLabel reports whether name needs no quotes as a label name.
+func isBareLabel(name []byte) bool {
+	return isBareName(name) && bytes.IndexByte(name, ':') < 0
+}
+
+// isBareName reports whether name needs no quotes as a metric name.
+func isBareName(name []byte) bool {
+	for _, c := range name {
+		if class[c]&nameByte == 0 {
+			return false
+		}
+	}
+	return len(name) > 0 && class[name[0]]&digit == 0
+}
+
+// isNumber reports whether a word is a number, as a bound of a bucket is.
+func isNumber(word []byte) bool {
+	points := 0
+	for _, c := range word {
+		if c == '.' {
+			points++
+		} else if class[c]&digit == 0 {
+			return string(word) == "+Inf" || isOddNumber(word)
+		}
+	}
+	return points < 2 && points < len(word) && len(word) < 100 || isOddNumber(word)
+}
+
+// isOddNumber reports whether a word is a number, however it is written. It refuses
+// hexadecimal digits and underscores, which Go allows and the format does not.
+func isOddNumber(word []byte) bool {
+	_, err := strconv.ParseFloat(string(word), 64)
+	return err == nil && !bytes.ContainsAny(word, "_xX")
 }
