@@ -500,7 +500,7 @@ func TestParserEmptyReads(t *testing.T) {
 	}
 	for _, empty := range []int{1, 50, 99} {
 		if got, err := parseAll(&haltingReader{text: text, empty: empty}); got != want || err != nil {
-			t.Errorf("%d empty reads before each byte: %v", empty, err)
+			t.Errorf("%d empty reads before each byte: %q (%v)", empty, got, err)
 		}
 	}
 	if _, err := parseAll(&haltingReader{text: text, empty: 100}); err != io.ErrNoProgress {
