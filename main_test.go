@@ -297,7 +297,7 @@ func updateFormat(t *testing.T) {
 
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
 
-// parseAll returns what a parser finds in a body, a line for each line found.
+// parseAll returns what a parser finds in a body, one line for each line found.
 func parseAll(src io.Reader) (string, error) {
 	p := parser{window: window{src: src}}
 	var b strings.Builder
@@ -4426,7 +4426,7 @@ func FuzzCommand(f *testing.F) {
 
 // Speed.
 
-// exposition of families gauges, counters, histograms and summaries with about
+// generate makes families of gauges, counters, histograms and summaries with about
 // series samples each: 100 of 100 are 1 MB.
 func generate(families, series int) []byte {
 	var b bytes.Buffer
