@@ -191,7 +191,11 @@ func appendUsage(dst []byte) []byte {
 func main() {
 	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	code := run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	// Without this, the first line of the log that nobody reads any more ends the program.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	code := run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
@@ -200,7 +204,7 @@ func main() {
 
 // run is the program. It returns the exit status: 0, 1 if something went wrong, or 2 if
 // the flags are wrong.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c, faults := parseFlags(args[1:])
 	switch {
 	case c.modes["help"]:
@@ -224,10 +228,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return asInit(ctx, args, stderr)
 	}
 	life, end := context.WithCancel(context.Background())
-	p := newProgram(life, c, stderr)
+	lines := newLogWriter(stderr)
+	p := newProgram(life, c, lines)
+	p.logLines = lines
 	defer func() {
 		end()
 		p.waitForRuns(time.Second)
+		lines.flush(time.Second)
 	}()
 	switch {
 	case c.modes["check"]:
@@ -237,7 +244,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case c.modes["once"]:
 		return p.once(ctx, stdout)
 	}
-	return p.serve(ctx)
+	return p.serve(ctx, hangup)
 }
 
 // unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input, a
@@ -279,6 +286,7 @@ type program struct {
 	tls         serverTLS
 	passwords   *passwords // nil if none are demanded
 	watched     []*watched // the files that flags name
+	logLines    *logWriter // nil in tests, whose log is read at once
 	windows     sync.Pool  // of *workspace
 
 	stopping context.Context // done when scrapes are to be answered with what has arrived
@@ -321,6 +329,59 @@ func newLog(c *config, stderr io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(stderr, o))
 }
 
+// logWriter writes the log in a goroutine of its own. So a log that nobody reads, or whose
+// disk is full, holds nothing up: what cannot be written is dropped and counted.
+type logWriter struct {
+	entries chan logEntry
+	dropped atomic.Uint64
+}
+
+// logEntry is a line of the log.
+type logEntry struct {
+	line    []byte
+	written chan struct{} // closed when this entry's turn comes; nil but for flush
+}
+
+// newLogWriter returns a log writer that keeps up to 256 lines in memory.
+func newLogWriter(w io.Writer) *logWriter {
+	l := &logWriter{entries: make(chan logEntry, 256)}
+	go func() {
+		for e := range l.entries {
+			if e.written != nil {
+				close(e.written)
+			} else if _, err := w.Write(e.line); err != nil {
+				l.dropped.Add(1)
+			}
+		}
+	}()
+	return l
+}
+
+// Write takes a line. It never blocks and never fails.
+func (l *logWriter) Write(line []byte) (int, error) {
+	select {
+	case l.entries <- logEntry{line: bytes.Clone(line)}:
+	default:
+		l.dropped.Add(1)
+	}
+	return len(line), nil
+}
+
+// flush waits until all lines are written, but no longer than d.
+func (l *logWriter) flush(d time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	last := logEntry{written: make(chan struct{})}
+	select {
+	case l.entries <- last:
+	case <-ctx.Done():
+	}
+	select {
+	case <-last.written:
+	case <-ctx.Done():
+	}
+}
+
 // watch has files read at start, by loadFiles, and again when they change.
 func (p *program) watch(flag string, set func(texts [][]byte) error, names ...string) *watched {
 	w := &watched{flag: flag, names: names, set: set, log: p.log}
@@ -341,7 +402,7 @@ func (p *program) loadFiles() bool {
 }
 
 // serve listens and answers until ctx is done, then lets running scrapes end.
-func (p *program) serve(ctx context.Context) int {
+func (p *program) serve(ctx context.Context, hangup <-chan os.Signal) int {
 	listeners, err := p.listenAll()
 	if err != nil {
 		p.log.Error("failed to listen", "err", err)
@@ -359,11 +420,17 @@ func (p *program) serve(ctx context.Context) int {
 		}
 	}
 	code := 0
-	select {
-	case <-ctx.Done():
-	case err := <-failed:
-		p.log.Error("failed to serve", "err", err)
-		code = 1
+	for serving := true; serving; {
+		select {
+		case <-hangup:
+			go p.refreshFiles() // a disk may be slow
+			continue
+		case err := <-failed:
+			p.log.Error("failed to serve", "err", err)
+			code = 1
+		case <-ctx.Done():
+		}
+		serving = false
 	}
 	defer time.AfterFunc(2*time.Second, p.stop).Stop()
 	grace, cancel := context.WithTimeout(context.Background(), 4*time.Second)
@@ -372,6 +439,13 @@ func (p *program) serve(ctx context.Context) int {
 		server.Close()
 	}
 	return code
+}
+
+// refreshFiles takes up the files that flags name if they have changed.
+func (p *program) refreshFiles() {
+	for _, w := range p.watched {
+		w.refresh()
+	}
 }
 
 // repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
@@ -1213,8 +1287,8 @@ func (p *program) newServer() *http.Server {
 }
 
 // connections are those of the clients. There is room for 1,024, or half of the file
-// descriptors. One more closes the connection that has been idle for longest or, if none is
-// idle, the one that has been served for longest.
+// descriptors. One more closes one of the client that has most: the one that has been idle
+// for longest or, if none is idle, the one that has been served for longest.
 type connections struct {
 	mu   sync.Mutex // guards all
 	room int
@@ -1223,7 +1297,8 @@ type connections struct {
 
 // connection is the state of a connection.
 type connection struct {
-	served bool // a request is being answered
+	client string // see clientOf
+	served bool   // a request is being answered
 	since  time.Time
 }
 
@@ -1234,17 +1309,17 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 	if cs.all == nil {
 		cs.all, cs.room = map[net.Conn]connection{}, maxConnections()
 	}
-	_, here := cs.all[conn]
+	c, here := cs.all[conn]
 	switch {
 	case state == http.StateNew:
-		if len(cs.all) >= cs.room {
-			cs.evict()
+		cs.all[conn] = connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
+		if len(cs.all) > cs.room {
+			cs.evict(conn)
 		}
-		cs.all[conn] = connection{since: time.Now()}
 	case state == http.StateClosed:
 		delete(cs.all, conn)
 	case here: // it may have been closed to make room
-		cs.all[conn] = connection{state == http.StateActive, time.Now()}
+		cs.all[conn] = connection{c.client, state == http.StateActive, time.Now()}
 	}
 }
 
@@ -1257,14 +1332,25 @@ func maxConnections() int {
 	return int(min(1024, files.Cur/2))
 }
 
-// evict closes one connection. The caller holds mu.
-func (cs *connections) evict() {
+// evict closes one connection in favour of a new one. The caller holds mu.
+func (cs *connections) evict(newcomer net.Conn) {
+	held := map[string]int{}
+	for _, c := range cs.all {
+		held[c.client]++
+	}
+	_, most := mostOf(held)
 	var first net.Conn
 	for conn, c := range cs.all {
 		worst := cs.all[first]
+		if conn == newcomer || held[c.client] < most {
+			continue
+		}
 		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
 			first = conn
 		}
+	}
+	if first == nil { // all others have one connection less than the newcomer's client
+		first = newcomer
 	}
 	delete(cs.all, first)
 	if secure, ok := first.(*tls.Conn); ok {

@@ -312,9 +312,9 @@ func updateFormat(t *testing.T) {
 
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
 
-// parseAll returns what a parser finds in a body, a line for each line found.
+// parseAll returns what a parser finds in a body, one line for each line found.
 func parseAll(src io.Reader) (string, error) {
-	p := parser{src: src}
+	p := parser{window: window{src: src}}
 	var b strings.Builder
 	for p.next() {
 		switch p.kind {
@@ -369,6 +369,15 @@ func TestParserWindow(t *testing.T) {
 	}
 }
 
+// TestParserFaultLine tells the line of a fault that is many windows from the start.
+func TestParserFaultLine(t *testing.T) {
+	text := strings.Repeat("a{b=\"c\nd\"} 1\n\n", windowSize) + "a{b=\"\n\"} x\n"
+	_, err := parseAll(strings.NewReader(text))
+	if want := fmt.Sprintf("line %d, column 4: expected a number as the value", 3*windowSize+2); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
 // TestParserReadError ends at a read error, also inside of a label value that is
 // longer than the window.
 func TestParserReadError(t *testing.T) {
@@ -381,9 +390,9 @@ func TestParserReadError(t *testing.T) {
 	}
 }
 
-// TestParserFollows scans lines that have names, labels and beginnings of values in
+// TestParserNeighbours scans lines that have names, labels and beginnings of values in
 // common, three in a row, and wants of each what it is alone.
-func TestParserFollows(t *testing.T) {
+func TestParserNeighbours(t *testing.T) {
 	lines := []string{
 		`m{a="1",b="2"} 1`, `m{a="1",b="2"} 2`, `m{a="1",b="22"} 1`, `m{a="1",bb="2"} 1`, `m{a="1"} 1`,
 		`m{a="1",b="2",c="3"} 1`, `m{a="1",b="2",c="\""} 1`, `m{a="1",b="2",c="\"",d=""} 1`, `m 1`, `m 12`,
@@ -403,7 +412,7 @@ func TestParserFollows(t *testing.T) {
 	for _, first := range lines {
 		for _, second := range lines {
 			for _, third := range lines {
-				text := first + "\n" + second + "\n" + third + "\n# no short cut ends before this"
+				text := first + "\n" + second + "\n" + third
 				got, err := parseAll(strings.NewReader(text))
 				if want := alone[first] + alone[second] + alone[third]; err != nil || got != want {
 					t.Errorf("%s\ngot:\n%s(%v)", text, got, err)
@@ -413,13 +422,108 @@ func TestParserFollows(t *testing.T) {
 	}
 	for _, second := range []string{`m{a="1",a="1"} 1`, `m{a="1",b="2",a="3"} 1`, `m{a="1",b="2",b="2"} 1`, "m{a=\"1\",b=\"\xc3\"} 1"} {
 		first := `m{a="1",b="é"} 1`
-		if _, err := parseAll(strings.NewReader(first + "\n" + second + "\n# no short cut ends before this")); err == nil {
-			t.Errorf("%s behind %s: a repeated label or half a character is taken", second, first)
+		if _, err := parseAll(strings.NewReader(first + "\n" + second)); err == nil {
+			t.Errorf("%s after %s: a repeated label or half a character is taken", second, first)
 		}
 	}
 }
 
-// TestManyLabels finds a repeated label name among many.
+// TestParserRepeats tells which samples have the name of the sample before.
+func TestParserRepeats(t *testing.T) {
+	for _, c := range []struct{ body, want string }{
+		{"a 1\na 2\na{b=\"c\"} 3\na{b=\"d\"} 4\na 5\n", "-++++"},
+		{"a 1\n# a comment\n\na 2\n", "-+"},
+		{"a 1\nab 2\na 3\na:b 4\nb 5\n", "-----"},
+		{"a 1\n# HELP a x\na 2\n# TYPE a gauge\na 3\n# TYPE b gauge\na 4\n", "----"},
+		{"a{b=\"c\"} 1\n# EOF\na 2\n", "-+"},
+	} {
+		got := ""
+		p := parserOf([]byte(c.body))
+		for p.next() {
+			switch {
+			case p.kind == sampleLine && p.repeated:
+				got += "+"
+			case p.kind == sampleLine:
+				got += "-"
+			}
+		}
+		if got != c.want || p.err != nil {
+			t.Errorf("%q: %s (%v), want %s", c.body, got, p.err, c.want)
+		}
+	}
+	fill := func(line string) string { return strings.Repeat(line, windowSize/len(line)) }
+	for _, second := range []string{fill("b 1\n"), "{\"b.c\"} 1\n"} { // b stands where a stood
+		p := parser{window: window{src: strings.NewReader(fill("a 1\n") + second)}}
+		for p.next() && p.name[0] == 'a' {
+		}
+		if p.err != nil || p.repeated {
+			t.Errorf("%.8q at the start of a window: the name is repeated (%v)", second, p.err)
+		}
+	}
+	p := parserOf([]byte("a_bytes 1\n# UNIT a_bytes bytes\na_bytes 2\n# EOF\n"))
+	p.openMetrics = true
+	if p.next(); !p.next() || p.repeated {
+		t.Error("a name is repeated after # UNIT")
+	}
+	if _, err := parseAll(strings.NewReader("{\"a.b\"} 1\na.b 2\n")); err == nil {
+		t.Error("a name that had quotes in the line before is taken without")
+	}
+}
+
+// TestParserLongNumbers takes values of 400 digits byte for byte, and refuses those
+// that no float has.
+func TestParserLongNumbers(t *testing.T) {
+	digits := strings.Repeat("1234567890", 40)
+	for _, value := range []string{"0." + digits[2:], digits[:300] + "." + digits[300:], strings.Repeat("0", 399) + "7", digits + "e-399"} {
+		got, err := parseAll(strings.NewReader("a " + value + "\n"))
+		if want := "a | " + value + " \n"; err != nil || got != want {
+			t.Errorf("%q (%v), want %q", got, err, want)
+		}
+	}
+	for _, value := range []string{digits, "-" + digits, digits + ".5", digits + "e9"} {
+		if got, err := parseAll(strings.NewReader("a " + value + "\n")); err == nil {
+			t.Errorf("%q is taken", got)
+		}
+	}
+}
+
+// haltingReader reads a byte at a time, after some reads that bring nothing.
+type haltingReader struct {
+	text        string
+	empty, done int // reads that bring nothing before each byte, and how many have been
+}
+
+func (r *haltingReader) Read(b []byte) (int, error) {
+	if r.text == "" {
+		return 0, io.EOF
+	}
+	if r.done < r.empty {
+		r.done++
+		return 0, nil
+	}
+	b[0], r.text, r.done = r.text[0], r.text[1:], 0
+	return 1, nil
+}
+
+// TestParserEmptyReads fails after 100 reads in a row that bring nothing, and never
+// because of fewer, however many there are in all.
+func TestParserEmptyReads(t *testing.T) {
+	text := "# TYPE a gauge\na{b=\"c\nd\"} 1\nb 2"
+	want, err := parseAll(strings.NewReader(text))
+	if err != nil || strings.Count(want, "\n") != 4 {
+		t.Fatalf("%s (%v)", want, err)
+	}
+	for _, empty := range []int{1, 50, 99} {
+		if got, err := parseAll(&haltingReader{text: text, empty: empty}); got != want || err != nil {
+			t.Errorf("%d empty reads before each byte: %q (%v)", empty, got, err)
+		}
+	}
+	if _, err := parseAll(&haltingReader{text: text, empty: 100}); err != io.ErrNoProgress {
+		t.Errorf("100 empty reads in a row: %v, want %v", err, io.ErrNoProgress)
+	}
+}
+
+// TestManyLabels finds a repeated label name among many, and takes no more than maxLabels.
 func TestManyLabels(t *testing.T) {
 	for _, n := range []int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500} {
 		var b strings.Builder
@@ -432,6 +536,16 @@ func TestManyLabels(t *testing.T) {
 		if _, err := parseAll(strings.NewReader("m{" + b.String() + `l1=""} 1`)); err == nil {
 			t.Errorf("%d labels and one of them again: taken", n)
 		}
+	}
+	var b strings.Builder
+	for i := range maxLabels {
+		fmt.Fprintf(&b, `l%d="",`, i)
+	}
+	if _, err := parseAll(strings.NewReader("m{" + b.String() + "} 1")); err != nil {
+		t.Errorf("%d labels: %v", maxLabels, err)
+	}
+	if _, err := parseAll(strings.NewReader("m{" + b.String() + `more=""} 1`)); err == nil {
+		t.Errorf("%d labels and one more: taken", maxLabels)
 	}
 }
 
@@ -4199,6 +4313,101 @@ func TestConnections(t *testing.T) {
 	})
 }
 
+// TestGreedyClient closes a connection of the client that has most, though another's has been
+// idle for longer.
+func TestGreedyClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cs := connections{all: map[net.Conn]connection{}, room: 4}
+		closed := ""
+		open := func(name, addr string) net.Conn {
+			conn := &namedConn{name: name, addr: addr, closed: &closed}
+			cs.changed(conn, http.StateNew)
+			time.Sleep(time.Millisecond)
+			return conn
+		}
+		open("honest", "10.0.0.1:1")
+		for i := range 3 {
+			cs.changed(open(fmt.Sprintf("g%d ", i), fmt.Sprintf("[2001:db8::%d]:1", i)), http.StateActive) // one network
+		}
+		open("g3 ", "[2001:db8::3]:1")
+		open("other", "10.0.0.2:1")
+		open("third", "10.0.0.3:1")
+		if closed != "g0 g3 g1 " {
+			t.Errorf("closed %q", closed)
+		}
+		open("fourth", "10.0.0.4:1") // now all have one: the oldest idle one goes
+		if closed != "g0 g3 g1 honest" {
+			t.Errorf("closed %q", closed)
+		}
+	})
+}
+
+// namedConn is a connection that notes its name when it is closed.
+type namedConn struct {
+	net.Conn
+	name, addr string
+	closed     *string
+}
+
+func (c *namedConn) RemoteAddr() net.Addr { return pipeAddr(c.addr) }
+
+func (c *namedConn) Close() error {
+	*c.closed += c.name
+	return nil
+}
+
+// pipeAddr is an address that is what it says.
+type pipeAddr string
+
+func (a pipeAddr) Network() string { return "tcp" }
+func (a pipeAddr) String() string  { return string(a) }
+
+func TestClientOf(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.0.1:80": "10.0.0.1", "[::ffff:10.0.0.1]:80": "10.0.0.1", "[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64",
+		"[fe80::1%eth0]:80": "fe80::/64", "@": "", "": "",
+	} {
+		if got := clientOf(addr); got != want {
+			t.Errorf("%s: %q, want %q", addr, got, want)
+		}
+	}
+}
+
+// stuckWriter is a log that nobody reads.
+type stuckWriter struct{ release chan struct{} }
+
+func (w stuckWriter) Write(line []byte) (int, error) {
+	<-w.release
+	return len(line), nil
+}
+
+// TestLogWriter drops and counts what cannot be written, and holds nothing up.
+func TestLogWriter(t *testing.T) {
+	stuck := stuckWriter{make(chan struct{})}
+	l := newLogWriter(stuck)
+	for range 1000 {
+		l.Write([]byte("line\n"))
+	}
+	if n := l.dropped.Load(); n < 1000-256-1 || n > 1000-256 {
+		t.Errorf("%d of 1,000 lines were dropped", n)
+	}
+	l.flush(time.Millisecond) // it ends
+	close(stuck.release)
+	l.flush(time.Minute)
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	l = newLogWriter(w) // whose reader has gone
+	l.Write([]byte("line\n"))
+	l.flush(time.Minute)
+	if n := l.dropped.Load(); n != 1 {
+		t.Errorf("%d lines were dropped", n)
+	}
+}
+
 // TestCrowd opens 10,000 connections, half of them with a byte sent, and scrapes.
 func TestCrowd(t *testing.T) {
 	var files syscall.Rlimit
@@ -4402,7 +4611,7 @@ func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, ag
 // samplesOf returns the samples of a body as they are meant, in order.
 func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	t.Helper()
-	p := parser{src: strings.NewReader(text), openMetrics: openMetrics}
+	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
 	var samples []string
 	for p.next() {
 		if p.kind != sampleLine {
@@ -4563,7 +4772,7 @@ func FuzzCommand(f *testing.F) {
 
 // Speed.
 
-// exposition of families gauges, counters, histograms and summaries with about
+// generate makes families of gauges, counters, histograms and summaries with about
 // series samples each: 100 of 100 are 1 MB.
 func generate(families, series int) []byte {
 	var b bytes.Buffer
@@ -4611,69 +4820,103 @@ func generate(families, series int) []byte {
 	return b.Bytes()
 }
 
-// sizes are the bodies of the benchmarks, by name.
-var sizes = []struct {
-	name     string
-	families int
-}{{"1MB", 100}, {"10MB", 1000}}
+// workload is what benchmarks read: the bodies that the sources of one scrape answer.
+type workload struct {
+	name   string
+	bodies [][]byte
+	size   int // of all bodies, in bytes
+}
+
+// workloads returns the real scrapes as eight sources and as one, and generated bodies
+// of 1 MB and 10 MB, whose families are large and much alike.
+func workloads(b *testing.B) []workload {
+	var real [][]byte
+	for _, file := range scrapes(b) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			b.Fatal(err)
+		}
+		real = append(real, body)
+	}
+	all := []workload{
+		{name: "real", bodies: real},
+		{name: "real as one", bodies: [][]byte{bytes.Join(real, nil)}},
+		{name: "generated 1MB", bodies: [][]byte{generate(100, 100)}},
+		{name: "generated 10MB", bodies: [][]byte{generate(1000, 100)}},
+	}
+	for i := range all {
+		for _, body := range all[i].bodies {
+			all[i].size += len(body)
+		}
+	}
+	return all
+}
 
 // BenchmarkLines is what the others are compared with: it looks for line ends,
 // and for nothing else.
 func BenchmarkLines(b *testing.B) {
-	body := generate(1000, 100)
-	b.SetBytes(int64(len(body)))
-	for b.Loop() {
-		for rest := body; len(rest) > 0; {
-			rest = rest[bytes.IndexByte(rest, '\n')+1:]
-		}
+	for _, w := range workloads(b) {
+		b.Run(w.name, func(b *testing.B) {
+			b.SetBytes(int64(w.size))
+			for b.Loop() {
+				for _, rest := range w.bodies {
+					for len(rest) > 0 {
+						rest = rest[bytes.IndexByte(rest, '\n')+1:]
+					}
+				}
+			}
+		})
 	}
 }
 
-// BenchmarkScrape parses and labels a body: one that is in memory, as the body of
-// BenchmarkLines is, and one that is read from where it is, as a source does.
+// BenchmarkScrape parses and labels bodies: those in memory, as BenchmarkLines has
+// them, and those that are read through the buffers of a source.
 func BenchmarkScrape(b *testing.B) {
 	added := &addedLabels{telling: true}
 	added.add("exporter_name", "bench")
-	for _, size := range sizes {
-		body := generate(size.families, 100)
-		run := func(name string, once func() error) {
-			b.Run(size.name+"/"+name, func(b *testing.B) {
-				b.SetBytes(int64(len(body)))
+	var out []byte
+	memory := func(body []byte) error {
+		r := reader{p: parserOf(body), e: &exposition{buf: out[:0]}, added: added}
+		err := r.read(1 << 30)
+		out = r.e.buf
+		return err
+	}
+	used := &workspace{}
+	stream := func(body []byte) error {
+		e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
+		if err == nil {
+			used.body = e.buf
+		}
+		return err
+	}
+	for _, w := range workloads(b) {
+		run := func(name string, once func(body []byte) error) {
+			b.Run(w.name+"/"+name, func(b *testing.B) {
+				b.SetBytes(int64(w.size))
 				b.ReportAllocs()
 				for b.Loop() {
-					if err := once(); err != nil {
-						b.Fatal(err)
+					for _, body := range w.bodies {
+						if err := once(body); err != nil {
+							b.Fatal(err)
+						}
 					}
 				}
 			})
 		}
-		var out []byte
-		run("memory", func() error {
-			r := reader{p: parser{buf: body, end: len(body), eof: true}, e: &exposition{buf: out[:0]}, added: added}
-			err := r.read(1 << 30)
-			out = r.e.buf
-			return err
-		})
-		used := &workspace{body: make([]byte, 0, 2*len(body))}
-		run("reader", func() error {
-			e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
-			if err == nil {
-				used.body = e.buf
-			}
-			return err
-		})
+		run("memory", memory)
+		run("reader", stream)
 	}
 }
 
-// BenchmarkMerge puts two bodies of the same families on one page.
+// BenchmarkMerge puts each source of a workload on one page twice, under two names, so
+// that every family has parts to join.
 func BenchmarkMerge(b *testing.B) {
-	for _, size := range sizes {
-		b.Run(size.name, func(b *testing.B) {
-			body := generate(size.families, 100)
+	for _, w := range workloads(b) {
+		b.Run(w.name, func(b *testing.B) {
 			var bodies []*exposition
-			for _, name := range []string{"one", "other"} {
+			for i, body := range slices.Concat(w.bodies, w.bodies) {
 				added := &addedLabels{telling: true}
-				added.add("exporter_name", name)
+				added.add("exporter_name", strconv.Itoa(i))
 				e, err := read(bytes.NewReader(body), false, added, &workspace{}, 1<<30)
 				if err != nil {
 					b.Fatal(err)
