@@ -155,11 +155,6 @@ func (r *result) samples() int {
 	return n
 }
 
-// empty reports whether there is nothing in the bodies, not even a HELP or TYPE.
-func (r *result) empty() bool {
-	return !slices.ContainsFunc(r.bodies, func(e *exposition) bool { return len(e.families) > 0 })
-}
-
 // quoted reports whether a name in one of the bodies needs quotes.
 func (r *result) quoted() bool {
 	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.quoted })
@@ -990,12 +985,12 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		}
 	}
 	f := e.intake.read(r, in, format == formatOpenMetrics)
-	if format != formatUnlikely || f != nil && f.reason != "parse" || f == nil && !r.empty() {
+	if format != formatUnlikely || f != nil && f.reason != "parse" || f == nil && r.samples() > 0 {
 		return f
 	}
 	r.bodies = nil
 	if f == nil {
-		return fail("content_type", "the exporter answered %s, with nothing in it: is the path right?", mediaType)
+		return fail("content_type", "the exporter answered %s, without a sample: is the path right?", mediaType)
 	}
 	return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
 }
