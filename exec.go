@@ -966,13 +966,18 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	if resp.StatusCode != http.StatusOK {
 		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	}
+	return e.read(ctx, r, resp)
+}
+
+// read reads the body of an answer.
+func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *failure {
 	mediaType, format := judgeType(resp.Header.Get("Content-Type"))
 	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
 	case format == formatProtobuf:
 		return fail("content_type", "the exporter answered %s, which it was not asked for", mediaType)
 	case unreadable != "":
-		return fail("encoding", "the exporter answered with the Content-Encoding %s, which it was not asked for", unreadable)
+		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
 	in := &body{ctx: ctx, src: resp.Body}
 	// Of OpenMetrics the last line shows that it is whole.
@@ -980,9 +985,11 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	if zipped {
 		in.untilClose = false // it has an end of its own
 		// Empty gzip members yield nothing, so what is read of them is bounded, too.
-		if in.src, err = gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes}); err != nil {
+		z, err := gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes})
+		if err != nil {
 			return readFailure(err)
 		}
+		in.src = z
 	}
 	f := e.intake.read(r, in, format == formatOpenMetrics)
 	if format != formatUnlikely || f != nil && f.reason != "parse" || f == nil && r.samples() > 0 {
@@ -1764,7 +1771,8 @@ func (c *commandLine) addParam(inside string) (int, error) {
 	name, choices, hasDefault := strings.Cut(inside, "=")
 	switch {
 	case !isParamName(name):
-		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER}; {{ and }} are literal braces")
+		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
+			" {{ and }} are literal braces")
 	case strings.ContainsAny(choices, `'"`):
 		return 0, errQuotedDefault
 	}
@@ -1783,7 +1791,7 @@ func (c *commandLine) addParam(inside string) (int, error) {
 }
 
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
-var errQuotedDefault = errors.New("a placeholder cannot have a default with a quote in it; {{ and }} are literal braces")
+var errQuotedDefault = errors.New("a default cannot hold a quote; {{ and }} are literal braces")
 
 // isParamName reports whether a placeholder may have the name.
 func isParamName(name string) bool {

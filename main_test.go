@@ -1223,7 +1223,7 @@ func TestOddAnswers(t *testing.T) {
 		{"protobuf", ok + "Content-Type: application/vnd.google.protobuf\r\n" + length(""), "content_type", "application/vnd.google.protobuf, which it was not asked for"},
 		{"charset as encoding", ok + "Content-Encoding: utf-8\r\n" + length(body), "", ""},
 		{"encodings in lines", ok + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n" + length(zipped(body)), "", ""},
-		{"brotli", ok + "Content-Encoding: br\r\n" + length(body), "encoding", "the Content-Encoding br, which"},
+		{"brotli", ok + "Content-Encoding: br\r\n" + length(body), "encoding", "the encoding br, which"},
 		{"gzip twice", ok + "Content-Encoding: gzip, gzip\r\n" + length(zipped(zipped(body))), "encoding", "gzip, twice"},
 		{"HTTP/1.0, whole", "HTTP/1.0 200 OK\r\n\r\n" + body, "", ""},
 		{"HTTP/1.0, cut", "HTTP/1.0 200 OK\r\n\r\na 1\nb 12", "read", "the body lacks its last newline, and only the end of the connection ends it"},
