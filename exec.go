@@ -1193,7 +1193,7 @@ func (e *exporter) setHeaders(texts [][]byte) error {
 func (e *exporter) setToken(texts [][]byte) error {
 	token := string(bytes.TrimSpace(texts[0]))
 	if token == "" || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
-		return errors.New("the file does not hold one token")
+		return fmt.Errorf("%s: want one token, in ASCII and without blanks", e.tokenFile)
 	}
 	e.token.Store(&token)
 	return nil
@@ -1257,21 +1257,23 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 // setRoots keeps the certificates that the exporter's is verified against.
 func (e *exporter) setRoots(texts [][]byte) error {
 	roots, err := newPool(texts[0])
-	if err == nil {
-		e.roots.Store(roots)
-		e.client.CloseIdleConnections() // or the next fetch would not need them
+	if err != nil {
+		return inFile(e.caFile, err)
 	}
-	return err
+	e.roots.Store(roots)
+	e.client.CloseIdleConnections() // or the next fetch would not need them
+	return nil
 }
 
 // setCertificate keeps the certificate and key that the exporter is shown.
 func (e *exporter) setCertificate(texts [][]byte) error {
 	cert, err := tls.X509KeyPair(texts[0], texts[1])
-	if err == nil {
-		e.cert.Store(&cert)
-		e.client.CloseIdleConnections()
+	if err != nil {
+		return inFile(e.certFile, err)
 	}
-	return err
+	e.cert.Store(&cert)
+	e.client.CloseIdleConnections()
+	return nil
 }
 
 // newPool returns the certificates in a PEM file.
@@ -1336,6 +1338,14 @@ func (w *watched) look() []os.FileInfo {
 	return infos
 }
 
+// inFile says in which file an error is.
+func inFile(name string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
 // sameFile reports whether a file is as it was.
 func sameFile(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
@@ -1360,7 +1370,7 @@ func (w *watched) read() error {
 		if err != nil || len(text) > maxFile {
 			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
 		}
-		texts = append(texts, text)
+		texts = append(texts, bytes.TrimPrefix(text, []byte(byteOrderMark)))
 	}
 	if err := w.set(texts); err != nil {
 		return fmt.Errorf("%s: %w", w.flag, err)
