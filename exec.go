@@ -992,14 +992,16 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		in.src = z
 	}
 	f := e.intake.read(r, in, format == formatOpenMetrics)
-	if format != formatUnlikely || f != nil && f.reason != "parse" || f == nil && r.samples() > 0 {
+	switch {
+	case format != formatUnlikely:
 		return f
-	}
-	r.bodies = nil
-	if f == nil {
+	case f == nil && r.samples() == 0:
+		r.bodies = nil
 		return fail("content_type", "the exporter answered %s, without a sample: is the path right?", mediaType)
+	case f != nil && (f.reason == "parse" || errors.Is(f.err, errNoNewline)):
+		return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
 	}
-	return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
+	return f
 }
 
 // bodyFormat is what a Content-Type says of a body.

@@ -1068,11 +1068,15 @@ func TestRequest(t *testing.T) {
 		t.Errorf("asked for %s, want %s", got.URL, want)
 	}
 	for header, want := range map[string]string{
-		"Accept": accept, "Accept-Encoding": "identity", timeoutHeader: "3.6", "Authorization": "", "User-Agent": "reverse_exporter/dev",
+		"Accept": accept, "Accept-Encoding": "identity", "Authorization": "", "User-Agent": "reverse_exporter/dev",
 	} {
 		if h := got.Header.Get(header); h != want {
 			t.Errorf("%s: %q, want %q", header, h, want)
 		}
+	}
+	// What is left of 2 s, less a tenth.
+	if limit, err := strconv.ParseFloat(got.Header.Get(timeoutHeader), 64); err != nil || limit > 1.8 || limit <= 0 {
+		t.Errorf("%s: %v, %v", timeoutHeader, limit, err)
 	}
 }
 
@@ -2996,11 +3000,11 @@ func TestCommandFails(t *testing.T) {
 	}
 }
 
-// TestEnvironment gives a command the program's environment and its time limit.
+// TestEnvironment gives a command the program's environment and its time limit, less a margin.
 func TestEnvironment(t *testing.T) {
 	t.Setenv("OF_THE_PROGRAM", "7")
 	_, r, _ := runScript(t, `echo "limit $SCRAPE_TIMEOUT_SECONDS"; echo "own $OF_THE_PROGRAM"`, "--timeout", "1500ms")
-	if got := pageText(merge(r.bodies)); !strings.Contains(got, `limit{exporter_name="x"} 1.5`) || !strings.Contains(got, `own{exporter_name="x"} 7`) {
+	if got := pageText(merge(r.bodies)); !strings.Contains(got, `limit{exporter_name="x"} 1.35`) || !strings.Contains(got, `own{exporter_name="x"} 7`) {
 		t.Errorf("%s%v", got, r.failure)
 	}
 }
