@@ -1474,6 +1474,61 @@ func TestClientCertificate(t *testing.T) {
 	}
 }
 
+// TestLoginFlags refuses options of an exporter's login that do not go together, or not with
+// the source, and shows nothing secret.
+func TestLoginFlags(t *testing.T) {
+	f := func(args string, want ...string) {
+		t.Helper()
+		_, faults := parseFlags(strings.Fields("--http s=https://h --http p=http://u:secret@h --exec c=cmd " + args))
+		if len(faults) != len(want) {
+			t.Errorf("%s: %q, want %q", args, faults, want)
+		}
+		for _, part := range want {
+			wantContains(t, strings.Join(faults, "\n"), part)
+		}
+		if strings.Contains(strings.Join(faults, "\n"), "secret") {
+			t.Errorf("%s: a secret is told: %q", args, faults)
+		}
+	}
+	f("--cert-file s:a --key-file s:b --server-name s:h --bearer-token-file s:t --any-exit c")
+	f("--key-file s:b", "--key-file s: needs --cert-file s:FILE")
+	f("--cert-file p:a --server-name p:h", "--cert-file p:a: only an https source", "--server-name p:h: only an https source")
+	f("--cert-file s: --bearer-token-file s:", "--cert-file s:: want a value", "--bearer-token-file s:: want the name of a file")
+	f("--bearer-token-file p:t", "--bearer-token-file p: not together with a user in the URL")
+	f("--bearer-token-file s:t --header s:authorization:secret", "--bearer-token-file s: not together with")
+	f("--bearer-token-file c:t", "--bearer-token-file c:t: only an http source")
+	f("--any-exit s,c", "--any-exit s: only a command")
+}
+
+// TestCheckSources finds what is wrong with files, folders and programs before there is a
+// scrape.
+func TestCheckSources(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, "a.prom", "a 1\n")
+	writeFile(t, dir, "windows", "#!/usr/bin/env sh\r\necho a 1\r\n")
+	writeFile(t, dir, "plain", "#!/bin/sh\necho a 1\n")
+	os.Chmod(filepath.Join(dir, "plain"), 0o644)
+	for _, c := range []struct{ flag, what, want string }{
+		{"--file", dir + "/a.prom", "ok"},
+		{"--file", dir + "/*.prom", "ok"},
+		{"--file", dir + "/*.none", "ok"},
+		{"--file", dir + "/none/*.prom", "--file x: open " + dir + "/none/: no such file"},
+		{"--file", "'" + dir + "/*.prom'", "--file x: open '" + dir + "/: no such file"},
+		{"--exec", "sh -c true", "ok"},
+		{"--exec", dir + "/windows", "its #! line ends in a carriage return"},
+		{"--exec", dir + "/plain", "chmod +x " + dir + "/plain"},
+		{"--exec", dir + "/none", "no such file"},
+		{"--exec", "no-such-program", "there is no such program in PATH"},
+	} {
+		p, _ := newTestProgram(t, c.flag, "x="+c.what)
+		var out bytes.Buffer
+		if code := p.check(&out); (code == 0) != (c.want == "ok") {
+			t.Errorf("%s %s: exit status %d", c.flag, c.what, code)
+		}
+		wantContains(t, out.String(), c.want)
+	}
+}
+
 // TestGlobs expands globs as a shell does, and notices folders that are not there.
 func TestGlobs(t *testing.T) {
 	dir := t.TempDir()
