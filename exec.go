@@ -113,8 +113,8 @@ type result struct {
 	bytes   int64         // of body, decompressed
 	held    int64         // bytes that the bodies take in memory
 	files   []fileTime
-	exit    exit   // of a command
-	stderr  string // the end of a command's, for the log only
+	exit    exitStatus // of a command
+	stderr  string     // the end of a command's, for the log only
 	start   time.Time
 	end     time.Time
 	limit   time.Duration // that the source was told
@@ -171,10 +171,10 @@ func (r *result) lastGood() *result {
 // seconds formats a duration in seconds.
 func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
 
-// exit is how a command ended.
-type exit struct {
-	known  bool // it ended by itself
-	status int
+// exitStatus is that of a command.
+type exitStatus struct {
+	known bool // the command ended by itself
+	code  int
 }
 
 // fileTime is when a file that was read had last been modified.
@@ -980,11 +980,11 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
 	in := &body{ctx: ctx, src: resp.Body}
-	// Of OpenMetrics the last line shows that it is whole.
+	// OpenMetrics ends with # EOF, which shows that it is whole.
 	in.untilClose = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && format != formatOpenMetrics
 	if zipped {
 		in.untilClose = false // it has an end of its own
-		// Empty gzip members yield nothing, so what is read of them is bounded, too.
+		// The limit of compressed bytes ends an endless run of empty gzip members.
 		z, err := gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes})
 		if err != nil {
 			return readFailure(err)
@@ -1010,12 +1010,13 @@ type bodyFormat int
 const (
 	formatText bodyFormat = iota
 	formatOpenMetrics
-	formatUnlikely // read as text, which it may well be
+	formatUnlikely // something else, but the body may be text all the same
 	formatProtobuf
 )
 
-// judgeType returns the media type that a Content-Type names, whatever parameters follow,
-// and what it means. PHP scripts and static files say text/html and the like of text.
+// judgeType returns the media type that a Content-Type names, and what it says of the body.
+// Parameters do not matter: many are broken. Nor do most types: PHP scripts and static files
+// serve metrics as text/html and the like.
 func judgeType(header string) (mediaType string, format bodyFormat) {
 	odd := func(c rune) bool {
 		return c >= utf8.RuneSelf || class[c]&labelByte == 0 && !strings.ContainsRune("/+-.", c)
@@ -1035,8 +1036,8 @@ func judgeType(header string) (mediaType string, format bodyFormat) {
 	return mediaType, formatUnlikely
 }
 
-// judgeEncoding reports whether a Content-Encoding means gzip, or else returns the encoding
-// in it that cannot be read. What is no encoding (some send a charset or a type) is none.
+// judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it
+// that cannot be read. It ignores what is not an encoding: some send a charset or a type.
 func judgeEncoding(header string) (zipped bool, unreadable string) {
 	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
 		encoding = strings.TrimSpace(encoding)
@@ -1074,7 +1075,7 @@ func (e *exporter) failure(err error) *failure {
 		return fail("tls", "%w; give the name that is in it: --server-name %s:HOST", err, e.name)
 	case errors.As(err, &cert):
 		return &failure{reason: "tls", err: err}
-	// An alert: of TLS 1.3 the one about a missing certificate comes with the first read.
+	// With TLS 1.3 the alert about a missing certificate comes with the first read.
 	case errors.As(err, &op) && op.Op == "remote error" && e.certFile == "":
 		return fail("tls", "%w; if it wants a client certificate: --cert-file %s:FILE", op, e.name)
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
@@ -1107,7 +1108,7 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 	if !isLocal {
 		return dialer.DialContext(ctx, network, addr)
 	}
-	// Without /etc/hosts a resolver would ask a name server for localhost.
+	// A resolver would ask a name server for localhost if there is no /etc/hosts.
 	conn, err := dialer.DialContext(ctx, network, "127.0.0.1:"+port)
 	if err != nil {
 		if conn, err := dialer.DialContext(ctx, network, "[::1]:"+port); err == nil {
@@ -1130,7 +1131,7 @@ func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn,
 		RootCAs:            e.roots.Load(),
 		InsecureSkipVerify: e.insecure,
 	}
-	if cert := e.cert.Load(); cert != nil { // whichever CAs the exporter names
+	if cert := e.cert.Load(); cert != nil { // even if the exporter names other CAs
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
 	secure := tls.Client(conn, config)
@@ -1147,8 +1148,8 @@ var (
 	errRedirects = errors.New("more than 10 redirects")
 )
 
-// stayThere follows redirects to the same scheme, host and port, which an exporter may write
-// as it is called in the Host header.
+// stayThere follows redirects within one scheme, host and port. An exporter may also call
+// itself by the name in the Host header, so the request goes to the address of the first.
 func stayThere(req *http.Request, via []*http.Request) error {
 	first := via[0]
 	named := &url.URL{Scheme: first.URL.Scheme, Host: cmp.Or(first.Host, first.URL.Host)}
@@ -1165,7 +1166,7 @@ func stayThere(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-// effectivePort returns the port of a URL, also where it is not written.
+// effectivePort returns the port of a URL, which may be implied by its scheme.
 func effectivePort(u *url.URL) string {
 	if u.Scheme == "https" {
 		return cmp.Or(u.Port(), "443")
@@ -1263,7 +1264,7 @@ func (e *exporter) setRoots(texts [][]byte) error {
 		return inFile(e.caFile, err)
 	}
 	e.roots.Store(roots)
-	e.client.CloseIdleConnections() // or the next fetch would not need them
+	e.client.CloseIdleConnections() // the next fetch is to verify anew
 	return nil
 }
 
@@ -1448,9 +1449,9 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	return failed
 }
 
-// expand returns what a glob matches, as a shell does: a leading * takes no dot files. It
-// goes on after an error, which says that a folder cannot be read, or that the one before
-// the first * is missing; a missing one after that is no match.
+// expand returns what a glob matches. As in a shell, a leading * matches no dot files.
+// A folder that cannot be read is an error, and so is a missing one before the first *;
+// a missing one after that is not a match. The other matches are returned even then.
 func expand(pattern string) (matches []string, err error) {
 	fixed := pattern[:strings.IndexAny(pattern, meta)]
 	fixed = fixed[:strings.LastIndexByte(fixed, '/')+1]
@@ -1473,7 +1474,7 @@ func expand(pattern string) (matches []string, err error) {
 	return matches, err
 }
 
-// matchIn returns what one element of a glob matches in a folder, "" for the current one.
+// matchIn returns what one element of a glob matches in a folder; "" is the current one.
 func matchIn(folder, element string) (found []string, err error) {
 	if !hasMeta(element) {
 		if _, err = os.Lstat(folder + element); err != nil {
@@ -1529,7 +1530,7 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	return nil
 }
 
-// readable returns the name of a file as a label can hold it, and different for each name.
+// readable returns the name of a file in UTF-8. Different names stay different.
 func readable(name string) string {
 	if utf8.ValidString(name) {
 		return name
@@ -1661,10 +1662,10 @@ func parseCommand(line string) (*commandLine, error) {
 }
 
 // splitWords splits a line at blanks, except those quoted by '…', "…" or a backslash, as a
-// shell does. It refuses words that only a shell could mean.
+// shell does. Words that only a shell understands are an error.
 func splitWords(line string) ([]string, error) {
 	var words []string
-	var word, shape []byte // shape is the word with an x for each byte that is quoted
+	var word, shape []byte // shape is the line with an x for each quoted byte
 	inWord, quote := false, byte(0)
 	for i := 0; i < len(line); i++ {
 		c := line[i]
@@ -1708,8 +1709,9 @@ func splitWords(line string) ([]string, error) {
 	return words, refuseShell(line, string(shape))
 }
 
-// refuseShell refuses a line with words that only a shell could mean. In its shape each
-// byte that is quoted is an x.
+// refuseShell returns an error if a line has words that only a shell understands. shape is
+// the line with an x for each quoted byte. The error does not quote the line: it may hold
+// secrets.
 func refuseShell(line, shape string) error {
 	first, _, _ := strings.Cut(shape, " ")
 	if name, _, ok := strings.Cut(first, "="); ok && isBareLabel([]byte(name)) {
@@ -1726,8 +1728,8 @@ func refuseShell(line, shape string) error {
 		if operator == "" || strings.IndexByte("|&;<>", operator[0]) < 0 && !strings.HasSuffix(word, ";") {
 			continue
 		}
-		fault := "there is no shell to make sense of | & ; < or >"
-		switch { // the line itself may hold secrets
+		const fault = "there is no shell, so | & ; < and > mean nothing"
+		switch {
 		case strings.Contains(shape, "{"):
 			return fmt.Errorf("%s: write NAME=sh -c '…' sh {x}, with \"$1\" in the script for {x}", fault)
 		case !strings.Contains(line, "'"):
@@ -1922,15 +1924,15 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	readers.Wait()
 	r.stderr = string(tail)
-	if status := cmd.ProcessState.ExitCode(); !killed && status >= 0 { // not by a signal
-		r.exit = exit{true, status}
+	if code := cmd.ProcessState.ExitCode(); !killed && code >= 0 { // no signal ended it
+		r.exit = exitStatus{true, code}
 	}
 
 	switch {
 	case int64(len(body)) > c.maxBytes:
 		return body, &failure{reason: "too_large", err: errTooLarge}
 	case killed:
-		return body, fail("exit", "it was ended before it was done")
+		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit.known):
 		return body, c.exitFailure(err)
 	case (left || pipe.held) && len(body) > 0 && body[len(body)-1] != '\n':
@@ -1939,9 +1941,9 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	return body, nil
 }
 
-// waitOrKill waits until the first process of a command has ended, or ends it when ctx is
-// done. Nothing is left of the process group then. It reports whether it ended the first
-// process, and whether that left others.
+// waitOrKill waits until the first process of a command has ended, and ends it when ctx is
+// done. Then it kills the rest of the process group. killed says that the first process was
+// ended, left that there was a rest.
 func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed, left bool, err error) {
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
@@ -1961,8 +1963,8 @@ func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed, left bool, err erro
 	return killed, left, err
 }
 
-// signalGroup sends a signal to the processes of a command. It reports whether there is one
-// in its group.
+// signalGroup sends a signal to all processes of a command. It reports whether there is one
+// in its process group.
 func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 	cmd.Process.Signal(signal) // it may have left the group
 	return syscall.Kill(-cmd.Process.Pid, signal) == nil
@@ -1973,7 +1975,7 @@ func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 type pipeReader struct {
 	pipe *os.File
 	late int  // bytes read past the deadline
-	held bool // somebody could write still when it was read to its deadline
+	held bool // the pipe was still open for writing at its deadline
 }
 
 func (r *pipeReader) Read(p []byte) (n int, err error) {
@@ -2058,7 +2060,7 @@ func (c *command) exitFailure(err error) *failure {
 	return fail("exit", "ended with %w", err)
 }
 
-// checkProgram says why a program cannot be started, as far as a look at it tells.
+// checkProgram says what is wrong with a program, without starting it.
 func checkProgram(name string) error {
 	path, err := exec.LookPath(name)
 	info, statErr := os.Stat(name)

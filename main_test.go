@@ -3211,11 +3211,11 @@ func TestAnyExit(t *testing.T) {
 		if r.failure == nil && reason != "" || r.failure != nil && r.failure.reason != reason {
 			t.Errorf("%s: %+v, want %s", script, r.failure, reason)
 		}
-		if known := reason != "exit"; r.exit.known != known || known && r.exit.status == 0 {
+		if known := reason != "exit"; r.exit.known != known || known && r.exit.code == 0 {
 			t.Errorf("%s: exit %+v", script, r.exit)
 		}
 	}
-	if _, r, _ := runScript(t, `exit 3`); r.failure == nil || r.exit != (exit{true, 3}) {
+	if _, r, _ := runScript(t, `exit 3`); r.failure == nil || r.exit != (exitStatus{true, 3}) {
 		t.Errorf("without --any-exit: exit %+v, %+v", r.exit, r.failure)
 	}
 }
