@@ -51,6 +51,7 @@ type sourceConfig struct {
 	maxBytes           int64
 	maxAge             time.Duration
 	interval           time.Duration // 0 to fetch on demand
+	parallel           int           // runs of a command that may go on at once
 	paths              []string
 	labels             map[string]string
 	params             []string // URL parameters that are forwarded, * for all
@@ -98,7 +99,7 @@ func newSource(life context.Context, c *sourceConfig, p *program) *source {
 	}
 	s.do = s.fetcher.fetch
 	s.count = s.status.count
-	s.report = func(r *result, changed bool) { logFetch(p.log, c.name, r.failure, changed) }
+	s.report = func(r *result, e event) { logFetch(p.log, c.name, r, e) }
 	return s
 }
 
@@ -110,6 +111,8 @@ type result struct {
 	files   []fileTime
 	start   time.Time
 	end     time.Time
+	limit   time.Duration // that the source was told
+	standIn *result       // the last good result, whose bodies are served while fetches fail
 	lease
 }
 
@@ -126,11 +129,14 @@ func (r *result) hold() { r.holders.Add(1) }
 // release takes a holder away. A holder that forgets to leaves the buffers to the
 // garbage collector, which is safe.
 func (r *result) release() {
-	if r.holders.Add(-1) > 0 || r.buffers == nil {
-		return
-	}
-	for _, e := range r.bodies {
-		r.buffers.put(e.buf)
+	switch {
+	case r.holders.Add(-1) > 0:
+	case r.standIn != nil:
+		r.standIn.release()
+	case r.buffers != nil:
+		for _, e := range r.bodies {
+			r.buffers.put(e.buf)
+		}
 	}
 }
 
@@ -146,6 +152,14 @@ func (r *result) samples() int {
 // quoted reports whether a name in one of the bodies needs quotes.
 func (r *result) quoted() bool {
 	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.quoted })
+}
+
+// lastGood returns the result itself, or the one that stands in for it; nil if there is none.
+func (r *result) lastGood() *result {
+	if r.failure == nil {
+		return r
+	}
+	return r.standIn
 }
 
 // seconds formats a duration in seconds.
@@ -173,13 +187,13 @@ func fail(reason, format string, args ...any) *failure {
 
 // waterfall lets many scrapes share few fetches: see join, wait, result and leave.
 // A key is one choice of arguments. Each key has at most one fetch that is waiting or
-// running and not cancelled. The keys of a command or of files share one lane, where
-// one fetch runs at a time; each key of an exporter has a lane of its own.
+// running and not cancelled. The keys of a command or of files share one lane, where as
+// many fetches run at once as --parallel says; each key of an exporter has its own lane.
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
-	count  func(standard bool, r *result) (changed bool)                  // counts a fetch; called with mu held
-	report func(r *result, changed bool)                                  // logs a fetch; called without mu
+	count  func(standard bool, r *result) event                           // counts a fetch; called with mu held
+	report func(r *result, e event)                                       // logs a fetch; called without mu
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
 
@@ -197,6 +211,13 @@ type arguments struct {
 	standard bool // they are the defaults
 }
 
+// visit is what a scrape brings to a waterfall.
+type visit struct {
+	arguments
+	client   string    // address, see clientOf
+	deadline time.Time // of the scraper; zero for a fetch in the background, which wants a new result
+}
+
 // key is one choice of arguments, with the fetch under way and the result kept for it.
 type key struct {
 	arguments
@@ -204,22 +225,26 @@ type key struct {
 	fetch   *fetch      // waiting, or running and not cancelled; nil if there is none
 	newest  *result     // nil before the first and once nobody needs it
 	tickets int         // handed out and not handed back
-	expiry  *time.Timer // drops newest once it is older than --max-age
+	expiry  *time.Timer // drops newest, or what it holds, once it is older than --max-age
 }
 
-// lane is where fetches run one after another, in order of arrival.
+// lane is where fetches wait and run.
 type lane struct {
-	running *fetch // even if it is cancelled, until it has really ended
-	waiting []*fetch
+	waiting queue[*fetch]
+	running []*fetch // even if they are cancelled, until they have really ended
 }
 
 // fetch is one run, from when it is queued.
 type fetch struct {
+	claim
 	key       *key
+	deadline  time.Time // of the scrape that queued it, zero for none
 	tickets   []*ticket // of the scrapes that wait for it
 	cancel    context.CancelFunc
 	started   time.Time // zero while it waits
-	ended     bool
+	overdue   *time.Timer
+	ended     bool // its outcome is known
+	evicted   bool // it had to make room, so it has no result
 	cancelled bool
 	expired   bool // cancelled because the deadline of its last waiter passed
 }
@@ -240,27 +265,27 @@ var (
 )
 
 // join gives a scrape a share in the fetch of a key that is waiting or running, queues
-// one if there is none, or lets a kept result do, unless refresh is set. It returns nil
-// if there is no place for the key.
-func (w *waterfall) join(a arguments, refresh bool) *ticket {
+// one if there is none, or lets a kept result do. It returns nil if there is no place for
+// the key.
+func (w *waterfall) join(v visit) *ticket {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	k := w.keys[a.id]
+	k := w.keys[v.id]
 	if k == nil {
-		if !a.standard && !w.makeRoom() {
+		if !v.standard && !w.makeRoom(v.client) {
 			return nil
 		}
-		k = w.addKey(a)
+		k = w.addKey(v.arguments)
 	}
 	k.tickets++
 	t := &ticket{key: k}
 	t.wake.L = &w.mu
-	if !refresh && w.keeps(k.newest) {
+	if !v.deadline.IsZero() && w.keeps(k.newest) {
 		return t
 	}
 	if k.fetch == nil {
-		k.fetch = &fetch{key: k}
-		k.lane.waiting = append(k.lane.waiting, k.fetch)
+		k.fetch = &fetch{key: k, claim: claim{client: v.client, first: v.standard}, deadline: v.deadline}
+		k.lane.waiting.add(k.fetch)
 		w.advance(k.lane)
 	}
 	t.fetch = k.fetch
@@ -269,34 +294,62 @@ func (w *waterfall) join(a arguments, refresh bool) *ticket {
 	return t
 }
 
-// makeRoom reports whether there is a place for another key that is not the standard
-// one. It drops the oldest results that are only kept, as many as it takes: two may have
-// to go, for a running key takes no place, but does once it has ended and is kept.
-func (w *waterfall) makeRoom() bool {
-	taken, places := 0, w.places
-	var kept []*key // only kept
+// makeRoom reports whether there is a place for another key that is not the standard one.
+// A running fetch of a lane that is shared takes no place. Results that are only kept make
+// room, the oldest first: two may have to go, for one may have ended since. After them the
+// client that has most gives way to one that has less.
+func (w *waterfall) makeRoom(client string) bool {
+	var kept, wanted []*key
+	taken := map[string]int{} // keys by client
 	for _, k := range w.keys {
 		switch {
-		case k.standard:
-			continue
-		case w.lane.running != nil && w.lane.running.key == k:
-			places++
+		case k.standard || slices.ContainsFunc(w.lane.running, func(f *fetch) bool { return f.key == k }):
 		case k.idle():
 			kept = append(kept, k)
+		default:
+			wanted = append(wanted, k)
+			if k.fetch != nil {
+				taken[k.fetch.client]++
+			}
 		}
-		taken++
 	}
 	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
-	for _, k := range kept {
-		if taken < places {
-			break
-		}
-		k.expiry.Stop()
-		k.replace(nil)
-		delete(w.keys, k.id)
-		taken--
+	for len(kept) > 0 && len(kept)+len(wanted) >= w.places {
+		w.drop(kept[0])
+		kept = kept[1:]
 	}
-	return taken < places
+	if len(wanted) < w.places {
+		return true
+	}
+	greedy, most := mostOf(taken)
+	if taken[client]+1 >= most {
+		return false
+	}
+	var last *fetch // of that client
+	for _, k := range wanted {
+		if f := k.fetch; f != nil && f.client == greedy && (last == nil || f.round > last.round) {
+			last = f
+		}
+	}
+	w.evict(last)
+	return true
+}
+
+// drop drops a key that only keeps a result.
+func (w *waterfall) drop(k *key) {
+	k.expiry.Stop()
+	k.replace(nil)
+	delete(w.keys, k.id)
+}
+
+// evict ends a fetch in favour of another client's. Its scrapes are told that the source is
+// busy.
+func (w *waterfall) evict(f *fetch) {
+	f.evicted, f.ended = true, true
+	for _, t := range f.tickets {
+		t.wake.Signal()
+	}
+	w.abandon(f, false)
 }
 
 // addKey adds a key.
@@ -337,8 +390,10 @@ func (w *waterfall) result(t *ticket) *result {
 	defer w.mu.Unlock()
 	r := late
 	switch {
-	case t.fetch == nil || t.fetch.ended:
+	case t.fetch == nil || t.fetch.ended && !t.fetch.evicted:
 		r = t.key.newest
+	case t.fetch.evicted:
+		r = refused
 	case t.fetch.started.IsZero():
 		r = queued
 	}
@@ -347,34 +402,43 @@ func (w *waterfall) result(t *ticket) *result {
 }
 
 // leave hands a ticket back. A fetch that nobody waits for any more leaves the lane, or
-// is cancelled. expired says that the deadline of the scrape passed: if the fetch then
-// had a second at least, that is a timeout of the source. leave reports whether the
-// fetch was still waiting for its turn.
-func (w *waterfall) leave(t *ticket, expired bool) (waiting bool) {
+// is cancelled unless its result will be kept. expired says that the deadline of the
+// scrape passed: if the fetch then had a second at least, that is a timeout of the source.
+// leave reports whether the scrape found the source busy.
+func (w *waterfall) leave(t *ticket, expired bool) (busy bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	t.key.tickets--
-	waiting = t.fetch != nil && t.fetch.started.IsZero()
-	if f := t.fetch; f != nil && !f.ended {
-		last := len(f.tickets) - 1
-		f.tickets[t.place] = f.tickets[last]
-		f.tickets[t.place].place = t.place
-		f.tickets[last] = nil
-		f.tickets = f.tickets[:last]
-		if last == 0 {
-			w.abandon(f, expired)
+	if f := t.fetch; f != nil {
+		busy = f.evicted || expired && f.started.IsZero()
+		if !f.ended {
+			w.withdraw(t, expired)
 		}
 	}
 	w.tidy(t.key)
-	return waiting
+	return busy
+}
+
+// withdraw takes a ticket off its fetch.
+func (w *waterfall) withdraw(t *ticket, expired bool) {
+	f := t.fetch
+	last := len(f.tickets) - 1
+	f.tickets[t.place] = f.tickets[last]
+	f.tickets[t.place].place = t.place
+	f.tickets[last] = nil
+	f.tickets = f.tickets[:last]
+	if last > 0 || !f.started.IsZero() && w.maxAge > 0 {
+		return
+	}
+	w.abandon(f, expired)
 }
 
 // abandon ends a fetch that nobody waits for.
 func (w *waterfall) abandon(f *fetch, expired bool) {
 	f.key.fetch = nil
 	if f.started.IsZero() {
-		lane := f.key.lane
-		lane.waiting = slices.DeleteFunc(lane.waiting, func(other *fetch) bool { return other == f })
+		f.key.lane.waiting.remove(f)
+		w.tidy(f.key)
 		return
 	}
 	f.cancelled = true
@@ -382,34 +446,52 @@ func (w *waterfall) abandon(f *fetch, expired bool) {
 	f.cancel()
 }
 
-// advance starts the next fetch of a lane, unless one is running.
-func (w *waterfall) advance(lane *lane) {
-	if lane.running != nil || len(lane.waiting) == 0 || w.closed {
-		return
+// advance starts the fetches that a lane has room for. Two runs of one key never go on at
+// once, even if the first is cancelled.
+func (w *waterfall) advance(l *lane) {
+	for len(l.running) < max(w.parallel, 1) && !w.closed {
+		f := l.waiting.next(func(f *fetch) bool {
+			return !slices.ContainsFunc(l.running, func(other *fetch) bool { return other.key == f.key })
+		})
+		if f == nil {
+			return
+		}
+		l.running = append(l.running, f)
+		w.start(f)
 	}
-	f := lane.waiting[0]
-	lane.waiting[0] = nil
-	lane.waiting = lane.waiting[1:]
-	lane.running = f
+}
+
+// start starts a fetch.
+func (w *waterfall) start(f *fetch) {
 	f.started = time.Now()
 	ctx, cancel := context.WithTimeout(w.life, w.timeout)
 	f.cancel = cancel
+	// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
+	f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
+		w.settle(f, &result{failure: w.timedOut(), start: f.started, end: time.Now()})
+	})
 	w.runs.Go(func() { w.run(ctx, f) })
 }
 
-// run runs a fetch to its end, hands out its result and lets the next one begin.
+// overdueAfter is how long a fetch may take to end once its context is done.
+const overdueAfter = time.Second
+
+// run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
-	r := w.guard(ctx, f.key.values)
-	counts, changed := w.finish(f, r)
-	if counts {
-		w.report(r, changed)
-	}
+	w.settle(f, w.guard(ctx, f))
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f.cancel()
+	l := f.key.lane
+	l.running = slices.DeleteFunc(l.running, func(other *fetch) bool { return other == f })
+	w.advance(l)
+	w.tidy(f.key)
 }
 
 // guard fetches, with what all fetches have in common: times, the deadline, and that
 // a panic is a failure of the source.
-func (w *waterfall) guard(ctx context.Context, values []string) (r *result) {
-	r = &result{start: time.Now()}
+func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
+	r = &result{start: time.Now(), limit: w.limitOf(f)}
 	defer func() {
 		if v := recover(); v != nil {
 			r.bodies = nil
@@ -418,39 +500,62 @@ func (w *waterfall) guard(ctx context.Context, values []string) (r *result) {
 		}
 		r.end = time.Now()
 	}()
-	r.failure = w.do(ctx, r, values)
+	r.failure = w.do(ctx, r, f.key.values)
 	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
-		r.failure.reason, r.failure.err = "timeout", fmt.Errorf("not done within %v, see --timeout", w.timeout)
+		timedOut := w.timedOut()
+		timedOut.detail = r.failure.detail
+		r.failure = timedOut
 	}
 	return r
 }
 
-// finish ends a fetch. It reports whether the fetch counts, which it does unless its
-// scrapers left it or the program ends, and whether that changed the source's state.
-func (w *waterfall) finish(f *fetch, r *result) (counts, changed bool) {
+// timedOut returns the failure of a fetch that took longer than --timeout.
+func (w *waterfall) timedOut() *failure {
+	return fail("timeout", "not done within %v, see --timeout", w.timeout)
+}
+
+// limitOf returns how long a source is told that it has: as long as the scrape that began
+// the fetch waits, but no longer than --timeout, less a margin to answer in time.
+func (w *waterfall) limitOf(f *fetch) time.Duration {
+	d := w.timeout
+	if !f.deadline.IsZero() {
+		d = max(min(d, time.Until(f.deadline)), time.Millisecond)
+	}
+	return d - margin(d)
+}
+
+// margin is how much earlier than a deadline an answer should be under way.
+func margin(d time.Duration) time.Duration { return min(d/10, 500*time.Millisecond) }
+
+// settle makes the outcome of a fetch known, unless it is already. The fetch counts unless
+// its scrapers left it or the program ends.
+func (w *waterfall) settle(f *fetch, r *result) {
 	w.mu.Lock()
-	defer w.mu.Unlock()
-	f.cancel()
+	if f.overdue.Stop(); f.ended {
+		w.mu.Unlock()
+		return
+	}
 	f.ended = true
-	k := f.key
-	counts = (!f.cancelled || f.expired) && w.life.Err() == nil
 	if f.expired {
 		r.bodies, r.failure = nil, late.failure
 	}
+	counts := (!f.cancelled || f.expired) && w.life.Err() == nil
+	var e event
 	if counts { // before anybody gets the result, so that it is counted on its own page
-		changed = w.count(k.standard, r)
+		e = w.count(f.key.standard, r)
 	}
 	if !f.cancelled {
-		k.fetch = nil
-		w.keep(k, r)
+		f.key.fetch = nil
+		w.keep(f.key, r)
 		for _, t := range f.tickets {
 			t.wake.Signal()
 		}
+		w.tidy(f.key)
 	}
-	k.lane.running = nil
-	w.advance(k.lane)
-	w.tidy(k)
-	return counts, changed
+	w.mu.Unlock()
+	if counts {
+		w.report(r, e)
+	}
 }
 
 // drain waits until all fetches have ended. Its caller has ended life.
@@ -461,13 +566,28 @@ func (w *waterfall) drain() {
 	w.runs.Wait()
 }
 
-// keep makes a result the newest of its key, and has it dropped in time.
+// keep makes a result the newest of its key, and has it dropped in time. While fetches in
+// the background fail, the last good result is served until it is older than --max-age.
 func (w *waterfall) keep(k *key, r *result) {
+	good := r
+	if w.interval > 0 && r.failure != nil && k.newest != nil {
+		good = k.newest.lastGood()
+		if good != nil && time.Since(good.end) < w.maxAge {
+			r.standIn, r.bodies = good, good.bodies
+			good.hold()
+		}
+	}
 	k.replace(r)
-	if w.maxAge > 0 && r.failure == nil {
-		k.expiry = time.AfterFunc(w.maxAge, func() {
+	if k.expiry != nil {
+		k.expiry.Stop()
+	}
+	if w.maxAge > 0 && good != nil && (r.failure == nil || r.standIn != nil) {
+		k.expiry = time.AfterFunc(w.maxAge-time.Since(good.end), func() {
 			w.mu.Lock()
 			defer w.mu.Unlock()
+			if k.newest == r && r.standIn != nil {
+				k.replace(&result{failure: r.failure, bytes: r.bytes, start: r.start, end: r.end})
+			}
 			w.tidy(k)
 		})
 	}
@@ -502,7 +622,85 @@ func (w *waterfall) keeps(r *result) bool {
 
 // idle reports whether nobody has a share in the key and nothing of it runs.
 func (k *key) idle() bool {
-	return k.tickets == 0 && k.fetch == nil && (k.lane.running == nil || k.lane.running.key != k)
+	return k.tickets == 0 && k.fetch == nil &&
+		!slices.ContainsFunc(k.lane.running, func(f *fetch) bool { return f.key == k })
+}
+
+// queue orders those who wait for something scarce by client address: the second claim of
+// a client comes after the first ones of all others, its third after their second, and so
+// on. So nobody waits longer because another client asks more often.
+type queue[C claimant] struct {
+	waiting []C    // in order of arrival
+	round   int    // of the last claim that went in its turn
+	last    string // its client
+}
+
+// claim is what a queue knows of one who waits.
+type claim struct {
+	client string
+	first  bool // it goes before all others
+	round  int
+}
+
+type claimant interface {
+	comparable
+	claimed() *claim
+}
+
+func (c *claim) claimed() *claim { return c }
+
+// add adds one who waits.
+func (q *queue[C]) add(c C) {
+	own := c.claimed()
+	own.round = q.round
+	if own.client == q.last {
+		own.round++
+	}
+	for _, other := range q.waiting {
+		if other := other.claimed(); other.client == own.client {
+			own.round = max(own.round, other.round+1)
+		}
+	}
+	q.waiting = append(q.waiting, c)
+}
+
+// next removes and returns the one who goes next of those that are ready, the zero value
+// if none is.
+func (q *queue[C]) next(ready func(C) bool) (next C) {
+	var none C
+	for _, c := range q.waiting {
+		if ready(c) && (next == none || c.claimed().before(next.claimed())) {
+			next = c
+		}
+	}
+	if next == none {
+		return none
+	}
+	if c := next.claimed(); !c.first {
+		q.round, q.last = c.round, c.client
+	}
+	q.remove(next)
+	return next
+}
+
+// before reports whether a claim goes before one that came earlier.
+func (c *claim) before(other *claim) bool {
+	return c.first && !other.first || c.first == other.first && c.round < other.round
+}
+
+// remove removes one who waits.
+func (q *queue[C]) remove(c C) {
+	q.waiting = slices.DeleteFunc(q.waiting, func(other C) bool { return other == c })
+}
+
+// mostOf returns the client that has most, and how many that are.
+func mostOf(held map[string]int) (client string, most int) {
+	for c, n := range held {
+		if n > most || n == most && c < client {
+			client, most = c, n
+		}
+	}
+	return client, most
 }
 
 // ---- Reading a body
@@ -1579,8 +1777,9 @@ type status struct {
 	mu sync.Mutex // guards all below
 	counts
 
-	logged     string // the state that the log knows: "", "up" or a reason
-	loggedTime time.Time
+	state    string      // of the last fetch with default arguments: "up" or a reason
+	changes  []time.Time // of the state, the latest ones
+	unlogged int         // changes that the log does not know
 }
 
 // counts is what others see of a status.
@@ -1604,6 +1803,12 @@ type lastFetch struct {
 	failure  *failure
 }
 
+// event is what the log is to say of a fetch.
+type event struct {
+	changed  bool // the source's state
+	unlogged int  // changes before that were not logged, as there were too many
+}
+
 // snapshot returns what was counted so far.
 func (st *status) snapshot() counts {
 	st.mu.Lock()
@@ -1613,23 +1818,20 @@ func (st *status) snapshot() counts {
 	return c
 }
 
-// count counts a fetch. It reports whether the log is to say that the state changed, which
-// it does once a minute at most.
-func (st *status) count(standard bool, r *result) (changed bool) {
-	state := "up"
-	if r.failure != nil {
-		state = r.failure.reason
-	}
+// count counts a fetch.
+func (st *status) count(standard bool, r *result) event {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.fetches++
+	state := "up"
 	if r.failure != nil {
+		state = r.failure.reason
 		st.addFailure(state)
 	} else {
 		st.lastSuccess = r.end
 	}
 	if !standard {
-		return false
+		return event{}
 	}
 	if !st.fetched || (st.last.failure == nil) != (r.failure == nil) {
 		st.since = r.end
@@ -1639,11 +1841,29 @@ func (st *status) count(standard bool, r *result) (changed bool) {
 	}
 	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
 	st.fetched = true
-	if st.logged == state || st.logged != "" && time.Since(st.loggedTime) < time.Minute {
-		return false
+	return st.follow(state)
+}
+
+// A source that changes its state more often than flapping times in flappingTime is summed
+// up in the log.
+const flapping, flappingTime = 5, 10 * time.Minute
+
+// follow notes the state of a source. Each change is logged at once; if there are too many,
+// those that were not logged are once there are fewer.
+func (st *status) follow(state string) event {
+	now := time.Now()
+	st.changes = slices.DeleteFunc(st.changes, func(t time.Time) bool { return now.Sub(t) >= flappingTime })
+	if state != st.state {
+		st.state = state
+		st.changes = append(st.changes, now)
+		st.unlogged++
 	}
-	st.logged, st.loggedTime = state, time.Now()
-	return true
+	if st.unlogged == 0 || len(st.changes) > flapping {
+		return event{}
+	}
+	e := event{changed: true, unlogged: st.unlogged - 1}
+	st.unlogged = 0
+	return e
 }
 
 // countBusy counts a scrape that found no place, or spent its time waiting for its turn.
@@ -1662,15 +1882,19 @@ func (st *status) addFailure(reason string) {
 }
 
 // logFetch logs a fetch of a source: a change of its state for all to see.
-func logFetch(log *slog.Logger, name string, f *failure, changed bool) {
+func logFetch(log *slog.Logger, name string, r *result, e event) {
 	level, message, attrs := slog.LevelDebug, "fetched", []any{"source", name}
+	f := r.failure
 	switch {
-	case f == nil && changed:
+	case f == nil && e.changed:
 		level, message = slog.LevelInfo, "source is up"
-	case f != nil && changed:
+	case f != nil && e.changed:
 		level, message = slog.LevelWarn, "source is down"
 	case f != nil:
 		message = "fetch failed"
+	}
+	if e.unlogged > 0 {
+		attrs = append(attrs, "unlogged_changes", e.unlogged)
 	}
 	if f != nil {
 		attrs = append(attrs, "reason", f.reason, "err", f.err)

@@ -37,6 +37,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/signal"
@@ -99,6 +100,8 @@ var options = []option{
 		help: "fetch in the background, serve the last result", set: func(s *sourceConfig, v string) error {
 			return setDuration(&s.interval, v, 100*time.Millisecond)
 		}},
+	{name: "parallel", scope: oneSource, value: "NAME:N",
+		help: "runs of a command with different arguments that may go on at once (1)", set: setParallel},
 	{name: "path", scope: anySource, value: "[NAME:]/PATH",
 		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, key: wholeValue},
 	{name: "params", scope: oneSource, value: "NAME:LIST",
@@ -171,7 +174,11 @@ func appendUsage(dst []byte) []byte {
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	code := run(ctx, os.Args, os.Stdin, os.Stdout, os.Stderr)
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP)
+	// Without this, the first line of the log that nobody reads any more ends the program.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
+	code := run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr)
 	stop()
 	os.Exit(code)
 }
@@ -180,7 +187,7 @@ func main() {
 
 // run is the program. It returns the exit status: 0, 1 if something went wrong, or 2 if
 // the flags are wrong.
-func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c, faults := parseFlags(args[1:])
 	switch {
 	case c.modes["help"]:
@@ -204,10 +211,13 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 		return asInit(ctx, args, stderr)
 	}
 	life, end := context.WithCancel(context.Background())
-	p := newProgram(life, c, stderr)
+	lines := newLogWriter(stderr)
+	p := newProgram(life, c, lines)
+	p.logLines = lines
 	defer func() {
 		end()
 		p.waitForRuns(time.Second)
+		lines.flush(time.Second)
 	}()
 	switch {
 	case c.modes["check"]:
@@ -217,7 +227,7 @@ func run(ctx context.Context, args []string, stdin io.Reader, stdout, stderr io.
 	case c.modes["once"]:
 		return p.once(ctx, stdout)
 	}
-	return p.serve(ctx)
+	return p.serve(ctx, hangup)
 }
 
 // unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input, a
@@ -260,6 +270,7 @@ type program struct {
 	tls         serverTLS
 	passwords   *passwords // nil if none are demanded
 	watched     []*watched // the files that flags name
+	logLines    *logWriter // nil in tests, whose log is read at once
 	windows     sync.Pool  // of *workspace
 
 	stopping context.Context // done when scrapes are to be answered with what has arrived
@@ -302,6 +313,59 @@ func newLog(c *config, stderr io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(stderr, o))
 }
 
+// logWriter writes the log in a goroutine of its own. So a log that nobody reads, or whose
+// disk is full, holds nothing up: what cannot be written is dropped and counted.
+type logWriter struct {
+	entries chan logEntry
+	dropped atomic.Uint64
+}
+
+// logEntry is a line of the log.
+type logEntry struct {
+	line    []byte
+	written chan struct{} // closed when this entry's turn comes; nil but for flush
+}
+
+// newLogWriter returns a log writer that keeps up to 256 lines in memory.
+func newLogWriter(w io.Writer) *logWriter {
+	l := &logWriter{entries: make(chan logEntry, 256)}
+	go func() {
+		for e := range l.entries {
+			if e.written != nil {
+				close(e.written)
+			} else if _, err := w.Write(e.line); err != nil {
+				l.dropped.Add(1)
+			}
+		}
+	}()
+	return l
+}
+
+// Write takes a line. It never blocks and never fails.
+func (l *logWriter) Write(line []byte) (int, error) {
+	select {
+	case l.entries <- logEntry{line: bytes.Clone(line)}:
+	default:
+		l.dropped.Add(1)
+	}
+	return len(line), nil
+}
+
+// flush waits until all lines are written, but no longer than d.
+func (l *logWriter) flush(d time.Duration) {
+	ctx, cancel := context.WithTimeout(context.Background(), d)
+	defer cancel()
+	last := logEntry{written: make(chan struct{})}
+	select {
+	case l.entries <- last:
+	case <-ctx.Done():
+	}
+	select {
+	case <-last.written:
+	case <-ctx.Done():
+	}
+}
+
 // watch has files read at start, by loadFiles, and again when they change.
 func (p *program) watch(flag string, set func(texts [][]byte) error, names ...string) *watched {
 	w := &watched{flag: flag, names: names, set: set, log: p.log}
@@ -322,7 +386,7 @@ func (p *program) loadFiles() bool {
 }
 
 // serve listens and answers until ctx is done, then lets running scrapes end.
-func (p *program) serve(ctx context.Context) int {
+func (p *program) serve(ctx context.Context, hangup <-chan os.Signal) int {
 	listeners, err := p.listenAll()
 	if err != nil {
 		p.log.Error("failed to listen", "err", err)
@@ -340,11 +404,17 @@ func (p *program) serve(ctx context.Context) int {
 		}
 	}
 	code := 0
-	select {
-	case <-ctx.Done():
-	case err := <-failed:
-		p.log.Error("failed to serve", "err", err)
-		code = 1
+	for serving := true; serving; {
+		select {
+		case <-hangup:
+			go p.refreshFiles() // a disk may be slow
+			continue
+		case err := <-failed:
+			p.log.Error("failed to serve", "err", err)
+			code = 1
+		case <-ctx.Done():
+		}
+		serving = false
 	}
 	defer time.AfterFunc(2*time.Second, p.stop).Stop()
 	grace, cancel := context.WithTimeout(context.Background(), 4*time.Second)
@@ -355,17 +425,33 @@ func (p *program) serve(ctx context.Context) int {
 	return code
 }
 
-// repeat fetches a source at its interval. A fetch that takes longer skips beats.
+// refreshFiles takes up the files that flags name if they have changed.
+func (p *program) refreshFiles() {
+	for _, w := range p.watched {
+		w.refresh()
+	}
+}
+
+// repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
+// failure it tries again sooner: after 5 s, then twice as long each time.
 func (p *program) repeat(ctx context.Context, s *source) {
-	beat := time.NewTicker(s.interval)
-	defer beat.Stop()
+	begin, retry := time.Now(), time.Duration(0)
 	for ctx.Err() == nil {
-		t := s.join(arguments{standard: true}, true)
+		t := s.join(visit{arguments: arguments{standard: true}})
 		s.wait(ctx, t)
+		r := s.result(t)
 		s.leave(t, false)
+		pause := s.interval - time.Since(begin)%s.interval
+		if r.failure == nil {
+			retry = 0
+		} else {
+			retry = min(max(2*retry, 5*time.Second), s.interval)
+			pause = retry
+		}
+		r.release()
 		select {
 		case <-ctx.Done():
-		case <-beat.C:
+		case <-time.After(pause):
 		}
 	}
 }
@@ -786,9 +872,6 @@ func (f *flags) checkSources() {
 			}
 		}
 		switch {
-		case s.interval > 0 && s.maxAge > 0:
-			f.fault("--interval %s: not together with --max-age; --max-age %s:0s exempts it from a general one",
-				s.name, s.name)
 		case s.interval > 0 && s.params != nil:
 			f.fault("--interval %s: not together with --params", s.name)
 		case s.interval > 0 && len(params) > 0:
@@ -852,6 +935,18 @@ func setLabel(s *sourceConfig, value string) error {
 		s.labels = map[string]string{}
 	}
 	s.labels[key] = value
+	return nil
+}
+
+func setParallel(s *sourceConfig, value string) error {
+	n, err := strconv.ParseUint(value, 10, 16)
+	if err != nil || n == 0 {
+		return errors.New("want a whole number of at least 1")
+	}
+	if s.kind != "exec" {
+		return errors.New("only the runs of a command can go on in parallel")
+	}
+	s.parallel = int(n)
 	return nil
 }
 
@@ -1137,8 +1232,8 @@ func (p *program) newServer() *http.Server {
 }
 
 // connections are those of the clients. There is room for 1,024, or half of the file
-// descriptors. One more closes the connection that has been idle for longest or, if none is
-// idle, the one that has been served for longest.
+// descriptors. One more closes one of the client that has most: the one that has been idle
+// for longest or, if none is idle, the one that has been served for longest.
 type connections struct {
 	mu   sync.Mutex // guards all
 	room int
@@ -1147,7 +1242,8 @@ type connections struct {
 
 // connection is the state of a connection.
 type connection struct {
-	served bool // a request is being answered
+	client string // see clientOf
+	served bool   // a request is being answered
 	since  time.Time
 }
 
@@ -1158,17 +1254,17 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 	if cs.all == nil {
 		cs.all, cs.room = map[net.Conn]connection{}, maxConnections()
 	}
-	_, here := cs.all[conn]
+	c, here := cs.all[conn]
 	switch {
 	case state == http.StateNew:
-		if len(cs.all) >= cs.room {
-			cs.evict()
+		cs.all[conn] = connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
+		if len(cs.all) > cs.room {
+			cs.evict(conn)
 		}
-		cs.all[conn] = connection{since: time.Now()}
 	case state == http.StateClosed:
 		delete(cs.all, conn)
 	case here: // it may have been closed to make room
-		cs.all[conn] = connection{state == http.StateActive, time.Now()}
+		cs.all[conn] = connection{c.client, state == http.StateActive, time.Now()}
 	}
 }
 
@@ -1181,14 +1277,25 @@ func maxConnections() int {
 	return int(min(1024, files.Cur/2))
 }
 
-// evict closes one connection. The caller holds mu.
-func (cs *connections) evict() {
+// evict closes one connection in favour of a new one. The caller holds mu.
+func (cs *connections) evict(newcomer net.Conn) {
+	held := map[string]int{}
+	for _, c := range cs.all {
+		held[c.client]++
+	}
+	_, most := mostOf(held)
 	var first net.Conn
 	for conn, c := range cs.all {
 		worst := cs.all[first]
+		if conn == newcomer || held[c.client] < most {
+			continue
+		}
 		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
 			first = conn
 		}
+	}
+	if first == nil { // all others have one connection less than the newcomer's client
+		first = newcomer
 	}
 	delete(cs.all, first)
 	if secure, ok := first.(*tls.Conn); ok {
@@ -1419,13 +1526,14 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 			return
 		}
 	}
-	shares, err := p.ask(sources, query)
+	forSources, forAll := p.patience(sources, r.Header.Get(timeoutHeader))
+	shares, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(forAll))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	defer p.noteScrape(r.RemoteAddr, time.Now())
-	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
+	ctx, cancel := context.WithTimeout(r.Context(), forSources)
 	defer cancel()
 	defer context.AfterFunc(p.stopping, cancel)()
 	await(ctx, shares)
@@ -1473,27 +1581,23 @@ func selected(sources []*source, names []string) []*source {
 	})
 }
 
-// patience is how long a scrape may take. Without a deadline of the scraper's it
-// is what a run under way and one of its own may take.
-func (p *program) patience(sources []*source, header string) time.Duration {
+// patience is how long a scrape may wait for its sources, and how long it may take until
+// its answer begins. If the scraper announces no deadline, the sources get what a run under
+// way and one of its own may take.
+func (p *program) patience(sources []*source, header string) (forSources, forAll time.Duration) {
 	var longest time.Duration
 	for _, s := range sources {
 		longest = max(longest, s.timeout)
 	}
 	seconds, err := strconv.ParseFloat(header, 64)
 	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
-		return 2 * longest
+		return 2 * longest, 2*longest + margin(2*longest)
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
 		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
 	}
-	return d - margin(d)
-}
-
-// margin is how much earlier than a deadline an answer should be under way.
-func margin(d time.Duration) time.Duration {
-	return min(d/10, 500*time.Millisecond)
+	return d - margin(d), d
 }
 
 // share is a scrape's share in one source.
@@ -1502,8 +1606,23 @@ type share struct {
 	ticket *ticket // nil if it was refused
 }
 
-// ask asks all sources at once, with the arguments that a query has for each.
-func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
+// clientOf returns what a client is known by: its IP address, of which an IPv6 network of
+// 64 bits has one. All clients of Unix sockets are one.
+func clientOf(remoteAddr string) string {
+	addr, err := netip.ParseAddrPort(remoteAddr)
+	if err != nil {
+		return ""
+	}
+	ip := addr.Addr().Unmap()
+	if ip.Is4() {
+		return ip.String()
+	}
+	network, _ := ip.Prefix(64)
+	return network.String()
+}
+
+// askAll asks all sources at once, with the arguments that a query has for each.
+func askAll(sources []*source, query url.Values, client string, deadline time.Time) ([]share, error) {
 	chosen := make([]arguments, len(sources))
 	for i, s := range sources {
 		var err error
@@ -1513,7 +1632,7 @@ func (p *program) ask(sources []*source, query url.Values) ([]share, error) {
 	}
 	shares := make([]share, len(sources))
 	for i, s := range sources {
-		shares[i] = share{s, s.join(chosen[i], false)}
+		shares[i] = share{s, s.join(visit{chosen[i], client, deadline})}
 	}
 	return shares, nil
 }
@@ -1545,7 +1664,11 @@ func resultsOf(shares []share) []*result {
 // busy.
 func leave(shares []share, expired bool) {
 	for _, sh := range shares {
-		if sh.ticket == nil || sh.source.leave(sh.ticket, expired) && expired {
+		busy := sh.ticket == nil
+		if !busy {
+			busy = sh.source.leave(sh.ticket, expired)
+		}
+		if busy {
 			sh.source.status.countBusy()
 		}
 	}
@@ -2117,7 +2240,8 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		path = slices.Collect(maps.Keys(p.endpoints))[0]
 	}
 	sources := p.endpoints[path]
-	shares, err := p.ask(sources, nil)
+	forSources, forAll := p.patience(sources, "")
+	shares, err := askAll(sources, nil, "", time.Now().Add(forAll))
 	if len(sources) == 0 {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}
@@ -2125,7 +2249,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		p.log.Error("nothing to print", "path", path, "err", err)
 		return 1
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
+	ctx, cancel := context.WithTimeout(ctx, forSources)
 	defer cancel()
 	await(ctx, shares)
 	results := resultsOf(shares)

@@ -132,6 +132,14 @@ func logged(p *program, log *syncBuffer) string {
 	return log.String()
 }
 
+// fetchOnce fetches a source, past its waterfall.
+func fetchOnce(s *source) *result { return s.guard(context.Background(), &fetch{key: &key{}}) }
+
+// standardVisit is a scrape with default arguments that waits for an hour.
+func standardVisit() visit {
+	return visit{arguments: arguments{standard: true}, deadline: time.Now().Add(time.Hour)}
+}
+
 // writeFile writes a file of a test and returns its path.
 func writeFile(t testing.TB, dir, name, text string) string {
 	t.Helper()
@@ -191,7 +199,7 @@ func mergeCase(p *program, dir string) string {
 	var bodies []*exposition
 	var failures strings.Builder
 	for _, s := range p.sources {
-		r := s.guard(context.Background(), nil)
+		r := fetchOnce(s)
 		bodies = append(bodies, r.bodies...)
 		if r.failure != nil {
 			fmt.Fprintf(&failures, "FAILED %s: %s: %v\n", s.name, r.failure.reason, strings.ReplaceAll(r.failure.err.Error(), dir+"/", ""))
@@ -304,9 +312,9 @@ func updateFormat(t *testing.T) {
 
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
 
-// parseAll returns what a parser finds in a body, a line for each line found.
+// parseAll returns what a parser finds in a body, one line for each line found.
 func parseAll(src io.Reader) (string, error) {
-	p := parser{src: src}
+	p := parser{window: window{src: src}}
 	var b strings.Builder
 	for p.next() {
 		switch p.kind {
@@ -361,6 +369,15 @@ func TestParserWindow(t *testing.T) {
 	}
 }
 
+// TestParserFaultLine tells the line of a fault that is many windows from the start.
+func TestParserFaultLine(t *testing.T) {
+	text := strings.Repeat("a{b=\"c\nd\"} 1\n\n", windowSize) + "a{b=\"\n\"} x\n"
+	_, err := parseAll(strings.NewReader(text))
+	if want := fmt.Sprintf("line %d, column 4: expected a number as the value", 3*windowSize+2); err == nil || err.Error() != want {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
 // TestParserReadError ends at a read error, also inside of a label value that is
 // longer than the window.
 func TestParserReadError(t *testing.T) {
@@ -373,9 +390,9 @@ func TestParserReadError(t *testing.T) {
 	}
 }
 
-// TestParserFollows scans lines that have names, labels and beginnings of values in
+// TestParserNeighbours scans lines that have names, labels and beginnings of values in
 // common, three in a row, and wants of each what it is alone.
-func TestParserFollows(t *testing.T) {
+func TestParserNeighbours(t *testing.T) {
 	lines := []string{
 		`m{a="1",b="2"} 1`, `m{a="1",b="2"} 2`, `m{a="1",b="22"} 1`, `m{a="1",bb="2"} 1`, `m{a="1"} 1`,
 		`m{a="1",b="2",c="3"} 1`, `m{a="1",b="2",c="\""} 1`, `m{a="1",b="2",c="\"",d=""} 1`, `m 1`, `m 12`,
@@ -395,7 +412,7 @@ func TestParserFollows(t *testing.T) {
 	for _, first := range lines {
 		for _, second := range lines {
 			for _, third := range lines {
-				text := first + "\n" + second + "\n" + third + "\n# no short cut ends before this"
+				text := first + "\n" + second + "\n" + third
 				got, err := parseAll(strings.NewReader(text))
 				if want := alone[first] + alone[second] + alone[third]; err != nil || got != want {
 					t.Errorf("%s\ngot:\n%s(%v)", text, got, err)
@@ -405,13 +422,108 @@ func TestParserFollows(t *testing.T) {
 	}
 	for _, second := range []string{`m{a="1",a="1"} 1`, `m{a="1",b="2",a="3"} 1`, `m{a="1",b="2",b="2"} 1`, "m{a=\"1\",b=\"\xc3\"} 1"} {
 		first := `m{a="1",b="é"} 1`
-		if _, err := parseAll(strings.NewReader(first + "\n" + second + "\n# no short cut ends before this")); err == nil {
-			t.Errorf("%s behind %s: a repeated label or half a character is taken", second, first)
+		if _, err := parseAll(strings.NewReader(first + "\n" + second)); err == nil {
+			t.Errorf("%s after %s: a repeated label or half a character is taken", second, first)
 		}
 	}
 }
 
-// TestManyLabels finds a repeated label name among many.
+// TestParserRepeats tells which samples have the name of the sample before.
+func TestParserRepeats(t *testing.T) {
+	for _, c := range []struct{ body, want string }{
+		{"a 1\na 2\na{b=\"c\"} 3\na{b=\"d\"} 4\na 5\n", "-++++"},
+		{"a 1\n# a comment\n\na 2\n", "-+"},
+		{"a 1\nab 2\na 3\na:b 4\nb 5\n", "-----"},
+		{"a 1\n# HELP a x\na 2\n# TYPE a gauge\na 3\n# TYPE b gauge\na 4\n", "----"},
+		{"a{b=\"c\"} 1\n# EOF\na 2\n", "-+"},
+	} {
+		got := ""
+		p := parserOf([]byte(c.body))
+		for p.next() {
+			switch {
+			case p.kind == sampleLine && p.repeated:
+				got += "+"
+			case p.kind == sampleLine:
+				got += "-"
+			}
+		}
+		if got != c.want || p.err != nil {
+			t.Errorf("%q: %s (%v), want %s", c.body, got, p.err, c.want)
+		}
+	}
+	fill := func(line string) string { return strings.Repeat(line, windowSize/len(line)) }
+	for _, second := range []string{fill("b 1\n"), "{\"b.c\"} 1\n"} { // b stands where a stood
+		p := parser{window: window{src: strings.NewReader(fill("a 1\n") + second)}}
+		for p.next() && p.name[0] == 'a' {
+		}
+		if p.err != nil || p.repeated {
+			t.Errorf("%.8q at the start of a window: the name is repeated (%v)", second, p.err)
+		}
+	}
+	p := parserOf([]byte("a_bytes 1\n# UNIT a_bytes bytes\na_bytes 2\n# EOF\n"))
+	p.openMetrics = true
+	if p.next(); !p.next() || p.repeated {
+		t.Error("a name is repeated after # UNIT")
+	}
+	if _, err := parseAll(strings.NewReader("{\"a.b\"} 1\na.b 2\n")); err == nil {
+		t.Error("a name that had quotes in the line before is taken without")
+	}
+}
+
+// TestParserLongNumbers takes values of 400 digits byte for byte, and refuses those
+// that no float has.
+func TestParserLongNumbers(t *testing.T) {
+	digits := strings.Repeat("1234567890", 40)
+	for _, value := range []string{"0." + digits[2:], digits[:300] + "." + digits[300:], strings.Repeat("0", 399) + "7", digits + "e-399"} {
+		got, err := parseAll(strings.NewReader("a " + value + "\n"))
+		if want := "a | " + value + " \n"; err != nil || got != want {
+			t.Errorf("%q (%v), want %q", got, err, want)
+		}
+	}
+	for _, value := range []string{digits, "-" + digits, digits + ".5", digits + "e9"} {
+		if got, err := parseAll(strings.NewReader("a " + value + "\n")); err == nil {
+			t.Errorf("%q is taken", got)
+		}
+	}
+}
+
+// haltingReader reads a byte at a time, after some reads that bring nothing.
+type haltingReader struct {
+	text        string
+	empty, done int // reads that bring nothing before each byte, and how many have been
+}
+
+func (r *haltingReader) Read(b []byte) (int, error) {
+	if r.text == "" {
+		return 0, io.EOF
+	}
+	if r.done < r.empty {
+		r.done++
+		return 0, nil
+	}
+	b[0], r.text, r.done = r.text[0], r.text[1:], 0
+	return 1, nil
+}
+
+// TestParserEmptyReads fails after 100 reads in a row that bring nothing, and never
+// because of fewer, however many there are in all.
+func TestParserEmptyReads(t *testing.T) {
+	text := "# TYPE a gauge\na{b=\"c\nd\"} 1\nb 2"
+	want, err := parseAll(strings.NewReader(text))
+	if err != nil || strings.Count(want, "\n") != 4 {
+		t.Fatalf("%s (%v)", want, err)
+	}
+	for _, empty := range []int{1, 50, 99} {
+		if got, err := parseAll(&haltingReader{text: text, empty: empty}); got != want || err != nil {
+			t.Errorf("%d empty reads before each byte: %q (%v)", empty, got, err)
+		}
+	}
+	if _, err := parseAll(&haltingReader{text: text, empty: 100}); err != io.ErrNoProgress {
+		t.Errorf("100 empty reads in a row: %v, want %v", err, io.ErrNoProgress)
+	}
+}
+
+// TestManyLabels finds a repeated label name among many, and takes no more than maxLabels.
 func TestManyLabels(t *testing.T) {
 	for _, n := range []int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500} {
 		var b strings.Builder
@@ -424,6 +536,16 @@ func TestManyLabels(t *testing.T) {
 		if _, err := parseAll(strings.NewReader("m{" + b.String() + `l1=""} 1`)); err == nil {
 			t.Errorf("%d labels and one of them again: taken", n)
 		}
+	}
+	var b strings.Builder
+	for i := range maxLabels {
+		fmt.Fprintf(&b, `l%d="",`, i)
+	}
+	if _, err := parseAll(strings.NewReader("m{" + b.String() + "} 1")); err != nil {
+		t.Errorf("%d labels: %v", maxLabels, err)
+	}
+	if _, err := parseAll(strings.NewReader("m{" + b.String() + `more=""} 1`)); err == nil {
+		t.Errorf("%d labels and one more: taken", maxLabels)
 	}
 }
 
@@ -591,7 +713,7 @@ func TestLimit(t *testing.T) {
 		{many, "1MiB", ""},
 	} {
 		p, _ := newTestProgram(t, "--file", "x="+c.file, "--max-bytes", c.size)
-		r := p.sources[0].guard(context.Background(), nil)
+		r := fetchOnce(p.sources[0])
 		got := ""
 		if r.failure != nil {
 			got = r.failure.reason
@@ -1047,7 +1169,7 @@ func TestPatience(t *testing.T) {
 		"+Inf": 6 * time.Second, "1e400": 6 * time.Second,
 		"1": 900 * time.Millisecond, "10": 9500 * time.Millisecond, "1e12": 1e6*time.Second - 500*time.Millisecond,
 	} {
-		if got := p.patience(p.sources, header); got != want {
+		if got, _ := p.patience(p.sources, header); got != want {
 			t.Errorf("%q: %v, want %v", header, got, want)
 		}
 	}
@@ -1373,8 +1495,8 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	if !serial {
 		s.kind, s.places = "http", 128
 	}
-	s.report = func(*result, bool) {}
-	s.count = func(standard bool, r *result) bool {
+	s.report = func(*result, event) {}
+	s.count = func(standard bool, r *result) event {
 		reason := "ok"
 		if r.failure != nil {
 			reason = r.failure.reason
@@ -1382,7 +1504,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.counted = append(s.counted, reason)
-		return true
+		return event{}
 	}
 	s.do = func(ctx context.Context, r *result, values []string) (f *failure) {
 		s.mu.Lock()
@@ -1424,7 +1546,7 @@ const (
 // enter joins a key; only the key "" is the standard one.
 func (s *stand) enter(t *testing.T, id string) *ticket {
 	t.Helper()
-	tk := s.join(arguments{id, []string{id}, id == ""}, false)
+	tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
 	if tk == nil {
 		t.Fatalf("key %q is refused", id)
 	}
@@ -1455,7 +1577,7 @@ func (s *stand) empty(t *testing.T) {
 	synctest.Wait()
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
-	if len(s.keys) > 0 || s.lane.running != nil || len(s.lane.waiting) > 0 {
+	if len(s.keys) > 0 || len(s.lane.running) > 0 || len(s.lane.waiting.waiting) > 0 {
 		t.Errorf("%d keys are left", len(s.keys))
 	}
 }
@@ -1494,7 +1616,7 @@ func TestLeaving(t *testing.T) {
 		a, b := s.enter(t, ""), s.enter(t, "")
 		s.leave(a, false)
 		s.waterfall.mu.Lock()
-		if s.lane.running.cancelled {
+		if s.lane.running[0].cancelled {
 			t.Error("cancelled although one waits")
 		}
 		s.waterfall.mu.Unlock()
@@ -1533,7 +1655,7 @@ func TestLine(t *testing.T) {
 		for i := range 17 {
 			tickets = append(tickets, s.enter(t, strconv.Itoa(i)))
 		}
-		if s.join(arguments{id: "17"}, false) != nil {
+		if s.join(visit{arguments: arguments{id: "17"}}) != nil {
 			t.Error("there is a place for a 17th key in line")
 		}
 		standard := s.enter(t, "")
@@ -1544,17 +1666,19 @@ func TestLine(t *testing.T) {
 			s.leave(tickets[i], false)
 		}
 		late := s.enter(t, "late")
+		s.end("0", 1)
+		s.end("", 1)
+		s.leave(tickets[0], false)
 		for i, tk := range tickets {
-			if i != 1 && i != 3 {
+			if i != 0 && i != 1 && i != 3 {
 				s.end(strconv.Itoa(i), 1)
 				s.leave(tk, false)
 			}
 		}
-		s.end("", 1)
 		s.end("late", 1)
 		s.leave(standard, false)
 		s.leave(late, false)
-		if got, want := s.keysRun(), "0 2 4 5 6 7 8 9 10 11 12 13 14 15 16  late"; got != want || s.most != 1 {
+		if got, want := s.keysRun(), "0  2 4 5 6 7 8 9 10 11 12 13 14 15 16 late"; got != want || s.most != 1 {
 			t.Errorf("runs %q, want %q; %d at once", got, want, s.most)
 		}
 		s.empty(t)
@@ -1570,7 +1694,7 @@ func TestSideBySide(t *testing.T) {
 		for i := range 128 {
 			tickets = append(tickets, s.enter(t, strconv.Itoa(i)), s.enter(t, strconv.Itoa(i)))
 		}
-		if s.join(arguments{id: "128"}, false) != nil {
+		if s.join(visit{arguments: arguments{id: "128"}}) != nil {
 			t.Error("there is a place for a 129th key")
 		}
 		tickets = append(tickets, s.enter(t, ""))
@@ -1678,13 +1802,13 @@ func TestBusy(t *testing.T) {
 		s := p.sources[0]
 		release := make(chan struct{})
 		s.do = func(context.Context, *result, []string) *failure { <-release; return nil }
-		running := s.join(arguments{standard: true}, false)
+		running := s.join(standardVisit())
 		for _, left := range []bool{true, false} {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			if left {
 				cancel()
 			}
-			shares, _ := p.ask(p.sources, url.Values{"a": {"c"}})
+			shares, _ := askAll(p.sources, url.Values{"a": {"c"}}, "", time.Now().Add(time.Hour))
 			await(ctx, shares)
 			if r := resultsOf(shares); r[0] != queued {
 				t.Errorf("got %v", r[0].failure)
@@ -1820,7 +1944,7 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 			if running := lanes["all"]; len(running) > 0 && running[0].id != "" {
 				places++
 			}
-			tk := s.join(arguments{id, []string{id}, id == ""}, false)
+			tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
 			if full := id != "" && !known && n >= places; full != (tk == nil) {
 				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk == nil)
 			}
@@ -1830,7 +1954,10 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 			i := slices.IndexFunc(lanes[lane], func(f *modelFetch) bool { return f.id == id && !f.cancelled })
 			if i < 0 {
 				i = len(lanes[lane])
-				lanes[lane] = append(lanes[lane], &modelFetch{id: id})
+				if id == "" { // before all others that wait
+					i = min(i, 1)
+				}
+				lanes[lane] = slices.Insert(lanes[lane], i, &modelFetch{id: id})
 			}
 			lanes[lane][i].tickets = append(lanes[lane][i].tickets, tk)
 			owner[tk] = lanes[lane][i]
@@ -1895,10 +2022,14 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 			}
 		}
 		var got []*fetch
-		if line.running != nil {
-			got = append(got, line.running)
+		got = append(got, line.running...)
+		for _, first := range []bool{true, false} { // the standard key goes first
+			for _, f := range line.waiting.waiting {
+				if f.first == first {
+					got = append(got, f)
+				}
+			}
 		}
-		got = append(got, line.waiting...)
 		if len(got) != len(want) {
 			t.Fatalf("lane %s: %d fetches, want %d", name, len(got), len(want))
 		}
@@ -1916,34 +2047,44 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 	}
 }
 
-// TestInterval fetches in the background without drift or overlap, serves the
-// last result meanwhile, also a failure, and does not spin.
+// background runs a source at an interval of 10 s, with what it does at each run, and
+// returns when its runs began and how a scrape now gets its last result.
+func background(t *testing.T, do func(n int, r *result) *failure, flags ...string) (began *[]time.Duration, last func() *result) {
+	p, _ := newTestProgram(t, append([]string{"--exec", "x=true", "--interval", "x:10s"}, flags...)...)
+	s := p.sources[0]
+	start := time.Now()
+	began = &[]time.Duration{}
+	s.do = func(_ context.Context, r *result, _ []string) *failure {
+		n := len(*began)
+		r.bytes = int64(n)
+		*began = append(*began, time.Since(start))
+		return do(n, r)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	t.Cleanup(cancel)
+	go p.repeat(ctx, s)
+	synctest.Wait()
+	return began, func() *result {
+		tk := s.join(standardVisit())
+		defer s.leave(tk, false)
+		s.wait(context.Background(), tk)
+		return s.result(tk)
+	}
+}
+
+// TestInterval fetches in the background without drift or overlap, serves the last result
+// meanwhile, also a failure, and tries again sooner after one.
 func TestInterval(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ctx, cancel := context.WithCancel(context.Background())
-		p, _ := newTestProgram(t, "--exec", "x=true", "--interval", "x:10s")
-		s := p.sources[0]
-		var began []time.Duration
+		takes := []time.Duration{time.Second, 12 * time.Second, 0, 0, 0, 0, 0}
 		start := time.Now()
-		takes := []time.Duration{time.Second, 12 * time.Second, 0, time.Second, time.Second}
-		s.do = func(_ context.Context, r *result, _ []string) *failure {
-			n := len(began)
-			r.bytes = int64(n)
-			began = append(began, time.Since(start))
-			time.Sleep(takes[min(n, 4)])
-			if n == 2 {
+		began, last := background(t, func(n int, _ *result) *failure {
+			time.Sleep(takes[min(n, 6)])
+			if n >= 2 && n <= 4 {
 				return fail("exit", "as told")
 			}
 			return nil
-		}
-		go p.repeat(ctx, s)
-		synctest.Wait()
-		last := func() *result {
-			tk := s.join(arguments{standard: true}, false)
-			defer s.leave(tk, false)
-			s.wait(context.Background(), tk)
-			return s.result(tk)
-		}
+		}, "--timeout", "20s")
 		if r := last(); r.bytes != 0 || time.Since(start) != time.Second {
 			t.Errorf("the first scrape got run %d at %v, want the first when it ended", r.bytes, time.Since(start))
 		}
@@ -1951,16 +2092,313 @@ func TestInterval(t *testing.T) {
 		if r := last(); r.bytes != 0 || time.Since(start) != 15*time.Second {
 			t.Errorf("a scrape got run %d at %v, want the last at once", r.bytes, time.Since(start))
 		}
-		time.Sleep(10 * time.Second) // at 25 s the third has failed
+		time.Sleep(20 * time.Second) // at 35 s the third and fourth have failed
+		synctest.Wait()
 		if r := last(); r.failure == nil {
 			t.Error("a failed run shows old data")
 		}
-		time.Sleep(30 * time.Second)
-		cancel()
+		time.Sleep(36 * time.Second)
 		synctest.Wait()
-		if got, want := fmt.Sprint(began), "[0s 10s 22s 30s 40s 50s]"; got != want {
+		if got, want := fmt.Sprint(*began), "[0s 10s 30s 35s 45s 55s 1m0s 1m10s]"; got != want {
 			t.Errorf("runs began at %v, want %v", got, want)
 		}
+	})
+}
+
+// TestStandIn serves the last good result of a source in the background while it fails, no
+// longer than --max-age, and says all the while that it is down.
+func TestStandIn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, last := background(t, func(n int, r *result) *failure {
+			if n > 0 {
+				return fail("exit", "as told")
+			}
+			r.bodies = []*exposition{{samples: 7}}
+			return nil
+		}, "--max-age", "1m")
+		for _, c := range []struct {
+			at      time.Duration
+			samples int
+			up      bool
+		}{{5 * time.Second, 7, true}, {11 * time.Second, 7, false}, {59 * time.Second, 7, false}, {61 * time.Second, 0, false}} {
+			time.Sleep(c.at - time.Duration(time.Now().UnixNano()%int64(time.Hour)))
+			synctest.Wait()
+			if r := last(); r.samples() != c.samples || (r.failure == nil) != c.up {
+				t.Errorf("at %v: %d samples, %v; want %d, up %v", c.at, r.samples(), r.failure, c.samples, c.up)
+			}
+		}
+	})
+}
+
+// TestOverdue makes a fetch that cannot be ended a timeout, lets nothing run beside it, and
+// recovers when it ends at last.
+func TestOverdue(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, false)
+		s.timeout = 10 * time.Second
+		first := s.enter(t, "")
+		time.Sleep(12 * time.Second)
+		synctest.Wait()
+		r := s.result(first)
+		if r.failure == nil || r.failure.reason != "timeout" || fmt.Sprint(s.counted) != "[timeout]" {
+			t.Errorf("after its timeout: %v, counted %v", r.failure, s.counted)
+		}
+		s.leave(first, false)
+		second := s.enter(t, "")
+		time.Sleep(time.Hour)
+		if got := s.keysRun(); s.result(second) != queued || s.most != 1 || got != "" {
+			t.Errorf("runs %q, %d at once, while one cannot be ended", got, s.most)
+		}
+		s.end("", 1) // of the first
+		s.end("", 2)
+		if r := s.result(second); r.failure != nil || len(r.bodies[0].buf) != 2 {
+			t.Errorf("after it ended: %v", r.failure)
+		}
+		s.leave(second, false)
+		s.empty(t)
+		if got := fmt.Sprint(s.counted); got != "[timeout ok]" {
+			t.Errorf("counted %s", got)
+		}
+	})
+}
+
+// TestParallel runs as many keys at once as --parallel allows, and each key once.
+func TestParallel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, false)
+		s.parallel = 4
+		var tickets []*ticket
+		for _, id := range []string{"a", "b", "c", "d", "e"} {
+			tickets = append(tickets, s.enter(t, id), s.enter(t, id))
+		}
+		if got := s.keysRun(); strings.Join(slices.Sorted(strings.FieldsSeq(got)), " ") != "a b c d" {
+			t.Errorf("run: %q, want four of them", got)
+		}
+		s.leave(tickets[0], false)
+		s.leave(tickets[1], false)
+		again := s.enter(t, "a") // its cancelled run has not ended
+		s.end("b", 1)
+		if got := len(s.begun); got != 5 || s.begun[4] != "e" {
+			t.Errorf("runs %q, want e next and a not twice", s.begun)
+		}
+		s.release["a"] <- 1
+		synctest.Wait()
+		if got := len(s.begun); got != 6 || s.begun[5] != "a" || s.most != 4 {
+			t.Errorf("runs %q, %d at once", s.begun, s.most)
+		}
+		for _, id := range []string{"a", "c", "d", "e"} {
+			s.end(id, 1)
+		}
+		for _, tk := range append(tickets[2:], again) {
+			s.leave(tk, false)
+		}
+		s.empty(t)
+	})
+}
+
+// TestFinishesForCache lets a fetch whose result is kept end although its scrapers left.
+func TestFinishesForCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		s.maxAge = time.Minute
+		tk := s.enter(t, "")
+		time.Sleep(5 * time.Second)
+		s.leave(tk, true)
+		s.end("", 3)
+		next := s.enter(t, "")
+		if r := s.result(next); len(r.bodies[0].buf) != 3 || len(s.begun) != 1 {
+			t.Errorf("%d runs, %v", len(s.begun), r.failure)
+		}
+		s.leave(next, false)
+		time.Sleep(time.Hour)
+		s.empty(t)
+	})
+}
+
+// TestShares gives each client its share of a source: the second key of one comes after the
+// first of another, and if there is no place left the client that has most gives way.
+func TestShares(t *testing.T) {
+	for _, kind := range []string{"exec", "http"} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newStand(t, kind == "exec", true)
+			s.places = 5
+			visitOf := func(client, id string) visit {
+				return visit{arguments{id, []string{id}, id == ""}, client, time.Now().Add(time.Hour)}
+			}
+			var greedy []*ticket
+			for i := range 6 {
+				if tk := s.join(visitOf("greedy", "g"+strconv.Itoa(i))); tk != nil {
+					greedy = append(greedy, tk)
+				}
+			}
+			if s.join(visitOf("greedy", "more")) != nil {
+				t.Error("a client that has all places gets one more")
+			}
+			honest := s.join(visitOf("honest", "h"))
+			if honest == nil {
+				t.Fatal("a client that has nothing finds no place")
+			}
+			standard := s.join(visitOf("greedy", ""))
+			evicted := 0
+			for _, tk := range greedy {
+				if s.result(tk) == refused {
+					evicted++
+				}
+			}
+			if evicted != 1 {
+				t.Errorf("%d fetches made room, want 1", evicted)
+			}
+			if kind == "exec" {
+				for _, id := range []string{"g0", "", "h"} { // before the others of the greedy client
+					s.end(id, 1)
+				}
+				if got := strings.Join(s.begun[:3], " "); got != "g0  h" {
+					t.Errorf("runs %q", got)
+				}
+			} else {
+				s.end("h", 1)
+				s.end("", 1)
+			}
+			if s.result(honest).failure != nil || s.result(standard).failure != nil {
+				t.Error("the honest client is not served")
+			}
+			busy := 0
+			for _, tk := range append(greedy, honest, standard) {
+				if s.leave(tk, false) {
+					busy++
+				}
+			}
+			if busy != 1 {
+				t.Errorf("%d scrapes found the source busy, want 1", busy)
+			}
+			s.empty(t)
+		})
+	}
+}
+
+// TestRounds lets clients take turns, however many claims each has.
+func TestRounds(t *testing.T) {
+	var q queue[*fetch]
+	add := func(client string, first bool) { q.add(&fetch{claim: claim{client: client, first: first}}) }
+	for range 3 {
+		add("a", false)
+	}
+	add("b", false)
+	add("c", false)
+	add("c", true)
+	order := ""
+	next := func() {
+		f := q.next(func(*fetch) bool { return true })
+		if f == nil {
+			t.Fatal("nobody is next")
+		}
+		order += f.client
+	}
+	for range 3 {
+		next()
+	}
+	add("d", false) // comes after c, and before the rest of a
+	for range 4 {
+		next()
+	}
+	if order != "cabcdaa" {
+		t.Errorf("order %s", order)
+	}
+	if q.next(func(*fetch) bool { return true }) != nil {
+		t.Error("somebody is left")
+	}
+}
+
+// TestNoCountAfterEnd counts no fetch that ends after the program's end.
+func TestNoCountAfterEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, false)
+		life, end := context.WithCancel(context.Background())
+		s.life = life
+		tk := s.enter(t, "")
+		synctest.Wait()
+		end()
+		s.end("", fails)
+		s.leave(tk, false)
+		s.drain()
+		if len(s.counted) > 0 {
+			t.Errorf("counted %v", s.counted)
+		}
+		late := s.enter(t, "")
+		if got := s.keysRun(); len(s.begun) != 1 {
+			t.Errorf("runs %q after the end", got)
+		}
+		s.leave(late, false)
+	})
+}
+
+// TestEvictedKeyComesBack keeps a new result of a key whose old one made room, whatever the
+// old one's time was.
+func TestEvictedKeyComesBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		s.maxAge, s.places = time.Minute, 1
+		fetch := func(id string, n int) {
+			tk := s.enter(t, id)
+			s.end(id, n)
+			s.leave(tk, false)
+		}
+		fetch("a", 1)
+		time.Sleep(30 * time.Second)
+		fetch("b", 1) // a makes room
+		fetch("a", 2)
+		time.Sleep(40 * time.Second) // the first result of a would be too old now
+		tk := s.enter(t, "a")
+		if r := s.result(tk); len(s.begun) != 3 || len(r.bodies[0].buf) != 2 {
+			t.Errorf("runs %q", s.begun)
+		}
+		s.leave(tk, false)
+		time.Sleep(time.Minute)
+		s.empty(t)
+	})
+}
+
+// TestRoomForTwo makes room by dropping two results if need be: 17 are kept, of which one
+// ran when the others waited.
+func TestRoomForTwo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		s.maxAge = time.Hour
+		var tickets []*ticket
+		for i := range 17 {
+			tickets = append(tickets, s.enter(t, strconv.Itoa(i)))
+		}
+		for i, tk := range tickets {
+			s.end(strconv.Itoa(i), 1)
+			s.leave(tk, false)
+		}
+		if n := len(s.keys); n != 17 {
+			t.Fatalf("%d results are kept, want 17", n)
+		}
+		for _, id := range []string{"new", "newer"} {
+			tk := s.enter(t, id)
+			s.end(id, 1)
+			s.leave(tk, false)
+			if s.keys[id] == nil || len(s.keys) != 16 {
+				t.Errorf("%s: %d results are kept, want 16 with its own", id, len(s.keys))
+			}
+		}
+	})
+}
+
+// TestWaitEnds ends a wait whose context is done before it begins.
+func TestWaitEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, true)
+		tk := s.enter(t, "")
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		s.wait(ctx, tk)
+		if s.result(tk) != late {
+			t.Error("there is a result")
+		}
+		s.leave(tk, false)
+		s.empty(t)
 	})
 }
 
@@ -2069,7 +2507,7 @@ func runScript(t *testing.T, script string, args ...string) (*source, *result, *
 	path := writeFile(t, t.TempDir(), "script", "#!/bin/sh\n"+script)
 	p, log := newTestProgram(t, append([]string{"--exec", "x=" + path}, args...)...)
 	s := p.sources[0]
-	share := s.join(arguments{standard: true}, false)
+	share := s.join(standardVisit())
 	defer s.leave(share, false)
 	s.wait(context.Background(), share)
 	s.runs.Wait() // what the run came to is logged after its result is there
@@ -2120,7 +2558,7 @@ func TestCommandFails(t *testing.T) {
 		"./testdata":                                           "permission denied",
 	} {
 		p, _ := newTestProgram(t, "--exec", "x="+line)
-		r := p.sources[0].guard(context.Background(), nil)
+		r := fetchOnce(p.sources[0])
 		if r.failure == nil || r.failure.reason != "start" {
 			t.Fatalf("%s: %+v", line, r.failure)
 		}
@@ -2334,7 +2772,7 @@ func TestFloodOverHTTP(t *testing.T) {
 // TestLease gives a result's buffers back with its last holder, and not before.
 func TestLease(t *testing.T) {
 	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", "a 1\nb 2\n"))
-	shares, err := p.ask(p.sources, nil)
+	shares, err := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -2373,7 +2811,7 @@ func TestHungSource(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		for range 200 {
-			shares, err := p.ask(p.sources, nil)
+			shares, err := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -2566,7 +3004,7 @@ func TestBadFlags(t *testing.T) {
 		{src + " --label a=b --label a=c", []string{"--label a=c: given twice"}},
 		{src + " --path x --path pg:/ --path /-/x --path /a/", []string{"--path x: a path begins", "--path pg:/: this path", "--path /-/x: this path", "--path /a/: a path has"}},
 		{src + " --raw pg,x --require y", []string{"--raw x: no source", "--require y: no source"}},
-		{src + " --interval 5s --interval pg:5s --max-age pg:5s", []string{"--interval: want NAME:DURATION", "--interval pg: not together with --max-age"}},
+		{src + " --interval 5s --interval pg:5s --max-age pg:5s", []string{"--interval: want NAME:DURATION"}},
 		{src + " --interval pg:5s --params pg:x", []string{"--interval pg: not together with --params"}},
 		{src + " --exec c=x --params c:x", []string{"--params c:x: only an http source"}},
 		{"--exec c=x_{y} --exec d=x --path /a", []string{"--exec c: the command itself"}},
@@ -3309,27 +3747,37 @@ func TestSecrets(t *testing.T) {
 	}
 }
 
-// TestQuietLog tells of a source that goes up and down once a minute, and of a
-// deadline that is too short once.
-func TestQuietLog(t *testing.T) {
+// TestFlapping logs each change of a source's state at once, and sums up those of one that
+// changes all the time.
+func TestFlapping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, log := newTestProgram(t, "--exec", "x=true")
 		n := 0
 		p.sources[0].do = func(context.Context, *result, []string) *failure {
-			if n++; n%2 == 0 {
+			if n++; n%2 == 0 || n > 60 {
 				return nil
 			}
 			return fail("exit", "as told")
 		}
-		for range 90 { // a minute and a half
-			get(t, p, "/metrics", timeoutHeader, "2")
-			time.Sleep(time.Second)
+		scrapes := func(times int, pause time.Duration) int {
+			for range times {
+				get(t, p, "/metrics", timeoutHeader, "2")
+				time.Sleep(pause)
+			}
+			return strings.Count(logged(p, log), "source is ")
 		}
-		if n := strings.Count(logged(p, log), "source is "); n != 2 {
-			t.Errorf("told %d times in a minute and a half, want 2:\n%s", n, log)
+		if n := scrapes(5, 20*time.Second); n != 5 {
+			t.Errorf("%d changes of the first 5 are logged:\n%s", n, log)
 		}
+		if n := scrapes(55, 20*time.Second); n != 5 {
+			t.Errorf("%d changes are logged while there are too many, want 5", n)
+		}
+		if n := scrapes(40, 20*time.Second); n != 6 {
+			t.Errorf("%d changes are logged after all is calm, want 6", n)
+		}
+		wantContains(t, log.String(), `msg="source is up" source=x unlogged_changes=54`)
 		if n := strings.Count(log.String(), "longer than the deadline"); n != 1 {
-			t.Errorf("a --timeout that is too long is told %d times:\n%s", n, log)
+			t.Errorf("a --timeout that is too long is logged %d times:\n%s", n, log)
 		}
 	})
 }
@@ -3384,7 +3832,7 @@ func TestHeaders(t *testing.T) {
 	want("Accept", "text/plain")
 	want("Accept-Encoding", "identity")
 	want("Authorization", "Basic dXNlcjpwYXNz")
-	if clientOf(p.sources[0]).Transport.(*http.Transport).Proxy != nil {
+	if httpClient(p.sources[0]).Transport.(*http.Transport).Proxy != nil {
 		t.Error("a proxy is asked for")
 	}
 	if got[0].Host != "other.example" {
@@ -3398,8 +3846,8 @@ func TestHeaders(t *testing.T) {
 	wantContains(t, log.String(), "line 1: want a header")
 }
 
-// clientOf returns the client of an http source.
-func clientOf(s *source) *http.Client { return &s.fetcher.(*exporter).client }
+// httpClient returns the client of an http source.
+func httpClient(s *source) *http.Client { return &s.fetcher.(*exporter).client }
 
 // TestHTTPS verifies exporters against a CA that may change, or not at all.
 func TestHTTPS(t *testing.T) {
@@ -3865,6 +4313,101 @@ func TestConnections(t *testing.T) {
 	})
 }
 
+// TestGreedyClient closes a connection of the client that has most, though another's has been
+// idle for longer.
+func TestGreedyClient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cs := connections{all: map[net.Conn]connection{}, room: 4}
+		closed := ""
+		open := func(name, addr string) net.Conn {
+			conn := &namedConn{name: name, addr: addr, closed: &closed}
+			cs.changed(conn, http.StateNew)
+			time.Sleep(time.Millisecond)
+			return conn
+		}
+		open("honest", "10.0.0.1:1")
+		for i := range 3 {
+			cs.changed(open(fmt.Sprintf("g%d ", i), fmt.Sprintf("[2001:db8::%d]:1", i)), http.StateActive) // one network
+		}
+		open("g3 ", "[2001:db8::3]:1")
+		open("other", "10.0.0.2:1")
+		open("third", "10.0.0.3:1")
+		if closed != "g0 g3 g1 " {
+			t.Errorf("closed %q", closed)
+		}
+		open("fourth", "10.0.0.4:1") // now all have one: the oldest idle one goes
+		if closed != "g0 g3 g1 honest" {
+			t.Errorf("closed %q", closed)
+		}
+	})
+}
+
+// namedConn is a connection that notes its name when it is closed.
+type namedConn struct {
+	net.Conn
+	name, addr string
+	closed     *string
+}
+
+func (c *namedConn) RemoteAddr() net.Addr { return pipeAddr(c.addr) }
+
+func (c *namedConn) Close() error {
+	*c.closed += c.name
+	return nil
+}
+
+// pipeAddr is an address that is what it says.
+type pipeAddr string
+
+func (a pipeAddr) Network() string { return "tcp" }
+func (a pipeAddr) String() string  { return string(a) }
+
+func TestClientOf(t *testing.T) {
+	for addr, want := range map[string]string{
+		"10.0.0.1:80": "10.0.0.1", "[::ffff:10.0.0.1]:80": "10.0.0.1", "[2001:db8:1:2:3::4]:80": "2001:db8:1:2::/64",
+		"[fe80::1%eth0]:80": "fe80::/64", "@": "", "": "",
+	} {
+		if got := clientOf(addr); got != want {
+			t.Errorf("%s: %q, want %q", addr, got, want)
+		}
+	}
+}
+
+// stuckWriter is a log that nobody reads.
+type stuckWriter struct{ release chan struct{} }
+
+func (w stuckWriter) Write(line []byte) (int, error) {
+	<-w.release
+	return len(line), nil
+}
+
+// TestLogWriter drops and counts what cannot be written, and holds nothing up.
+func TestLogWriter(t *testing.T) {
+	stuck := stuckWriter{make(chan struct{})}
+	l := newLogWriter(stuck)
+	for range 1000 {
+		l.Write([]byte("line\n"))
+	}
+	if n := l.dropped.Load(); n < 1000-256-1 || n > 1000-256 {
+		t.Errorf("%d of 1,000 lines were dropped", n)
+	}
+	l.flush(time.Millisecond) // it ends
+	close(stuck.release)
+	l.flush(time.Minute)
+
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	l = newLogWriter(w) // whose reader has gone
+	l.Write([]byte("line\n"))
+	l.flush(time.Minute)
+	if n := l.dropped.Load(); n != 1 {
+		t.Errorf("%d lines were dropped", n)
+	}
+}
+
 // TestCrowd opens 10,000 connections, half of them with a byte sent, and scrapes.
 func TestCrowd(t *testing.T) {
 	var files syscall.Rlimit
@@ -4068,7 +4611,7 @@ func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, ag
 // samplesOf returns the samples of a body as they are meant, in order.
 func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	t.Helper()
-	p := parser{src: strings.NewReader(text), openMetrics: openMetrics}
+	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
 	var samples []string
 	for p.next() {
 		if p.kind != sampleLine {
@@ -4229,7 +4772,7 @@ func FuzzCommand(f *testing.F) {
 
 // Speed.
 
-// exposition of families gauges, counters, histograms and summaries with about
+// generate makes families of gauges, counters, histograms and summaries with about
 // series samples each: 100 of 100 are 1 MB.
 func generate(families, series int) []byte {
 	var b bytes.Buffer
@@ -4277,69 +4820,103 @@ func generate(families, series int) []byte {
 	return b.Bytes()
 }
 
-// sizes are the bodies of the benchmarks, by name.
-var sizes = []struct {
-	name     string
-	families int
-}{{"1MB", 100}, {"10MB", 1000}}
+// workload is what benchmarks read: the bodies that the sources of one scrape answer.
+type workload struct {
+	name   string
+	bodies [][]byte
+	size   int // of all bodies, in bytes
+}
+
+// workloads returns the real scrapes as eight sources and as one, and generated bodies
+// of 1 MB and 10 MB, whose families are large and much alike.
+func workloads(b *testing.B) []workload {
+	var real [][]byte
+	for _, file := range scrapes(b) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			b.Fatal(err)
+		}
+		real = append(real, body)
+	}
+	all := []workload{
+		{name: "real", bodies: real},
+		{name: "real as one", bodies: [][]byte{bytes.Join(real, nil)}},
+		{name: "generated 1MB", bodies: [][]byte{generate(100, 100)}},
+		{name: "generated 10MB", bodies: [][]byte{generate(1000, 100)}},
+	}
+	for i := range all {
+		for _, body := range all[i].bodies {
+			all[i].size += len(body)
+		}
+	}
+	return all
+}
 
 // BenchmarkLines is what the others are compared with: it looks for line ends,
 // and for nothing else.
 func BenchmarkLines(b *testing.B) {
-	body := generate(1000, 100)
-	b.SetBytes(int64(len(body)))
-	for b.Loop() {
-		for rest := body; len(rest) > 0; {
-			rest = rest[bytes.IndexByte(rest, '\n')+1:]
-		}
+	for _, w := range workloads(b) {
+		b.Run(w.name, func(b *testing.B) {
+			b.SetBytes(int64(w.size))
+			for b.Loop() {
+				for _, rest := range w.bodies {
+					for len(rest) > 0 {
+						rest = rest[bytes.IndexByte(rest, '\n')+1:]
+					}
+				}
+			}
+		})
 	}
 }
 
-// BenchmarkScrape parses and labels a body: one that is in memory, as the body of
-// BenchmarkLines is, and one that is read from where it is, as a source does.
+// BenchmarkScrape parses and labels bodies: those in memory, as BenchmarkLines has
+// them, and those that are read through the buffers of a source.
 func BenchmarkScrape(b *testing.B) {
 	added := &addedLabels{telling: true}
 	added.add("exporter_name", "bench")
-	for _, size := range sizes {
-		body := generate(size.families, 100)
-		run := func(name string, once func() error) {
-			b.Run(size.name+"/"+name, func(b *testing.B) {
-				b.SetBytes(int64(len(body)))
+	var out []byte
+	memory := func(body []byte) error {
+		r := reader{p: parserOf(body), e: &exposition{buf: out[:0]}, added: added}
+		err := r.read(1 << 30)
+		out = r.e.buf
+		return err
+	}
+	used := &workspace{}
+	stream := func(body []byte) error {
+		e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
+		if err == nil {
+			used.body = e.buf
+		}
+		return err
+	}
+	for _, w := range workloads(b) {
+		run := func(name string, once func(body []byte) error) {
+			b.Run(w.name+"/"+name, func(b *testing.B) {
+				b.SetBytes(int64(w.size))
 				b.ReportAllocs()
 				for b.Loop() {
-					if err := once(); err != nil {
-						b.Fatal(err)
+					for _, body := range w.bodies {
+						if err := once(body); err != nil {
+							b.Fatal(err)
+						}
 					}
 				}
 			})
 		}
-		var out []byte
-		run("memory", func() error {
-			r := reader{p: parser{buf: body, end: len(body), eof: true}, e: &exposition{buf: out[:0]}, added: added}
-			err := r.read(1 << 30)
-			out = r.e.buf
-			return err
-		})
-		used := &workspace{body: make([]byte, 0, 2*len(body))}
-		run("reader", func() error {
-			e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
-			if err == nil {
-				used.body = e.buf
-			}
-			return err
-		})
+		run("memory", memory)
+		run("reader", stream)
 	}
 }
 
-// BenchmarkMerge puts two bodies of the same families on one page.
+// BenchmarkMerge puts each source of a workload on one page twice, under two names, so
+// that every family has parts to join.
 func BenchmarkMerge(b *testing.B) {
-	for _, size := range sizes {
-		b.Run(size.name, func(b *testing.B) {
-			body := generate(size.families, 100)
+	for _, w := range workloads(b) {
+		b.Run(w.name, func(b *testing.B) {
 			var bodies []*exposition
-			for _, name := range []string{"one", "other"} {
+			for i, body := range slices.Concat(w.bodies, w.bodies) {
 				added := &addedLabels{telling: true}
-				added.add("exporter_name", name)
+				added.add("exporter_name", strconv.Itoa(i))
 				e, err := read(bytes.NewReader(body), false, added, &workspace{}, 1<<30)
 				if err != nil {
 					b.Fatal(err)
@@ -4605,10 +5182,10 @@ func BenchmarkWaterfall(b *testing.B) {
 		b.Run(strconv.Itoa(waiters), func(b *testing.B) {
 			release := make(chan struct{})
 			w := &waterfall{sourceConfig: &sourceConfig{kind: "exec", timeout: time.Hour}, life: context.Background(),
-				count: func(bool, *result) bool { return false }, report: func(*result, bool) {}}
+				count: func(bool, *result) event { return event{} }, report: func(*result, event) {}}
 			w.do = func(context.Context, *result, []string) *failure { <-release; return nil }
 			defer close(release)
-			stay := w.join(arguments{standard: true}, false) // keeps the run under way
+			stay := w.join(standardVisit()) // keeps the run under way
 			defer w.leave(stay, false)
 			b.ReportAllocs()
 			b.ResetTimer()
@@ -4618,7 +5195,7 @@ func BenchmarkWaterfall(b *testing.B) {
 				for range waiters {
 					joined.Add(1)
 					left.Go(func() {
-						t := w.join(arguments{standard: true}, false)
+						t := w.join(standardVisit())
 						joined.Done()
 						w.wait(ctx, t)
 						w.leave(t, false)
@@ -4653,7 +5230,7 @@ func BenchmarkFloodMemory(b *testing.B) {
 		for range scrapes {
 			joined.Add(1)
 			left.Go(func() {
-				shares, _ := p.ask(p.sources, nil)
+				shares, _ := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
 				joined.Done()
 				await(ctx, shares)
 				leave(shares, false)

@@ -87,7 +87,7 @@ type workspace struct {
 // limit bytes.
 func read(src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int) (*exposition, error) {
 	r := reader{
-		p:     parser{src: src, openMetrics: openMetrics, buf: w.window[:0]},
+		p:     parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics},
 		e:     &exposition{buf: w.body[:0], telling: added.telling},
 		added: added,
 	}
@@ -143,7 +143,7 @@ func (r *reader) grow(limit int) {
 
 // readText takes a body that is there already, and ends in a newline.
 func readText(text []byte) (*exposition, error) {
-	r := reader{p: parser{buf: text, end: len(text), eof: true}, e: &exposition{}, added: &addedLabels{}}
+	r := reader{p: parserOf(text), e: &exposition{}, added: &addedLabels{}}
 	err := r.read(math.MaxInt32)
 	return r.e, err
 }
@@ -520,7 +520,7 @@ func (e *exposition) unquoted() []*exposition {
 // rewrite adds a family of another exposition with underscores for what needs quotes.
 func (r *reader) rewrite(from *exposition, f family) {
 	text := from.text(f.lines)
-	r.p = parser{buf: text, end: len(text), eof: true, models: r.p.models, order: r.p.order}
+	r.p = parser{window: window{buf: text}, line: line{labels: r.p.labels}}
 	r.p.name = underscores(from.text(f.name))
 	r.begin().metricType = f.metricType
 	r.p.text = from.text(f.help)
@@ -544,7 +544,7 @@ func (r *reader) distinguish(series [2]uint64, before uint32) {
 	f := r.last()
 	line := span{max(before, f.lines.from), f.lines.to}
 	text := r.e.text(line)
-	p := parser{buf: text, end: len(text), eof: true}
+	p := parserOf(text)
 	p.next()
 	bare := r.hash.series(&p)
 	if first, there := r.origins[bare]; there && first != series {
@@ -949,7 +949,7 @@ func (pg *page) addDistinct(g group) {
 	ranks := map[[2]uint64]int32{} // of the first body that has the series
 	for _, part := range g {
 		lines := part.text(part.lines)
-		p := parser{buf: lines, end: len(lines), eof: true}
+		p := parserOf(lines)
 		kept := 0
 		for p.next() {
 			series := hash.series(&p)
