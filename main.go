@@ -1559,7 +1559,7 @@ type scraped struct {
 	took time.Duration
 }
 
-// noteScrape notes who scraped last, since when.
+// noteScrape notes a scrape that has just ended, for the page at /.
 func (p *program) noteScrape(client string, began time.Time) {
 	last := &scraped{end: time.Now(), took: time.Since(began)}
 	if host, _, err := net.SplitHostPort(client); err == nil {
@@ -1824,17 +1824,17 @@ func (p *program) index(w http.ResponseWriter) {
 // appendIndex appends the page at /.
 func (p *program) appendIndex(dst []byte) []byte {
 	host, _ := os.Hostname()
-	rows, unmerged := p.rows(), p.unmerged()
-	dst = appendBanner(dst, host, rows, len(unmerged))
+	rows, conflicts := p.rows(), p.unmerged()
+	dst = appendBanner(dst, host, rows, len(conflicts))
 	dst = p.appendFacts(dst)
 	dst = append(dst, "\n<table><thead><tr><th>State<th>Source<th>From<th>Took<th>Timeout"+
 		"<th>Samples<th>Size<th>Last success<th>Failures</thead><tbody>"...)
 	for _, r := range rows {
-		dst = r.append(dst)
+		dst = r.appendLine(dst)
 		dst = r.appendFailure(dst)
 	}
 	dst = append(dst, "\n</table>"...)
-	dst = appendUnmerged(dst, unmerged)
+	dst = appendUnmerged(dst, conflicts)
 	return p.appendLinks(dst)
 }
 
@@ -1869,14 +1869,14 @@ func (p *program) rows() []row {
 	var rows []row
 	for _, s := range p.sources {
 		c := s.status.snapshot()
-		rows = append(rows, row{s, c, s.state(c)})
+		rows = append(rows, row{s, c, s.stateOf(c)})
 	}
 	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(a.state, b.state) })
 	return rows
 }
 
-// state returns the state that counts say.
-func (s *source) state(c counts) sourceState {
+// stateOf returns the state that a source is in by its counts.
+func (s *source) stateOf(c counts) sourceState {
 	switch {
 	case c.last.failure != nil:
 		return isDown
@@ -1890,14 +1890,14 @@ func (s *source) state(c counts) sourceState {
 }
 
 // appendBanner appends the head of the page, and in a line how the host is.
-func appendBanner(dst []byte, host string, rows []row, unmerged int) []byte {
+func appendBanner(dst []byte, host string, rows []row, conflicts int) []byte {
 	var n [isUp + 1]int // by state
 	for _, r := range rows {
 		n[r.state]++
 	}
 	state, text := sumUp(n)
-	// The URL of refresh is there for a page that was left at a #link: without it, browsers only scroll to that.
 	heading := escapeHTML.Replace(state.mark() + " " + text + " – " + host)
+	// Without its URL, the refresh of a page that was left at a #link would only scroll there.
 	dst = fmt.Appendf(dst, "<!doctype html><html lang=en><meta charset=utf-8>"+
 		`<meta name=viewport content="width=device-width"><meta http-equiv=refresh content="15;url=./">`+
 		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[1]s</h1>", heading, style, state.class())
@@ -1908,8 +1908,8 @@ func appendBanner(dst []byte, host string, rows []row, unmerged int) []byte {
 			dst = fmt.Appendf(dst, ", %d %s", n[state], state)
 		}
 	}
-	if unmerged > 0 {
-		dst = fmt.Appendf(dst, ", <a href=#-unmerged>conflicts: %d</a>", unmerged)
+	if conflicts > 0 {
+		dst = fmt.Appendf(dst, ", <a href=#-unmerged>conflicts: %d</a>", conflicts)
 	}
 	return append(dst, "</header>"...)
 }
@@ -1972,7 +1972,7 @@ func revision() string {
 		case s.Key == "vcs.revision":
 			revision = s.Value[:min(len(s.Value), 7)]
 		case s.Key == "vcs.modified" && s.Value == "true":
-			changes = " and changes"
+			changes = " with changes"
 		}
 	}
 	if revision == "" {
@@ -1981,8 +1981,8 @@ func revision() string {
 	return " (" + revision + changes + ")"
 }
 
-// append appends the line of a source.
-func (r row) append(dst []byte) []byte {
+// appendLine appends the line of a source.
+func (r row) appendLine(dst []byte) []byte {
 	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s>", r.state.class(), r.name)
 	dst = r.appendState(dst)
 	if r.state == onDemand {
@@ -2107,8 +2107,8 @@ func (p *program) appendLinks(dst []byte) []byte {
 	for _, path := range paths {
 		dst = fmt.Appendf(dst, `<a href=".%s">%[1]s</a> `, escapeHTML.Replace(path))
 	}
-	return fmt.Appendf(dst, `<a href=".%s?exporter_name=%s">status metrics alone</a> <a href="./-/healthy">/-/healthy</a>`+
-		"</footer>\n", escapeHTML.Replace(paths[0]), ownName)
+	return fmt.Appendf(dst, `<a href=".%s?exporter_name=%s">status metrics alone</a> `+
+		`<a href="./-/healthy">/-/healthy</a></footer>`+"\n", escapeHTML.Replace(paths[0]), ownName)
 }
 
 // escapeHTML makes text of what may hold the marks of HTML.
