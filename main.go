@@ -2133,7 +2133,7 @@ th{position:sticky;top:0;background:var(--bg);color:var(--dim);font-weight:500;t
 box-shadow:inset 0 -1px var(--line)}
 th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}
 td{border-top:1px solid var(--line)}
-tr{scroll-margin-top:2.5em}:target{background:var(--t)}
+tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
 :is(th,td):is(:nth-child(4),:nth-child(n+6)){text-align:right}:is(th,td):last-child{padding-right:0}
 td:first-child{color:var(--c);font-weight:600}td i{font-weight:400}
 td:nth-child(2) a{color:inherit;font-weight:600;text-decoration-color:var(--dim)}
