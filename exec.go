@@ -869,7 +869,9 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 		e.watchedHeader = watch("--header "+c.name, e.setHeaders, c.headerFiles...)
 	}
 	if c.caFile != "" {
-		e.watchedRoots = watch("--ca-file "+c.name, e.setRoots, c.caFile)
+		e.watchedRoots = watch("--ca-file "+c.name, func(texts [][]byte) error {
+			return inFile(c.caFile, e.setRoots(texts))
+		}, c.caFile)
 	}
 	e.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
 		DialContext:            e.dial,
@@ -1197,6 +1199,14 @@ func (w *watched) look() []os.FileInfo {
 	return infos
 }
 
+// inFile says in which file an error is.
+func inFile(name string, err error) error {
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
 // sameFile reports whether a file is as it was.
 func sameFile(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
@@ -1221,7 +1231,7 @@ func (w *watched) read() error {
 		if err != nil || len(text) > maxFile {
 			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
 		}
-		texts = append(texts, text)
+		texts = append(texts, bytes.TrimPrefix(text, []byte("\ufeff")))
 	}
 	if err := w.set(texts); err != nil {
 		return fmt.Errorf("%s: %w", w.flag, err)

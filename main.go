@@ -299,7 +299,9 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	}
 	if c.basicAuth != "" {
 		p.passwords = newPasswords()
-		p.passwords.watched = p.watch("--web.basic-auth-file", p.passwords.set, c.basicAuth)
+		p.passwords.watched = p.watch("--web.basic-auth-file", func(texts [][]byte) error {
+			return inFile(c.basicAuth, p.passwords.set(texts))
+		}, c.basicAuth)
 	}
 	return p
 }
@@ -601,7 +603,7 @@ func (f *flags) readArgs(args []string) {
 		at := slices.IndexFunc(options, func(o option) bool { return o.name == name && name != "" })
 		switch {
 		case !isFlag:
-			f.fault("argument %d is not a flag; a value with blanks needs quotes", i+1)
+			f.stray(i, args)
 		case at < 0 && strings.ContainsAny(name, " ,:"): // it may hold a secret
 			f.fault("argument %d is not a flag; a flag and its value are two arguments, or --flag=value", i+1)
 		case at < 0:
@@ -633,6 +635,43 @@ func (f *flags) give(o option, value string) {
 	}
 }
 
+// stray keeps the fault of a word that belongs to no flag. It is shown unless it may be a
+// piece of something secret.
+func (f *flags) stray(i int, args []string) {
+	word, after := "", ""
+	for j := i - 1; j >= 0 && after == ""; j-- {
+		if strings.HasPrefix(args[j], "--") {
+			after, _, _ = strings.Cut(args[j], "=")
+		}
+	}
+	at := slices.IndexFunc(options, func(o option) bool { return "--"+o.name == after })
+	switch {
+	case at < 0:
+		after = ""
+	case options[at].scope != newSourceScope && !options[at].secret:
+		word = " (" + args[i] + ")"
+		after = ", after " + after + ","
+	default:
+		after = ", after " + after + ","
+	}
+	f.fault("argument %d%s%s is not a flag; a value with blanks needs quotes", i+1, word, after)
+}
+
+// foreign are flags that other exporters have, and what serves instead.
+var foreign = map[string]string{
+	"web.telemetry-path": "use --path /PATH",
+	"web.config.file":    "use --web.tls-cert-file, --web.tls-key-file and --web.basic-auth-file",
+	"config.file":        "there is no configuration file, only flags",
+	"config":             "there is no configuration file, only flags",
+	"listen":             "use --web.listen-address",
+	"listen-address":     "use --web.listen-address",
+	"port":               "use --web.listen-address :9998",
+	"v":                  "use --version, or --log.level debug",
+	"verbose":            "use --log.level debug",
+	"debug":              "use --log.level debug",
+	"url":                "use --http NAME=URL",
+}
+
 // unknown keeps the fault of a flag that does not exist, with the one that was meant.
 func (f *flags) unknown(name string) {
 	best, least := "", 3 // typing errors
@@ -641,11 +680,14 @@ func (f *flags) unknown(name string) {
 			best, least = o.name, n
 		}
 	}
-	if best == "" {
+	switch {
+	case foreign[name] != "":
+		f.fault("there is no flag --%s; %s", name, foreign[name])
+	case best != "":
+		f.fault("there is no flag --%s; did you mean --%s?", name, best)
+	default:
 		f.fault("there is no flag --%s; see --help", name)
-		return
 	}
-	f.fault("there is no flag --%s; did you mean --%s?", name, best)
 }
 
 // distance returns how many letters have to be added, removed or replaced to make b of a.
@@ -809,27 +851,51 @@ func (o option) keyOf(value string) string {
 
 // scoped parses [NAME:]VALUE. It reports whether the value is good so far.
 func (f *flags) scoped(o option, given string) (st setting, ok bool) {
-	name, value, colon := strings.Cut(given, ":")
-	if colon && isSourceName(name) {
-		s := f.source(name)
-		if s == nil {
-			f.fault("--%s %s: no source has this name", o.name, name)
-		}
-		return setting{o, s, value}, s != nil
+	name, value, _ := strings.Cut(given, ":")
+	if s := f.source(name); s != nil && strings.Contains(given, ":") {
+		return setting{o, s, value}, true
 	}
 	wrong, value, equals := strings.Cut(given, "=")
-	switch {
-	case equals && o.name != "label" && f.source(wrong) != nil: // the mistake that everyone makes
-		if o.secret {
-			value = "…"
-		}
-		f.fault("--%s %s=: a colon belongs after the name, write --%s %s:%s", o.name, wrong, o.name, wrong, value)
-		return setting{}, false
-	case o.scope == oneSource:
-		f.fault("--%s: want %s", o.name, o.value)
-		return setting{}, false
+	if o.secret {
+		value = "…"
 	}
-	return setting{o, nil, given}, true
+	switch {
+	case equals && f.source(wrong) != nil && (o.name != "label" || strings.Contains(value, "=")):
+		// the mistake that everyone makes
+		f.fault("--%s %s=: a colon belongs after the name, write --%s %s:%s", o.name, wrong, o.name, wrong, value)
+	case name != given && isSourceName(name) && o.looksScoped(given):
+		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
+	case o.scope == oneSource:
+		f.fault("--%s: want %s, with the NAME of a source; %s", o.name, o.value, f.names())
+	default:
+		return setting{o, nil, given}, true
+	}
+	return setting{}, false
+}
+
+// looksScoped reports whether the part before the colon is likely to be meant as the NAME of
+// a source: in X-Scope: a or env:prod it is something else.
+func (o option) looksScoped(given string) bool {
+	_, value, _ := strings.Cut(given, ":")
+	switch o.name {
+	case "label":
+		return strings.Contains(value, "=")
+	case "header":
+		return strings.Contains(value, ":") || strings.HasPrefix(value, "@")
+	}
+	return true
+}
+
+// names lists the sources, for an error.
+func (f *flags) names() string {
+	if len(f.sources) == 0 {
+		return "there is no source"
+	}
+	var names []string
+	for _, s := range f.sources {
+		names = append(names, s.name)
+	}
+	return "there are: " + strings.Join(names, ", ")
 }
 
 // listed returns the settings of an option that takes a list of sources.
@@ -839,7 +905,7 @@ func (f *flags) listed(o option) (specific []setting) {
 			if s := f.source(name); s != nil {
 				specific = append(specific, setting{o, s, ""})
 			} else {
-				f.fault("--%s %s: no source has this name", o.name, name)
+				f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 			}
 		}
 	}
@@ -1002,10 +1068,10 @@ func setFile(file *string, value string) error {
 }
 
 func setLogLevel(c *config, value string) error {
-	if c.logLevel.UnmarshalText([]byte(value)) != nil {
+	if !slices.Contains([]string{"debug", "info", "warn", "error"}, value) {
 		return errors.New("want debug, info, warn or error")
 	}
-	return nil
+	return c.logLevel.UnmarshalText([]byte(value))
 }
 
 func setLogFormat(c *config, value string) error {
@@ -1037,10 +1103,13 @@ func parseDuration(text string) (time.Duration, error) {
 	n, err := strconv.ParseFloat(days, 64)
 	d, err2 := time.ParseDuration(rest)
 	total := n*float64(24*time.Hour) + float64(d)
-	if err != nil || err2 != nil || n < 0 || d < 0 || !(total <= float64(366*24*time.Hour)) {
-		return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
+	if err == nil && err2 == nil && n >= 0 && d >= 0 && total <= float64(366*24*time.Hour) {
+		return time.Duration(total), nil
 	}
-	return time.Duration(total), nil
+	if _, err := strconv.ParseUint(text, 10, 64); err == nil {
+		return 0, fmt.Errorf("the unit is missing: write %ss for seconds", text)
+	}
+	return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
 }
 
 // parseSize parses a whole number with its unit.
@@ -1101,17 +1170,32 @@ func parseAddress(text string) (address, error) {
 	}
 	if path, ok := strings.CutPrefix(a.addr, "unix:"); ok {
 		a.network, a.addr = "unix", path
-		if path == "" || path[0] == '@' {
+		switch {
+		case path == "" || path[0] == '@':
 			return a, errors.New("want a path, like unix:/run/re.sock")
+		case len(path) > maxSocketPath:
+			return a, fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(path))
 		}
 		return a, nil
 	}
+	scheme, _, hasScheme := strings.Cut(a.addr, "://")
 	_, port, err := net.SplitHostPort(a.addr)
-	if err != nil || !isPort(port, false) {
+	_, path, hasPath := strings.Cut(a.addr, "/")
+	switch {
+	case hasScheme:
+		return a, fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
+	case hasPath:
+		return a, fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
+	case err != nil:
 		return a, errors.New("want an address like :9998, 127.0.0.1:9998 or unix:/run/re.sock")
+	case !isPort(port, false):
+		return a, fmt.Errorf("the port %s is not a number from 0 to 65535", port)
 	}
 	return a, nil
 }
+
+// maxSocketPath is the longest path that a Unix socket may have on every system, in bytes.
+const maxSocketPath = 103
 
 // listenAll opens all listeners, or none.
 func (p *program) listenAll() ([]net.Listener, error) {
@@ -1402,7 +1486,10 @@ func newPasswords() *passwords {
 func (ps *passwords) set(texts [][]byte) error {
 	us, old := map[string]*user{}, ps.users.Load()
 	err := eachLine(texts[0], func(line string) error {
-		name, hash, _ := strings.Cut(line, ":")
+		name, hash, ok := strings.Cut(line, ":")
+		if !ok || strings.HasPrefix(hash, " ") { // a web.yml, say
+			return errNotHash
+		}
 		u, err := parseHash(hash)
 		if err == nil && (name == "" || us[name] != nil) {
 			err = errors.New("the user has no name, or the name of an earlier one")
@@ -1416,10 +1503,11 @@ func (ps *passwords) set(texts [][]byte) error {
 	if err == nil && len(us) == 0 {
 		err = errors.New("it holds no user")
 	}
-	if err == nil {
-		ps.users.Store(&us)
+	if err != nil {
+		return err
 	}
-	return err
+	ps.users.Store(&us)
+	return nil
 }
 
 // same reports whether the hash is the same.
@@ -1428,11 +1516,15 @@ func (u *user) same(other *user) bool {
 		bytes.Equal(u.salt, other.salt) && bytes.Equal(u.key, other.key)
 }
 
+// errNotHash says how to make a line of a password file.
+var errNotHash = errors.New("want user:HASH (bcrypt is not supported); " +
+	`make a line by: echo "user:$(printf %s "$PASSWORD" | reverse_exporter --hash-password)"`)
+
 // parseHash parses pbkdf2-sha256$ITERATIONS$SALT$KEY.
 func parseHash(hash string) (*user, error) {
 	parts := strings.Split(hash, "$")
 	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
-		return nil, errors.New("want user:HASH, with a HASH that --hash-password prints (bcrypt is not supported)")
+		return nil, errNotHash
 	}
 	u := &user{}
 	var err1, err2, err3 error
@@ -2295,8 +2387,10 @@ func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
 	return 1
 }
 
-// hashPassword prints the hash of the password in the first line of standard input,
-// stretched for about a quarter of a second.
+// hashIterations makes a small ARM board stretch a password within a second.
+const hashIterations = 200_000
+
+// hashPassword prints the hash of the password in the first line of standard input.
 func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 	if file, ok := stdin.(*os.File); ok {
 		if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
@@ -2305,19 +2399,22 @@ func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	line, err := bufio.NewReader(io.LimitReader(stdin, 4<<10)).ReadString('\n')
 	password := strings.TrimRight(line, "\r\n")
-	if err != nil && err != io.EOF || password == "" || len(line) == 4<<10 {
-		fmt.Fprintln(stderr, "reverse_exporter: --hash-password reads one line, the password, from standard input")
+	fault := ""
+	switch {
+	case err != nil && err != io.EOF:
+		fault = err.Error()
+	case password == "":
+		fault = "the password is empty"
+	case len(line) == 4<<10:
+		fault = "the password is longer than 4 KiB"
+	case strings.IndexByte(password, 0) >= 0, strings.HasPrefix(password, "\ufeff"), !utf8.ValidString(password):
+		fault = "the password holds a NUL byte, begins with a byte order mark, or is not UTF-8"
+	}
+	if fault != "" {
+		fmt.Fprintf(stderr, "reverse_exporter: --hash-password reads a password, one line, from standard input: %s\n", fault)
 		return 1
 	}
-	fastest := time.Hour
-	for range 5 { // other processes may take the processor meanwhile
-		begin := time.Now()
-		stretch(password, make([]byte, 16), minIterations)
-		fastest = min(fastest, time.Since(begin))
-	}
-	quarter := minIterations * float64(250*time.Millisecond) / float64(fastest)
-	iterations := int(min(max(quarter, minIterations), maxIterations)) / 1000 * 1000
-	fmt.Fprintf(stdout, "%s\n", appendHash(nil, password, iterations))
+	fmt.Fprintf(stdout, "%s\n", appendHash(nil, password, hashIterations))
 	return 0
 }
 

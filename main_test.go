@@ -2997,7 +2997,7 @@ func TestBadFlags(t *testing.T) {
 		{"--file a=[", []string{"--file a: want a file name or a glob"}},
 		{`--exec a= --exec b='x --exec c={x} --exec d=x|{`, []string{"--exec a: there is no command", "--exec b: the quote ' is not closed", "--exec c: the command itself", "--exec d: a brace"}},
 		{src + " --timeout pg=5s", []string{"write --timeout pg:5s"}},
-		{src + " --timeout 5 --timeout pg:0s --timeout x:5s", []string{"--timeout 5: want a duration", "--timeout pg:0s: must be at least 1ms", "--timeout x: no source"}},
+		{src + " --timeout 5 --timeout pg:0s --timeout x:5s", []string{"--timeout 5: the unit is missing: write 5s", "--timeout pg:0s: must be at least 1ms", "--timeout x: no source"}},
 		{src + " --timeout 5s --timeout 6s", []string{"--timeout 6s: given twice"}},
 		{src + " --max-bytes 10 --max-bytes pg:1.5MiB --max-age pg:x", []string{"--max-bytes 10: want a whole number", "--max-bytes pg:1.5MiB", "--max-age pg:x"}},
 		{src + " --max-bytes 2GiB --max-bytes pg:0B", []string{"must be at most 1GiB", "--max-bytes pg:0B: want a whole"}},
@@ -3019,7 +3019,11 @@ func TestBadFlags(t *testing.T) {
 		{src + " --web.listen-address https://:1 --web.listen-address http://x", []string{"--web.listen-address: https:// needs", "--web.listen-address http://x: want an address"}},
 		{src + " --web.tls-cert-file x --web.tls-key-file y --web.listen-address http://:1", []string{"would not be used"}},
 		{src + " --web.tls-client-ca-file x --ca-file pg:x --insecure pg", []string{"--web.tls-client-ca-file: needs --web.tls-cert-file", "--ca-file pg:x: only an https", "--insecure pg: only an https"}},
-		{src + " --header X-Key:v --header pg:nocolon --header pg:Te:x --header pg:a(b):x", []string{"--header X-Key: no source", "--header pg: want a header", "--header pg: Te is set by the program", "--header pg: want a header"}},
+		{src + " --htp a=b --web.telemetry-path /m --listen :1 -v", []string{"--htp; did you mean --http?", "--web.telemetry-path; use --path", "--listen; use --web.listen-address", "-v; use --version"}},
+		{src + " --label pg=env=prod --label env:prod --header X-Scope:a --timeout x:5s", []string{"write --label pg:env=prod", "--label env:prod: want KEY=VALUE", "--header: want NAME:", "--timeout x: no source has this name; there are: pg"}},
+		{src + " --timeout 5s sec --header pg:X: secret --log.level debug+3 --log.format json --log.format logfmt", []string{"argument 4 (sec), after --timeout, is not a flag", "argument 7, after --header, is not", "--log.level debug+3: want debug", "--log.format logfmt: given twice"}},
+		{src + " --web.listen-address tcp://:1 --web.listen-address :9998/metrics --web.listen-address :99980 --web.listen-address unix:/" + strings.Repeat("x", 103), []string{"tcp:// is not known", "leave out /metrics", "the port 99980", "may have 103 bytes"}},
+		{src + " --header X-Key:v --header pg:nocolon --header pg:Te:x --header pg:a(b):x", []string{"--header: want NAME:", "--header pg: want a header", "--header pg: Te is set by the program", "--header pg: want a header"}},
 	} {
 		_, faults := parseFlags(strings.Fields(c.args))
 		all := strings.Join(faults, "\n")
@@ -3123,7 +3127,7 @@ func TestModes(t *testing.T) {
 		{"--check --exec x=sh --file y=testdata/*.none", 0, "ok\n"},
 		{"--check --exec x=no-such-program --file y=/nowhere", 1, "no-such-program"},
 		{"--file x=y --web.listen-address unix:/no/such/dir/sock", 1, "failed to listen"},
-		{"--file x=y --web.basic-auth-file testdata/format.txt", 1, "--web.basic-auth-file: line 1: want user:HASH"},
+		{"--file x=y --web.basic-auth-file testdata/format.txt", 1, ": line 1: want user:HASH"},
 		{"--file x=testdata/appliance/backup.prom --web.basic-auth-file /nowhere --check", 1, "--web.basic-auth-file: open /nowhere"},
 	} {
 		out, err := programCommand(strings.Fields(c.args)...).CombinedOutput()
@@ -3575,7 +3579,7 @@ func TestBasicAuth(t *testing.T) {
 	if w := getAs(t, p, "/metrics", "prometheus", "s3cret: x"); w.Code != 200 {
 		t.Errorf("after a broken file came: %d", w.Code)
 	}
-	wantContains(t, log.String(), "failed to reload", "line 1: want user:HASH, with a HASH that --hash-password prints")
+	wantContains(t, log.String(), "failed to reload", "line 1: want user:HASH")
 	text, _ := os.ReadFile(withAuth(t, dir, "prometheus", "new"))
 	for password, want := range map[string]int{"s3cret: x": 401, "new": 200} {
 		if w := getAs(t, p, "/metrics", "prometheus", password); w.Code != want {
@@ -3694,7 +3698,7 @@ func TestHashPassword(t *testing.T) {
 	for _, input := range []string{"", "\n", "\na", strings.Repeat("x", 5000)} {
 		cmd := programCommand("--hash-password")
 		cmd.Stdin = strings.NewReader(input)
-		if out, err := cmd.CombinedOutput(); exitCode(err) != 1 || !strings.Contains(string(out), "reads one line") {
+		if out, err := cmd.CombinedOutput(); exitCode(err) != 1 || !strings.Contains(string(out), "reads a password, one line") {
 			t.Errorf("%.9q: %v %s", input, err, out)
 		}
 	}
@@ -3732,7 +3736,7 @@ func TestSecrets(t *testing.T) {
 	for _, reason := range []string{"status", "connect", "tls", "parse", "start"} {
 		wantContains(t, said, "reason="+reason) // all that was to fail has failed
 	}
-	wantContains(t, said, "--header refused: "+headers+": line 1", "--web.basic-auth-file: line 1")
+	wantContains(t, said, "--header refused: "+headers+": line 1", "auth: line 1")
 	for _, args := range [][]string{
 		{"--header", "pg:PLANTED"}, {"--header", "pg=X: PLANTED"}, {"--header", "pg:Connection: PLANTED"}, {"--header", "pg:X: PLANTED\x01"},
 		{"--http", "x=http://PLANTED@:port/"}, {"--exec", "x='PLANTED"}, {"--header", "file:X: PLANTED"},
@@ -3882,7 +3886,7 @@ func TestHTTPS(t *testing.T) {
 	up("1")
 	replaceFile(t, dir, "ca.pem", "broken")
 	up("1")
-	wantContains(t, logged(p, log), "--ca-file verified: it holds no certificate", "source=system reason=tls", "give its CA: --ca-file system:FILE")
+	wantContains(t, logged(p, log), "it holds no certificate", "source=system reason=tls", "give its CA: --ca-file system:FILE")
 }
 
 // TestGzip compresses for those who prefer it, and says how long everything is.
