@@ -3410,7 +3410,7 @@ func TestTLS(t *testing.T) {
 		t.Errorf("a broken certificate is logged %d times:\n%s", n, log)
 	}
 	_, page := ask(t, client, "https://"+addr+"/")
-	wantContains(t, page, "--web.tls-cert-file: a changed file cannot be taken up")
+	wantContains(t, page, "--web.tls-cert-file: the changed file was not taken up")
 	ca.issue(t, dir, "server")
 	if serial() == second {
 		t.Error("no certificate is taken after a broken one")
