@@ -85,13 +85,13 @@ type fetcher interface {
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
-func newSource(life context.Context, c *sourceConfig, p *program) *source {
+func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, watch watcher) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16}}
-	s.intake = intake{maxBytes: c.maxBytes, added: newAddedLabels(c), windows: &p.windows}
+	s.intake = intake{maxBytes: c.maxBytes, added: newAddedLabels(c), windows: windows}
 	switch c.kind {
 	case "http":
 		s.places = 128
-		s.fetcher = newExporter(c, &s.intake, p.watch)
+		s.fetcher = newExporter(c, &s.intake, watch)
 	case "file":
 		s.fetcher = &files{intake: &s.intake, pattern: c.target}
 	case "exec":
@@ -99,7 +99,7 @@ func newSource(life context.Context, c *sourceConfig, p *program) *source {
 	}
 	s.do = s.fetcher.fetch
 	s.count = s.status.count
-	s.report = func(r *result, e event) { logFetch(p.log, c.name, r, e) }
+	s.report = func(r *result, e event) { logFetch(log, c.name, r, e) }
 	return s
 }
 

@@ -288,7 +288,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = newLog(c, stderr)
 	for _, sc := range c.sources {
-		s := newSource(life, sc, p)
+		s := newSource(life, sc, p.log, &p.windows, p.watch)
 		p.sources = append(p.sources, s)
 		for _, path := range s.paths {
 			p.endpoints[path] = append(p.endpoints[path], s)
