@@ -2135,6 +2135,10 @@ type counts struct {
 	lastSuccess time.Time
 	last        lastFetch
 	fetched     bool // last is set
+
+	since           time.Time // when the fetches of last's outcome, good or bad, began
+	lastFailure     *failure  // of a fetch with default arguments; nil before the first
+	lastFailureTime time.Time
 }
 
 // lastFetch is what the last fetch with default arguments came to.
@@ -2174,6 +2178,12 @@ func (st *status) count(standard bool, r *result) event {
 	}
 	if !standard {
 		return event{}
+	}
+	if !st.fetched || (st.last.failure == nil) != (r.failure == nil) {
+		st.since = r.end
+	}
+	if r.failure != nil {
+		st.lastFailure, st.lastFailureTime = r.failure, r.end
 	}
 	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
 	st.fetched = true

@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	cryptorand "crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -3988,7 +3989,7 @@ func TestTLS(t *testing.T) {
 		t.Errorf("a broken certificate is logged %d times:\n%s", n, log)
 	}
 	_, page := ask(t, client, "https://"+addr+"/")
-	wantContains(t, page, "--web.tls-cert-file: a changed file cannot be taken up")
+	wantContains(t, page, "--web.tls-cert-file: the changed file was not taken up")
 	ca.issue(t, dir, "server")
 	if serial() == second {
 		t.Error("no certificate is taken after a broken one")
@@ -5121,35 +5122,189 @@ func TestHealthcheck(t *testing.T) {
 	}
 }
 
-// TestIndex shows what the appliance holds, and nothing that could run in a browser.
-func TestIndex(t *testing.T) {
+// TestOverview shows what is down first, with all that may help, and nothing that could run
+// in a browser.
+func TestOverview(t *testing.T) {
 	odd := writeFile(t, t.TempDir(), `<script>"&.prom`, "a 1\n}\n")
-	args := []string{"--file", "odd=" + odd, "--exec", "disk=smart {disk}", "--path", "disk:/smart", backup, "--path", "/metrics"}
-	p, _ := newTestProgram(t, args...)
+	p, _ := newTestProgram(t, backup, "--file", "odd="+odd, "--exec", "disk=smart --token=hunter2 {disk}", "--path", "disk:/smart",
+		"--http", "quiet=http://user:hunter2@localhost:1/metrics?key=hunter2", "--path", "quiet:/quiet", "--path", "/metrics")
+	host, _ := os.Hostname()
 	before := get(t, p, "/").Body.String()
-	wantContains(t, before, "0 up", "not fetched yet")
+	wantContains(t, before, "<title>○ nothing asked yet – "+host+"</title>", "0 of 4 up, 1 on demand, 3 never asked", "not scraped yet")
 	get(t, p, "/metrics")
 	w := get(t, p, "/")
 	page := w.Body.String()
-	wantContains(t, page, `<meta charset=utf-8>`, `<meta name=viewport content="width=device-width">`, "3 sources:", "1 up", "1 down", "1 not fetched yet", "2 samples", "Version dev",
-		`<a href="./metrics">/metrics</a>`, `<a href="./smart">/smart</a>`, `<a href="./metrics?exporter_name=backup">backup</a><td class=up>up<td title=Kind>file`,
-		`&lt;script&gt;&quot;&amp;.prom`, "line 2, column 1: expected a metric name", "<td>disk<td>not fetched yet<td title=Kind>exec<td title=From class=w>smart<td")
-	if strings.Contains(page, "<script") {
-		t.Error("a value is not escaped")
+	wantContains(t, page, "<title>✖ 1 down – "+host+"</title>", "<h1>✖ 1 down – "+host+"</h1>",
+		"<p><a href=#odd>odd</a><p class=dim>1 of 4 up, 1 on demand, 1 never asked</header>",
+		"reverse_exporter dev", " by 192.0.2.1, took ", "renewed every 15 s",
+		`<a href="./metrics?exporter_name=odd">odd</a><td>file `, `&lt;script&gt;&quot;&amp;.prom`,
+		"<td colspan=8><b>parse:</b> ", "line 2, column 1: expected a metric name <i>→ promtool check metrics says more",
+		"<td>○ never asked<td>", "http://localhost:1/metrics, served on /quiet<td>–<td>–<td>–<td>–<td>never<td>0",
+		"<td>◇ on demand<td>disk<td>exec smart, served on /smart<td>–",
+		`<a href="./metrics">/metrics</a> <a href="./quiet">/quiet</a> <a href="./smart">/smart</a>`,
+		`<a href="./metrics?exporter_name=reverse_exporter">`)
+	wantOrder(t, page, " id=odd>", " id=quiet>", " id=disk>", " id=backup>")
+	for _, unwanted := range []string{"<script", "hunter2", " style=", "Could not be merged"} {
+		if strings.Contains(page, unwanted) {
+			t.Errorf("%s is on the page:\n%s", unwanted, page)
+		}
 	}
-	csp := w.Header().Get("Content-Security-Policy")
-	wantContains(t, csp, "default-src 'none'", "style-src 'sha256-", "frame-ancestors 'none'")
-	if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" || w.Header().Get("Content-Type") != "text/html; charset=utf-8" {
-		t.Error(w.Header())
+	_, look, _ := strings.Cut(page, "<style>")
+	look, _, _ = strings.Cut(look, "</style>")
+	sum := sha256.Sum256([]byte(look))
+	wantContains(t, w.Header().Get("Content-Security-Policy"), "default-src 'none'", "frame-ancestors 'none'",
+		"style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
+	if h := w.Header(); h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" ||
+		h.Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Error(h)
 	}
-	args = nil
-	for i := range 20 {
-		args = append(args, "--http", fmt.Sprintf("source-%d=http://source-%d.monitoring.example:9100/metrics", i, i), "--timeout", fmt.Sprintf("source-%d:1ms", i))
+}
+
+// wantOrder wants parts in a text, one after another.
+func wantOrder(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	rest := text
+	for _, part := range parts {
+		_, after, ok := strings.Cut(rest, part)
+		if !ok {
+			t.Fatalf("%q is not in its place in:\n%s", part, text)
+		}
+		rest = after
 	}
-	p, _ = newTestProgram(t, args...)
+}
+
+// TestOverviewRecovery shows the error of a source that is up again for an hour.
+func TestOverviewRecovery(t *testing.T) {
+	dir := t.TempDir()
+	p, _ := newTestProgram(t, "--file", "cron="+dir+"/cron.prom")
 	get(t, p, "/metrics")
-	if page := get(t, p, "/").Body.String(); len(page) > 30_000 {
-		t.Errorf("%d bytes for 20 sources", len(page))
+	wantContains(t, get(t, p, "/").Body.String(), "<tr class=down id=cron>", `<td title="since `, "<i>→ does the job that writes it still run")
+	writeFile(t, dir, "cron.prom", "a 1\n")
+	get(t, p, "/metrics")
+	page := get(t, p, "/").Body.String()
+	wantContains(t, page, "● all up – ", "<tr class=up id=cron><td>● up <i>", ` s ago: <b>file:</b> `)
+	if strings.Contains(page, "→") {
+		t.Errorf("there is advice though all is well:\n%s", page)
+	}
+	p.sources[0].status.lastFailureTime = time.Now().Add(-61 * time.Minute)
+	if page := get(t, p, "/").Body.String(); strings.Contains(page, "<b>file:</b>") {
+		t.Errorf("an error of long ago is shown:\n%s", page)
+	}
+}
+
+// TestOverviewSince has a state begin when it changes between up and down, and not when the
+// reason does.
+func TestOverviewSince(t *testing.T) {
+	var st status
+	start := time.Now()
+	for i, step := range []struct {
+		failure *failure
+		since   int // the step that began the state
+	}{
+		{nil, 0}, {nil, 0}, {fail("connect", "x"), 2}, {fail("timeout", "y"), 2}, {nil, 4}, {nil, 4},
+	} {
+		at := start.Add(time.Duration(i) * time.Minute)
+		st.count(true, &result{start: at, end: at, failure: step.failure})
+		st.count(false, &result{start: at, end: at, failure: fail("parse", "of another's arguments")})
+		if want := start.Add(time.Duration(step.since) * time.Minute); !st.snapshot().since.Equal(want) {
+			t.Errorf("step %d: the state holds since %v, want %v", i, st.snapshot().since, want)
+		}
+	}
+	if c := st.snapshot(); c.lastFailure.reason != "timeout" || !c.lastFailureTime.Equal(start.Add(3*time.Minute)) {
+		t.Errorf("the last failure is %v at %v", c.lastFailure, c.lastFailureTime)
+	}
+}
+
+// TestOverviewAdvice has something to say to each reason that a fetch can fail for. Busy is
+// none: it is a scrape that found no place.
+func TestOverviewAdvice(t *testing.T) {
+	for kind, all := range reasons {
+		for _, reason := range all {
+			if advice[reason] == "" && reason != "busy" {
+				t.Errorf("nothing is said about %s of a source of kind %s", reason, kind)
+			}
+		}
+	}
+}
+
+// TestOverviewSize keeps the page small: it is loaded again every 15 s.
+func TestOverviewSize(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for sources, limit := range map[int]int{11: 8_000, 60: 25_000} {
+		var args []string
+		for i := range sources {
+			name := fmt.Sprintf("appliance-service-%02d", i)
+			args = append(args, "--file", name+"="+name+".prom")
+			if i >= 5 {
+				writeFile(t, dir, name+".prom", "a 1\n")
+			}
+		}
+		p, _ := newTestProgram(t, args...)
+		get(t, p, "/metrics")
+		page := get(t, p, "/").Body.String()
+		wantContains(t, page, "✖ 5 down", fmt.Sprintf("%d of %d up", sources-5, sources))
+		t.Logf("%d bytes for %d sources", len(page), sources)
+		if len(page) > limit {
+			t.Errorf("%d bytes for %d sources, want %d at most", len(page), sources, limit)
+		}
+	}
+}
+
+// TestOverviewUnmerged lists what could not be merged as it came, and no more than fits.
+func TestOverviewUnmerged(t *testing.T) {
+	if list := appendUnmerged(nil, nil); len(list) > 0 {
+		t.Errorf("without any: %s", list)
+	}
+	all := []unmerged{{"<b>", []string{"c1", "c2"}, "the types differ: served untyped"}}
+	for range 1020 {
+		all = append(all, unmerged{family: "more"})
+	}
+	list := string(appendUnmerged(nil, all))
+	wantContains(t, list, "<h2 id=-unmerged>", "<li><b>&lt;b&gt;</b> of c1, c2: the types differ: served untyped", "<li>and 1\u202f001 more")
+	if n := strings.Count(list, "<b>more</b>"); n != 19 {
+		t.Errorf("%d families after the first, want 19", n)
+	}
+	wantContains(t, string(appendBanner(nil, "host", nil, 2)), "<a href=#-unmerged>conflicts: 2</a>")
+}
+
+// TestOverviewUnits writes numbers as the page has them.
+func TestOverviewUnits(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0:                         "0.1 ms",
+		49 * time.Microsecond:     "0.1 ms",
+		540 * time.Microsecond:    "0.5 ms",
+		2 * time.Millisecond:      "2 ms",
+		9940 * time.Microsecond:   "9.9 ms",
+		9960 * time.Microsecond:   "10 ms",
+		812 * time.Millisecond:    "812 ms",
+		999 * time.Millisecond:    "999 ms",
+		999600 * time.Microsecond: "1 s",
+		8900 * time.Millisecond:   "8.9 s",
+		10 * time.Second:          "10 s",
+		2 * time.Minute:           "120 s",
+	} {
+		if got := durationText(d); got != want {
+			t.Errorf("%v is %q, want %q", d, got, want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0", 999: "999", 1000: "1\u202f000", 1002003: "1\u202f002\u202f003"} {
+		if got := grouped(n); got != want {
+			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) { // time stands still
+		for d, want := range map[time.Duration]string{
+			0: "0 s ago", 119 * time.Second: "119 s ago", 2 * time.Minute: "2 min ago", 119 * time.Minute: "119 min ago",
+			2 * time.Hour: "2 h ago", 47 * time.Hour: "47 h ago", 48 * time.Hour: "2 d ago",
+		} {
+			if got := ago(time.Now().Add(-d)); got != want {
+				t.Errorf("%v is %q, want %q", d, got, want)
+			}
+		}
+	})
+	if got := ago(time.Time{}); got != "never" {
+		t.Errorf("no time at all is %q", got)
 	}
 }
 
