@@ -527,12 +527,13 @@ func (w *waterfall) timedOut() *failure {
 }
 
 // limitOf returns how long a source is told that it has: as long as the scrape that began
-// the fetch waits, but no longer than --timeout, less a margin to answer in time.
+// the fetch waits, but no longer than --timeout, less a margin to answer in time. A fetch in
+// the background has all of its --timeout.
 func (w *waterfall) limitOf(f *fetch) time.Duration {
-	d := w.timeout
-	if !f.deadline.IsZero() {
-		d = max(min(d, time.Until(f.deadline)), time.Millisecond)
+	if f.deadline.IsZero() {
+		return w.timeout
 	}
+	d := max(min(w.timeout, time.Until(f.deadline)), time.Millisecond)
 	return d - margin(d)
 }
 
@@ -893,8 +894,12 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 	}
 	e.headers.Store(&e.fixed)
 	watchFiles := func(flag string, set func(texts [][]byte) error, names ...string) {
+		var files []flagFile
+		for _, name := range names {
+			files = append(files, flagFile{"--" + flag + " " + c.name, name})
+		}
 		if len(names) > 0 && names[0] != "" {
-			e.watched = append(e.watched, watch("--"+flag+" "+c.name, set, names...))
+			e.watched = append(e.watched, watch(set, files...))
 		}
 	}
 	watchFiles("header", e.setHeaders, c.headerFiles...)
@@ -1185,7 +1190,7 @@ func (e *exporter) setHeaders(texts [][]byte) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("%s: %w", e.headerFiles[i], err)
+			return &fileError{i, err}
 		}
 	}
 	e.headers.Store(&headers)
@@ -1196,7 +1201,7 @@ func (e *exporter) setHeaders(texts [][]byte) error {
 func (e *exporter) setToken(texts [][]byte) error {
 	token := string(bytes.TrimSpace(texts[0]))
 	if token == "" || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
-		return fmt.Errorf("%s: want one token, in ASCII and without blanks", e.tokenFile)
+		return errors.New("want one token, in ASCII and without blanks")
 	}
 	e.token.Store(&token)
 	return nil
@@ -1261,7 +1266,7 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 func (e *exporter) setRoots(texts [][]byte) error {
 	roots, err := newPool(texts[0])
 	if err != nil {
-		return inFile(e.caFile, err)
+		return err
 	}
 	e.roots.Store(roots)
 	e.client.CloseIdleConnections() // the next fetch is to verify anew
@@ -1270,13 +1275,29 @@ func (e *exporter) setRoots(texts [][]byte) error {
 
 // setCertificate keeps the certificate and key that the exporter is shown.
 func (e *exporter) setCertificate(texts [][]byte) error {
-	cert, err := tls.X509KeyPair(texts[0], texts[1])
+	cert, err := newCertificate(texts[0], texts[1])
 	if err != nil {
-		return inFile(e.certFile, err)
+		return err
 	}
-	e.cert.Store(&cert)
+	e.cert.Store(cert)
 	e.client.CloseIdleConnections()
 	return nil
+}
+
+// newCertificate returns the certificate in a PEM file, with the key in another, which may be
+// the same.
+func newCertificate(certFile, keyFile []byte) (*tls.Certificate, error) {
+	if bytes.Contains(keyFile, []byte("ENCRYPTED")) {
+		return nil, &fileError{1, errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE")}
+	}
+	cert, err := tls.X509KeyPair(certFile, keyFile)
+	switch {
+	case err == nil:
+		return &cert, nil
+	case strings.Contains(err.Error(), "key"):
+		return nil, &fileError{1, err}
+	}
+	return nil, err
 }
 
 // newPool returns the certificates in a PEM file.
@@ -1289,13 +1310,23 @@ func newPool(text []byte) (*x509.CertPool, error) {
 }
 
 // watcher has files read at start and when they change: set gets what they hold.
-type watcher func(flag string, set func(texts [][]byte) error, names ...string) *watched
+type watcher func(set func(texts [][]byte) error, files ...flagFile) *watched
+
+// flagFile is a file that a flag names.
+type flagFile struct{ flag, name string }
+
+// fileError is a fault in one of the files that are watched together; others are in the first.
+type fileError struct {
+	file int
+	err  error
+}
+
+func (e *fileError) Error() string { return e.err.Error() }
 
 // watched are files that are read again when they change on disk. If a new one is
 // broken, that is logged once and what they held before stays in use.
 type watched struct {
-	flag  string // that names them
-	names []string
+	files []flagFile
 	set   func(texts [][]byte) error // keeps what they hold
 	log   *slog.Logger
 
@@ -1328,25 +1359,17 @@ func (w *watched) refresh() {
 	if w.broken.Store(err != nil); err != nil {
 		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
 	} else {
-		w.log.Info("reloaded a changed file", "flag", w.flag)
+		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
 	}
 }
 
 // look returns what shows whether the files have changed.
 func (w *watched) look() []os.FileInfo {
-	infos := make([]os.FileInfo, len(w.names))
-	for i, name := range w.names {
-		infos[i], _ = os.Stat(name)
+	infos := make([]os.FileInfo, len(w.files))
+	for i, f := range w.files {
+		infos[i], _ = os.Stat(f.name)
 	}
 	return infos
-}
-
-// inFile says in which file an error is.
-func inFile(name string, err error) error {
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return nil
 }
 
 // sameFile reports whether a file is as it was.
@@ -1360,25 +1383,42 @@ func sameFile(a, b os.FileInfo) bool {
 // maxFile is the largest file that a flag may name, in bytes.
 const maxFile = 1 << 20
 
-// read reads the files whole and hands them to set.
+// read reads the files whole and hands them to set. Its error has a line for each file that
+// cannot be read, with the flag that names it.
 func (w *watched) read() error {
 	var texts [][]byte
-	for _, name := range w.names {
-		file, _, err := openRegular(name)
+	var faults []error
+	for _, f := range w.files {
+		text, err := f.read()
 		if err != nil {
-			return fmt.Errorf("%s: %w", w.flag, err)
+			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
 		}
-		text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-		file.Close()
-		if err != nil || len(text) > maxFile {
-			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
-		}
-		texts = append(texts, bytes.TrimPrefix(text, []byte(byteOrderMark)))
+		texts = append(texts, text)
 	}
-	if err := w.set(texts); err != nil {
-		return fmt.Errorf("%s: %w", w.flag, err)
+	if len(faults) > 0 {
+		return errors.Join(faults...)
+	}
+	err := w.set(texts)
+	at := &fileError{}
+	errors.As(err, &at)
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", w.files[at.file].flag, w.files[at.file].name, err)
 	}
 	return nil
+}
+
+// read reads the file, without a byte order mark.
+func (f flagFile) read() ([]byte, error) {
+	file, _, err := openRegular(f.name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil || len(text) > maxFile {
+		return nil, fmt.Errorf("%s cannot be read, or is larger than 1 MiB", f.name)
+	}
+	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
 }
 
 // eachLine calls do for each line but comments and empty ones, without the blanks around it,

@@ -316,9 +316,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	}
 	if c.basicAuth != "" {
 		p.passwords = newPasswords()
-		p.passwords.watched = p.watch("--web.basic-auth-file", func(texts [][]byte) error {
-			return inFile(c.basicAuth, p.passwords.set(texts))
-		}, c.basicAuth)
+		p.passwords.watched = p.watch(p.passwords.set, flagFile{"--web.basic-auth-file", c.basicAuth})
 	}
 	return p
 }
@@ -386,8 +384,8 @@ func (l *logWriter) flush(d time.Duration) {
 }
 
 // watch has files read at start, by loadFiles, and again when they change.
-func (p *program) watch(flag string, set func(texts [][]byte) error, names ...string) *watched {
-	w := &watched{flag: flag, names: names, set: set, log: p.log}
+func (p *program) watch(set func(texts [][]byte) error, files ...flagFile) *watched {
+	w := &watched{files: files, set: set, log: p.log}
 	p.watched = append(p.watched, w)
 	return w
 }
@@ -1317,11 +1315,11 @@ type serverTLS struct {
 
 // watch has the files read that the flags name.
 func (t *serverTLS) watch(c *config, watch watcher) {
-	names := []string{c.tlsCert, c.tlsKey}
+	files := []flagFile{{"--web.tls-cert-file", c.tlsCert}, {"--web.tls-key-file", c.tlsKey}}
 	if t.clients = c.tlsClientCA != ""; t.clients {
-		names = append(names, c.tlsClientCA)
+		files = append(files, flagFile{"--web.tls-client-ca-file", c.tlsClientCA})
 	}
-	t.watched = watch("--web.tls-cert-file", t.set, names...)
+	t.watched = watch(t.set, files...)
 }
 
 // current returns what the next handshake is done with.
@@ -1333,20 +1331,19 @@ func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
 // set keeps what the files hold. A client without a certificate may connect, so that it
 // can be told what is missing.
 func (t *serverTLS) set(texts [][]byte) error {
-	names := t.watched.names
-	cert, err := tls.X509KeyPair(texts[0], texts[1])
+	cert, err := newCertificate(texts[0], texts[1])
 	if err != nil {
-		return fmt.Errorf("%s, %s: %w", names[0], names[1], err)
+		return err
 	}
 	c := &tls.Config{
-		Certificates: []tls.Certificate{cert},
+		Certificates: []tls.Certificate{*cert},
 		MinVersion:   tls.VersionTLS12,
 		NextProtos:   []string{"http/1.1"},
 	}
 	if t.clients {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
 		if c.ClientCAs, err = newPool(texts[2]); err != nil {
-			return fmt.Errorf("%s: %w", names[2], err)
+			return &fileError{2, err}
 		}
 	}
 	t.config.Store(c)
@@ -2101,7 +2098,7 @@ func (p *program) appendFacts(dst []byte) []byte {
 	for _, w := range p.watched {
 		if w.broken.Load() {
 			dst = fmt.Appendf(dst, "\n<p class=wait>▲ %s: the changed file was not taken up; the log says why",
-				escapeHTML.Replace(w.flag))
+				escapeHTML.Replace(w.files[0].flag))
 		}
 	}
 	return dst
@@ -2367,6 +2364,10 @@ func (p *program) check(stdout io.Writer) int {
 	var faults []error
 	for _, w := range p.watched {
 		faults = append(faults, w.load())
+	}
+	if c := p.tls.config.Load(); c != nil && time.Now().After(c.Certificates[0].Leaf.NotAfter) {
+		faults = append(faults, fmt.Errorf("--web.tls-cert-file: the certificate expired on %s",
+			c.Certificates[0].Leaf.NotAfter.UTC().Format(time.RFC3339)))
 	}
 	for _, s := range p.sources {
 		if err := s.check(); err != nil {
