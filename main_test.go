@@ -1149,6 +1149,39 @@ func TestFiles(t *testing.T) {
 	wantContains(t, get(t, p, "/metrics").Body.String(), `reverse_exporter_file_mtime_seconds{exporter_name="x",file="`+dir+`/good.prom"} 1.234567890123e+09`)
 }
 
+// TestHungFile reads the other files of a glob though the read of one does not come back, and
+// that one again once it does.
+func TestHungFile(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b", "c"} {
+		writeFile(t, dir, name+".prom", name+" 1\n")
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--timeout", "2s")
+	fs := p.sources[0].fetcher.(*files)
+	fs.hanging = map[string]bool{dir + "/b.prom": true} // as if it were on a dead disk
+	fetch := func() *result {
+		r := fetchOnce(p.sources[0])
+		return r
+	}
+	r := fetch()
+	if r.failure == nil || r.failure.reason != "timeout" || r.samples() != 2 || len(r.files) != 2 {
+		t.Errorf("%d samples, %v", r.samples(), r.failure)
+	}
+	delete(fs.hanging, dir+"/b.prom")
+	if r := fetch(); r.failure != nil || r.samples() != 3 {
+		t.Errorf("after it came back: %d samples, %v", r.samples(), r.failure)
+	}
+	if len(fs.hanging) > 0 {
+		t.Errorf("%d reads are under way", len(fs.hanging))
+	}
+	for i := range 16 {
+		fs.hanging[strconv.Itoa(i)] = true
+	}
+	if r := fetch(); r.failure == nil || r.samples() != 0 {
+		t.Errorf("while 16 reads hang: %d samples, %v", r.samples(), r.failure)
+	}
+}
+
 // TestSmallFiles holds of many small files not much more than what is in them.
 func TestSmallFiles(t *testing.T) {
 	dir := t.TempDir()
