@@ -4327,28 +4327,52 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
-// BenchmarkMerge puts two bodies of the same families on one page.
+// BenchmarkMerge puts two generated bodies of the same families on one page, and the real
+// scrapes, each once or five times: without status metrics, and with them as a scrape has.
 func BenchmarkMerge(b *testing.B) {
 	for _, size := range sizes {
-		b.Run(size.name, func(b *testing.B) {
-			body := generate(size.families, 100)
-			var bodies []*exposition
-			for _, name := range []string{"one", "other"} {
-				added := &addedLabels{telling: true}
-				added.add("exporter_name", name)
-				e, err := read(bytes.NewReader(body), false, added, &workspace{}, 1<<30)
-				if err != nil {
-					b.Fatal(err)
-				}
-				bodies = append(bodies, e)
-			}
-			b.SetBytes(int64(merge(bodies).size))
+		body := generate(size.families, 100)
+		benchmarkMerge(b, size.name, [][]byte{body, body})
+	}
+	var bodies [][]byte
+	for _, file := range scrapes(b) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			b.Fatal(err)
+		}
+		bodies = append(bodies, body)
+	}
+	benchmarkMerge(b, "8 scrapes", bodies)
+	benchmarkMerge(b, "40 scrapes", slices.Concat(bodies, bodies, bodies, bodies, bodies))
+}
+
+func benchmarkMerge(b *testing.B, name string, texts [][]byte) {
+	var bodies []*exposition
+	var args []string
+	var results []*result
+	for i, text := range texts {
+		added := &addedLabels{telling: true}
+		added.add("exporter_name", strconv.Itoa(i))
+		e, err := read(bytes.NewReader(text), endsOpenMetrics(text), added, &workspace{}, 1<<30)
+		if err != nil {
+			b.Fatal(err)
+		}
+		bodies = append(bodies, e)
+		args = append(args, "--http", strconv.Itoa(i)+"=http://localhost")
+		results = append(results, &result{bodies: []*exposition{e}, start: time.Now(), end: time.Now()})
+	}
+	p, _ := newTestProgram(b, args...)
+	run := func(name string, once func() *page) {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(once().size))
 			b.ReportAllocs()
 			for b.Loop() {
-				merge(bodies)
+				once()
 			}
 		})
 	}
+	run(name+"/merge", func() *page { return merge(bodies) })
+	run(name+"/render", func() *page { return p.render(p.sources, results, true) })
 }
 
 // built builds the program with the command of README, and returns its path.
