@@ -528,7 +528,7 @@ func (s *source) readBody(r *result, in *body, openMetrics bool) *failure {
 	}
 	defer s.windows.Put(w)
 	r.buffers, w.body = &s.buffers, s.buffers.get()
-	e, err := read(in, openMetrics, &s.added, w, int(budget))
+	e, err := labelBody(in, openMetrics, &s.added, w, int(budget))
 	if w.body != nil {
 		s.buffers.put(w.body)
 	}
@@ -990,9 +990,6 @@ func (s *source) fetchFiles(ctx context.Context, r *result, _ []string) *failure
 	var failed *failure
 	for _, name := range names {
 		failed = cmp.Or(failed, s.readFile(ctx, r, name))
-	}
-	for _, e := range r.bodies {
-		e.telling = e.telling && len(r.bodies) == 1
 	}
 	return failed
 }

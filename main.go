@@ -195,16 +195,16 @@ type program struct {
 	stopping context.Context // done when scrapes have to do with what is there
 	stop     context.CancelFunc
 
-	toldMu sync.Mutex // guards told
-	told   map[string]bool
+	process  atomic.Pointer[processMetrics]
+	warnedMu sync.Mutex // guards warned
+	warned   map[string]bool
 }
 
 // newProgram puts the parts together. Its fetches end with life.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	options := &slog.HandlerOptions{Level: c.logLevel}
-	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
-	p.pages.freed.L = &p.pages.mu
-	p.pages.turn = make(chan struct{}, 1)
+	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{}}
+	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = slog.New(slog.NewTextHandler(stderr, options))
 	if c.logFormat == "json" {
@@ -677,7 +677,7 @@ func (f *flags) setLabels() {
 	for _, s := range f.sources {
 		if !s.raw {
 			s.added.add("exporter_name", s.name)
-			s.added.telling = true
+			s.added.telling = !hasMeta(s.pattern) // two files may have the same series
 		}
 		for _, key := range slices.Sorted(maps.Keys(s.labels)) {
 			s.added.add(key, s.labels[key])
@@ -1263,23 +1263,45 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), p.patience(sources, r.Header.Get(timeoutHeader)))
-	defer cancel()
-	defer context.AfterFunc(p.stopping, cancel)()
-	await(ctx, shares)
-	late := ctx.Err() == context.DeadlineExceeded
-	shared := p.pages.open(r.Context(), sources, acceptsQuotes(r.Header.Values("Accept")), func() []*result { return resultsOf(shares) }, p.render)
-	leave(shares, late)
-	if shared == nil {
+	sp, err := p.openPage(r, sources, shares)
+	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	defer p.pages.close(shared)
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
-	if down := required(sources, shared.results); len(down) > 0 {
-		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
+	control := http.NewResponseController(w)
+	control.SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
+	if err != nil {
+		http.Error(w, "no room for another page before the deadline", http.StatusServiceUnavailable)
 		return
 	}
-	p.send(w, r, shared)
+	p.send(w, r, sp)
+	if len(sp.conflicts) > 0 || sp.duplicates > 0 {
+		control.Flush() // logging may block
+		p.report(&sp.findings)
+	}
+}
+
+// openPage waits for what the sources have for a scrape, then for a page of it, until the
+// scrape's deadline.
+func (p *program) openPage(r *http.Request, sources []*source, shares []share) (*sharedPage, error) {
+	forSources, forAll := p.patience(sources, r.Header.Get(timeoutHeader))
+	ctx, cancel := context.WithTimeout(r.Context(), forAll)
+	defer cancel()
+	waiting, stopWaiting := context.WithTimeout(ctx, forSources)
+	defer stopWaiting()
+	forget := context.AfterFunc(p.stopping, stopWaiting)
+	defer forget()
+	await(waiting, shares)
+	defer leave(shares, waiting.Err() == context.DeadlineExceeded)
+	process := p.processNow()
+	return p.pages.open(ctx, &pageRequest{
+		sources: sources,
+		quoted:  acceptsQuotes(r.Header.Values("Accept")),
+		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
+		newest:  func() []*result { return resultsOf(shares) },
+		render: func(ctx context.Context, results []*result, quoted bool) (*page, error) {
+			return p.render(ctx, sources, results, quoted, process)
+		},
+	})
 }
 
 // selected returns the sources of the names in their order, nil if a name is
@@ -1293,22 +1315,23 @@ func selected(sources []*source, names []string) []*source {
 	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 }
 
-// patience is how long a scrape may take. Without a deadline of the scraper's it
-// is what a run under way and one of its own may take.
-func (p *program) patience(sources []*source, header string) time.Duration {
+// patience is how long a scrape may wait for its sources, and how long it may take until
+// its answer begins. If the scraper announces no deadline, the sources get what a run under
+// way and one of its own may take.
+func (p *program) patience(sources []*source, header string) (forSources, forAll time.Duration) {
 	var longest time.Duration
 	for _, s := range sources {
 		longest = max(longest, s.timeout)
 	}
 	seconds, err := strconv.ParseFloat(header, 64)
 	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
-		return 2 * longest
+		return 2 * longest, 2*longest + margin(2*longest)
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
+		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
 	}
-	return d - margin(d)
+	return d - margin(d), d
 }
 
 // margin is how much earlier than a deadline an answer should be under way.
@@ -1382,25 +1405,28 @@ func required(sources []*source, results []*result) []string {
 	return down
 }
 
-// send writes a page to a scraper, which has to take 256 KiB every 10 s.
+// send writes a page to a scraper, which has to take 256 KiB every 10 s, and closes it.
 func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
+	defer p.pages.close(sp)
+	if down := required(sp.sources, sp.results); len(down) > 0 {
+		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
+		return
+	}
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	if sp.quoted {
 		h.Set("Content-Type", "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8")
 	}
 	h.Set("Vary", "Accept, Accept-Encoding")
-	chunks, size := sp.page().chunks, sp.page().size
+	chunks, size := sp.chunks, sp.size
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
-		zipped := sp.zipped()
-		chunks, size = [][]byte{zipped}, len(zipped)
+		chunks, size = [][]byte{sp.zipped}, len(sp.zipped)
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("Content-Length", strconv.Itoa(size))
 	if r.Method == http.MethodHead {
 		return
 	}
-	p.pages.begin(sp)
 	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
 	defer out.untilCut()()
 	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
@@ -1651,16 +1677,19 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		p.log.Error("nothing to print", "path", path, "err", err)
 		return 1
 	}
-	ctx, cancel := context.WithTimeout(ctx, p.patience(sources, ""))
+	forSources, _ := p.patience(sources, "")
+	waiting, cancel := context.WithTimeout(ctx, forSources)
 	defer cancel()
-	await(ctx, shares)
+	await(waiting, shares)
 	results := resultsOf(shares)
-	leave(shares, ctx.Err() == context.DeadlineExceeded)
-	page := net.Buffers(p.render(sources, results, false).chunks)
-	if _, err := page.WriteTo(stdout); err != nil {
+	leave(shares, waiting.Err() == context.DeadlineExceeded)
+	pg, _ := p.render(context.Background(), sources, results, false, p.processNow())
+	chunks := net.Buffers(pg.chunks)
+	if _, err := chunks.WriteTo(stdout); err != nil {
 		p.log.Error("failed to print", "err", err)
 		return 1
 	}
+	p.report(&pg.findings)
 	if slices.ContainsFunc(results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}
