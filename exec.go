@@ -749,7 +749,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	}
 	defer in.windows.Put(w)
 	r.buffers, w.body = &in.buffers, in.buffers.get()
-	e, err := read(withoutMark(b), openMetrics, &in.added, w, int(budget))
+	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(budget))
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}

@@ -206,7 +206,7 @@ func mergeCase(p *program, dir string) string {
 			fmt.Fprintf(&failures, "FAILED %s: %s: %v\n", s.name, r.failure.reason, strings.ReplaceAll(r.failure.err.Error(), dir+"/", ""))
 		}
 	}
-	return pageText(merge(bodies)) + failures.String()
+	return pageText(pageOf(bodies...)) + failures.String()
 }
 
 // formatCase is one input of testdata/format.txt, and what is to come of it.
@@ -256,7 +256,7 @@ func TestFormat(t *testing.T) {
 	node := &addedLabels{}
 	node.add("exporter_name", "node")
 	node.telling = true
-	beside, err := read(bytes.NewReader(real), false, node, &workspace{}, 1<<30)
+	beside, err := labelBody(bytes.NewReader(real), false, node, &workspace{}, 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,22 +265,22 @@ func TestFormat(t *testing.T) {
 	}
 	for _, c := range formatCases(t) {
 		t.Run(strings.ReplaceAll(c.title, "/", ""), func(t *testing.T) {
-			e, err := read(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &workspace{}, 1<<30)
+			e, err := labelBody(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &workspace{}, 1<<30)
 			if err != nil {
 				if got := "fault " + err.Error(); got != c.want {
 					t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
 				}
 				return
 			}
-			alone := pageText(merge([]*exposition{e}))
+			alone := pageText(pageOf(e))
 			if got := "page " + alone; got != c.want {
 				t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
 			}
-			both := pageText(merge([]*exposition{beside, e}))
-			if want := lines(pageText(merge([]*exposition{beside})), alone); !slices.Equal(lines(both), want) {
+			both := pageText(pageOf(beside, e))
+			if want := lines(pageText(pageOf(beside)), alone); !slices.Equal(lines(both), want) {
 				t.Errorf("%q: the page of both is not what each has alone", c.body)
 			}
-			checkShape(t, pageText(merge(append(e.unquoted(), beside))))
+			checkShape(t, pageText(mergeAll(e.unquoted(), []*exposition{beside})))
 		})
 	}
 	if *update {
@@ -302,13 +302,29 @@ func updateFormat(t *testing.T) {
 			continue
 		}
 		body, _ := strconv.Unquote(strings.TrimSpace(rest))
-		if e, err := read(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, &workspace{}, 1<<30); err != nil {
+		if e, err := labelBody(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, &workspace{}, 1<<30); err != nil {
 			fmt.Fprintf(&b, "fault %q\n", err.Error())
 		} else {
-			fmt.Fprintf(&b, "page %q\n", pageText(merge([]*exposition{e})))
+			fmt.Fprintf(&b, "page %q\n", pageText(pageOf(e)))
 		}
 	}
 	writeFile(t, "testdata", "format.txt", b.String())
+}
+
+// pageOf merges bodies of one exposition each.
+func pageOf(expositions ...*exposition) *page {
+	var bodies [][]*exposition
+	for _, e := range expositions {
+		bodies = append(bodies, []*exposition{e})
+	}
+	return mergeAll(bodies...)
+}
+
+// mergeAll merges bodies.
+func mergeAll(bodies ...[]*exposition) *page {
+	m, _ := merge(context.Background(), bodies)
+	pg, _ := m.write(context.Background())
+	return pg
 }
 
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
@@ -654,17 +670,23 @@ func TestExact(t *testing.T) {
 }
 
 // checkShape wants HELP, TYPE and samples of each family once, together, and in
-// the order of the families' names.
+// the order of the families' names; those that only the program itself has come last.
 func checkShape(t testing.TB, page string) {
 	t.Helper()
 	family, helped, kind := "", "", ""
+	ownBegan := false
 	for line := range strings.Lines(page) {
 		word := strings.Fields(line)
 		switch {
 		case strings.HasPrefix(line, "# HELP "):
 			helped = word[2]
 		case strings.HasPrefix(line, "# TYPE "):
-			if word[2] <= family || helped > family && helped != word[2] {
+			prefix, _, _ := strings.Cut(word[2], "_")
+			mayBeOwn := slices.Contains([]string{"go", "process", "reverse"}, prefix)
+			if word[2] <= family && !ownBegan && mayBeOwn {
+				family, ownBegan = "", true
+			}
+			if word[2] <= family || ownBegan && !mayBeOwn || helped > family && helped != word[2] {
 				t.Errorf("family %s behind %s (HELP of %s)", word[2], family, helped)
 			}
 			family, kind = word[2], word[3]
@@ -705,6 +727,9 @@ func TestLimit(t *testing.T) {
 	dir := t.TempDir()
 	body := writeFile(t, dir, "body.prom", strings.Repeat("metric_name 1\n", 100)) // 1400 bytes
 	many := writeFile(t, dir, "many.prom", strings.Repeat("a1 1\nb1 1\n", 140))    // 1400 bytes, 280 families
+	a, b := strings.Repeat("metric_a 1\n", 100), strings.Repeat("metric_b 1\n", 100)
+	whole := writeFile(t, dir, "whole.prom", a+a+b)         // 3300 bytes, with labels three times as much
+	scattered := writeFile(t, dir, "scattered.prom", a+b+a) // the same, to be held twice while it is put in order
 	for _, c := range []struct {
 		file, size, want string
 	}{
@@ -712,6 +737,9 @@ func TestLimit(t *testing.T) {
 		{body, "1399B", "too_large"},
 		{many, "1400B", "too_large"}, // more than four times that to hold
 		{many, "1MiB", ""},
+		{whole, "3300B", ""},
+		{scattered, "3300B", "too_large"},
+		{scattered, "1MiB", ""},
 	} {
 		p, _ := newTestProgram(t, "--file", "x="+c.file, "--max-bytes", c.size)
 		r := fetchOnce(p.sources[0])
@@ -782,11 +810,11 @@ func lines(one func(i int) string) func(n int) ([]byte, int) {
 
 // readAndMerge is the way of a body to a page, and to one without quotes.
 func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
-	e, err := read(bytes.NewReader(body), false, &addedLabels{}, &workspace{}, math.MaxInt32)
+	e, err := labelBody(bytes.NewReader(body), false, &addedLabels{}, &workspace{}, math.MaxInt32)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return e, [2]*page{merge([]*exposition{e}), merge(e.unquoted())}
+	return e, [2]*page{pageOf(e), mergeAll(e.unquoted())}
 }
 
 // TestWorstCases finds all samples of bodies that are large or odd on their pages.
@@ -799,7 +827,7 @@ func TestWorstCases(t *testing.T) {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
 			for _, pg := range pages {
-				again, err := read(strings.NewReader(pageText(pg)), false, &addedLabels{}, &workspace{}, math.MaxInt32)
+				again, err := labelBody(strings.NewReader(pageText(pg)), false, &addedLabels{}, &workspace{}, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -839,7 +867,7 @@ func TestAllocations(t *testing.T) {
 			}
 			used := &workspace{body: make([]byte, 0, 3*len(b))}
 			return testing.AllocsPerRun(5, func() {
-				e, err := read(bytes.NewReader(b), c.openMetrics, added, used, math.MaxInt32)
+				e, err := labelBody(bytes.NewReader(b), c.openMetrics, added, used, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -1662,8 +1690,9 @@ func TestPatience(t *testing.T) {
 		"+Inf": 6 * time.Second, "1e400": 6 * time.Second,
 		"1": 900 * time.Millisecond, "10": 9500 * time.Millisecond, "1e12": 1e6*time.Second - 500*time.Millisecond,
 	} {
-		if got, _ := p.patience(p.sources, header); got != want {
-			t.Errorf("%q: %v, want %v", header, got, want)
+		forSources, forAll := p.patience(p.sources, header)
+		if forSources != want || forAll-margin(forAll) != want {
+			t.Errorf("%q: %v for the sources, %v for all, want %v", header, forSources, forAll, want)
 		}
 	}
 }
@@ -1851,8 +1880,8 @@ var scrapers = []struct {
 }
 
 // TestQuotedNames serves names that need quotes as they are to those who take
-// them, and with underscores to all others. Of series that then fall together
-// the first is served.
+// them, and with underscores to all others. Series that then fall together are all
+// handed on.
 func TestQuotedNames(t *testing.T) {
 	body := `# HELP "a.b" Dots.
 # TYPE "a.b" gauge
@@ -1861,6 +1890,9 @@ func TestQuotedNames(t *testing.T) {
 # TYPE a_b gauge
 a_b 4
 a_b{c_d="1"} 5
+{"a.b",a_b="0","a.b"="1","a/b"="2"} 7
+{"a.b","a/b"="2","a.b"="1",a_b="0"} 8
+{"a.b","exporter.name"="y"} 9
 {"é\"1"} 6
 {"t.s"} 7 1000
 {"t.s"} 8 2000
@@ -1880,9 +1912,16 @@ a_b{c_d="1"} 5
 		}
 		wantContains(t, page, "# HELP a_b Dots.\n# TYPE a_b gauge\n"+`a_b{exporter_name="x"} 4
 a_b{exporter_name="x",c_d="1"} 5
+a_b{exporter_name="x",c_d="1"} 2
 a_b{exporter_name="x",c_d_2="1",c_d="2"} 3
-`, `__1{exporter_name="x"} 6`, `t_s{exporter_name="x"} 7 1000`+"\n"+`t_s{exporter_name="x"} 8 2000`+"\n"+`t_s{exporter_name="x"} 10 3000`+"\n",
-			`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 2`)
+a_b{exporter_name="x",a_b="0",a_b_2="1",a_b_3="2"} 7
+a_b{exporter_name="x",a_b_3="2",a_b_2="1",a_b="0"} 8
+a_b{exporter_name="x",exporter_name_2="y"} 9
+`, `__1{exporter_name="x"} 6`, `t_s{exporter_name="x"} 7 1000
+t_s{exporter_name="x"} 8 2000
+t_s{exporter_name="x"} 10 3000
+t_s{exporter_name="x"} 9
+`, `reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 0`)
 	}
 }
 
@@ -1962,6 +2001,53 @@ func TestConflictsAreCounted(t *testing.T) {
 	}
 	if n := strings.Count(logged(p, log), "conflict: served untyped"); n != 3 {
 		t.Errorf("conflicts are logged %d times, want each once:\n%s", n, log)
+	}
+}
+
+// TestOwnMetrics has the program's own metrics after all others. Where a source has one of
+// their families they come after its samples and yield to its HELP, its type and its series.
+// None of that is a conflict or a duplicate.
+func TestOwnMetrics(t *testing.T) {
+	dir := t.TempDir()
+	const all = "v_last 1\nv_last{x=\"y\"} 2\n"
+	raw := writeFile(t, dir, "raw.prom", all+`# HELP process_open_fds Theirs.
+# TYPE process_open_fds counter
+process_open_fds 3
+# TYPE go_goroutines untyped
+go_goroutines{exporter_name="reverse_exporter"} 1234567
+process_start_time_seconds 5
+# TYPE process_max_fds gauge
+process_max_fds 6
+# TYPE process_cpu_seconds_total histogram
+process_cpu_seconds_total 9
+`)
+	other := writeFile(t, dir, "other.prom", `# TYPE process_max_fds counter
+process_max_fds 7
+# TYPE process_cpu_seconds_total summary
+process_cpu_seconds_total 10
+# TYPE go_info histogram
+go_info_count 8
+`)
+	p, _ := newTestProgram(t, "--file", "raw="+raw, "--file", "other="+other, "--raw", "raw")
+	page := get(t, p, "/metrics").Body.String()
+	checkShape(t, page)
+	wantContains(t, page,
+		"# HELP process_open_fds Theirs.\n# TYPE process_open_fds counter\nprocess_open_fds 3\n"+
+			`process_open_fds{exporter_name="reverse_exporter"} `,
+		"# TYPE go_goroutines gauge\n"+`go_goroutines{exporter_name="reverse_exporter"} 1234567`+"\n#",
+		"# HELP process_start_time_seconds Start time of the process since unix epoch in seconds.\n"+
+			"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds 5\n"+
+			`process_start_time_seconds{exporter_name="reverse_exporter"} 1`,
+		"# TYPE process_max_fds untyped\nprocess_max_fds 6\n"+`process_max_fds{exporter_name="other"} 7`+"\n"+
+			`process_max_fds{exporter_name="reverse_exporter"} `,
+		"# TYPE process_cpu_seconds_total untyped\nprocess_cpu_seconds_total 9\n"+
+			`process_cpu_seconds_total{exporter_name="other"} 10`+"\n"+`process_cpu_seconds_total{exporter_name="reverse_exporter"} `,
+		"# TYPE go_info histogram\n"+`go_info_count{exporter_name="other"} 8`+"\n"+`go_info{version="`+runtime.Version(),
+		"# TYPE v_last untyped\n"+all+"# HELP go_memstats_heap_alloc_bytes ",
+		`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 2`+"\n",
+		`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 0`+"\n")
+	if !strings.HasSuffix(page, `reverse_exporter_source_up{exporter_name="raw"} 1`+"\n"+`reverse_exporter_source_up{exporter_name="other"} 1`+"\n") {
+		t.Errorf("the own metrics do not come last:\n%s", page)
 	}
 }
 
@@ -2277,14 +2363,14 @@ func TestEvictedResultsAreFree(t *testing.T) {
 	}
 }
 
-// TestTellOnce logs a subject once, and keeps a thousand in mind.
-func TestTellOnce(t *testing.T) {
+// TestWarnOnce logs a subject once, and keeps a thousand in mind.
+func TestWarnOnce(t *testing.T) {
 	p, log := newTestProgram(t, "--file", "x=y")
 	for i := range 5000 {
-		p.tellOnce(strconv.Itoa(i/2), "told")
+		p.warnOnce(strconv.Itoa(i/2), "warned")
 	}
-	if n := strings.Count(log.String(), "told"); n != 1000 || len(p.told) != 1000 {
-		t.Errorf("%d lines, %d kept, want 1000", n, len(p.told))
+	if n := strings.Count(log.String(), "warned"); n != 1000 || len(p.warned) != 1000 {
+		t.Errorf("%d lines, %d kept, want 1000", n, len(p.warned))
 	}
 }
 
@@ -3093,7 +3179,7 @@ func TestCommandFails(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	t.Setenv("OF_THE_PROGRAM", "7")
 	_, r, _ := runScript(t, `echo "limit $SCRAPE_TIMEOUT_SECONDS"; echo "own $OF_THE_PROGRAM"`, "--timeout", "1500ms")
-	if got := pageText(merge(r.bodies)); !strings.Contains(got, `limit{exporter_name="x"} 1.35`) || !strings.Contains(got, `own{exporter_name="x"} 7`) {
+	if got := pageText(pageOf(r.bodies...)); !strings.Contains(got, `limit{exporter_name="x"} 1.35`) || !strings.Contains(got, `own{exporter_name="x"} 7`) {
 		t.Errorf("%s%v", got, r.failure)
 	}
 }
@@ -3391,9 +3477,17 @@ func TestLease(t *testing.T) {
 	}
 	await(t.Context(), shares)
 	open := func() *sharedPage {
-		return p.pages.open(t.Context(), p.sources, false, func() []*result { return resultsOf(shares) }, p.render)
+		want := requestOf(p, func() []*result { return resultsOf(shares) })
+		sp, err := p.pages.open(t.Context(), want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return sp
 	}
 	first, second := open(), open()
+	if first != second {
+		t.Error("two who would get the same have two pages")
+	}
 	body := first.results[0].bodies[0].buf
 	given := func() bool { return bytes.Contains(body, []byte("!!")) }
 	leave(shares, false)
@@ -4742,92 +4836,417 @@ func TestWaitForRuns(t *testing.T) {
 	})
 }
 
-// TestPages lets eight pages be alive, shared by who would get the same, compressed
-// once. Who needs one more waits until a page is closed, or the readers of the oldest
-// had their time and are cut off.
+// requestOf asks for a page of all sources, as a scrape does.
+func requestOf(p *program, newest func() []*result) *pageRequest {
+	return &pageRequest{
+		sources: p.sources,
+		newest:  newest,
+		render: func(ctx context.Context, results []*result, quoted bool) (*page, error) {
+			return p.render(ctx, p.sources, results, quoted, p.processNow())
+		},
+	}
+}
+
+// opener opens pages of a result, and counts how often one is rendered.
+type opener struct {
+	p       *program
+	renders atomic.Int32
+}
+
+func (o *opener) open(ctx context.Context, r *result, gzip bool) (*sharedPage, error) {
+	want := requestOf(o.p, func() []*result {
+		r.hold()
+		return []*result{r}
+	})
+	want.gzip = gzip
+	render := want.render
+	want.render = func(ctx context.Context, results []*result, quoted bool) (*page, error) {
+		o.renders.Add(1)
+		return render(ctx, results, quoted)
+	}
+	return o.p.pages.open(ctx, want)
+}
+
+// TestPages lets eight pages be alive. Who needs one more waits until a page is closed, or
+// the oldest is half a second old and its readers are cut off.
 func TestPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
-		open := func(ctx context.Context, r *result) *sharedPage {
-			return p.pages.open(ctx, p.sources, false, func() []*result { return []*result{r} }, p.render)
-		}
-		read := func(pages []*sharedPage) { // from now on
-			p.pages.mu.Lock()
-			defer p.pages.mu.Unlock()
-			for _, sp := range pages {
-				sp.sent = time.Now()
-			}
-		}
+		o := opener{p: p}
 		var all []*sharedPage
-		for range 8 {
-			r := &result{}
-			sp, again := open(t.Context(), r), open(t.Context(), r)
-			if sp != again || &sp.zipped()[0] != &again.zipped()[0] || sp.page() != again.page() {
-				t.Fatal("two who would get the same have two pages")
+		open := func() {
+			t.Helper()
+			sp, err := o.open(t.Context(), &result{}, false)
+			if err != nil {
+				t.Error(err)
 			}
 			all = append(all, sp)
-			if len(all) == 8 {
-				break
-			}
-			var next *sharedPage
-			go func() { next = open(t.Context(), &result{}) }()
-			time.Sleep(time.Hour)
-			synctest.Wait()
-			if next != nil {
-				t.Error("a page is made while another is in the making")
-			}
-			p.pages.begin(sp)
-			synctest.Wait()
-			p.pages.close(next)
 		}
-		ninth, opened := (*sharedPage)(nil), time.Time{}
-		next := &result{}
-		go func() {
-			ninth = open(t.Context(), next)
-			opened = time.Now()
-		}()
-		left, leave := context.WithCancel(t.Context())
-		leave()
-		if open(left, &result{}) != nil {
-			t.Error("who has left gets a page")
+		for range maxPages {
+			open()
+			time.Sleep(readTime / 10)
 		}
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		if ninth != nil || all[0].ctx.Err() != nil {
-			t.Error("a page is cut off for one that cannot be made yet")
-		}
-		read(all[:7])
-		p.pages.begin(all[7])
 		begin := time.Now()
-		time.Sleep(time.Hour)
-		synctest.Wait()
-		if all[0].ctx.Err() == nil || all[1].ctx.Err() != nil || ninth == nil || opened.Sub(begin) != readTime {
-			t.Errorf("the ninth page came after %v", opened.Sub(begin))
+		soon, cancel := context.WithTimeout(t.Context(), readTime/10)
+		defer cancel()
+		if _, err := o.open(soon, &result{}, false); err != context.DeadlineExceeded || time.Since(begin) != readTime/10 {
+			t.Errorf("waited %v for room: %v", time.Since(begin), err)
 		}
-		p.pages.begin(ninth)
-		read(p.pages.alive)
-		go func() { ninth = open(t.Context(), &result{}) }()
-		p.pages.close(all[1])
-		synctest.Wait()
-		if ninth.results[0] != next {
-			t.Error("a page is dropped though a reader is left")
+		open()
+		if d := time.Since(begin); d != readTime*2/10 || all[0].ctx.Err() == nil || all[1].ctx.Err() != nil {
+			t.Errorf("the ninth page came after %v", d)
 		}
-		p.pages.close(all[1])
+		p.pages.close(all[0]) // as its reader does, who was cut off
+		begin = time.Now()
+		go open()
 		synctest.Wait()
-		if ninth.results[0] == next || len(p.pages.alive) != 8 {
-			t.Error("a closed page makes no room")
+		if len(all) != 9 {
+			t.Error("there are nine pages")
 		}
-		p.pages.turn <- struct{}{} // somebody renders
+		p.pages.close(all[5])
+		synctest.Wait()
+		if len(all) != 10 || len(p.pages.alive) != maxPages || time.Since(begin) != 0 {
+			t.Errorf("%d pages opened, %d alive after one was closed", len(all), len(p.pages.alive))
+		}
+		for i, sp := range all {
+			if cut := sp.ctx.Err() != nil; cut != (i == 0 || i == 5) {
+				t.Errorf("page %d: cut off %v", i, cut)
+			}
+		}
+	})
+}
+
+// TestPageIsShared gives one page to all who would get the same, compressed once and only
+// if somebody wants that, until the last of them closes it.
+func TestPageIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup)
+		o := opener{p: p}
+		r := &result{}
+		open := func(r *result, gzip bool) *sharedPage {
+			sp, err := o.open(t.Context(), r, gzip)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return sp
+		}
+		first, second := open(r, false), open(r, false)
+		if first != second || first.zipped != nil || o.renders.Load() != 1 {
+			t.Errorf("two plain scrapes: one page %v, compressed %v, rendered %d times", first == second, first.zipped != nil, o.renders.Load())
+		}
+		time.Sleep(readTime)
+		third, fourth := open(r, true), open(r, true)
+		if third != first || fourth != first || o.renders.Load() != 1 {
+			t.Error("compressed scrapes have another page")
+		}
+		if time.Since(first.made) != 0 {
+			t.Error("who waited until a page was compressed may be cut off at once")
+		}
+		if plain := unzipped(t, first.zipped); plain != pageText(first.page) || !strings.Contains(plain, "reverse_exporter_source_up") {
+			t.Errorf("compressed it is\n%s", plain)
+		}
+		body, err := labelBody(bytes.NewReader(generate(50, 100)), false, &addedLabels{}, &workspace{}, 1<<30)
+		if err != nil {
+			t.Fatal(err)
+		}
+		big := open(&result{bodies: []*exposition{body}}, true)
+		if big == first || big.zipped == nil {
+			t.Error("another result has the same page, or one that is not compressed")
+		}
+		p.pages.close(big)
+		big = open(&result{bodies: []*exposition{body}}, true)
+		if size := len(big.zipped); cap(big.zipped) > size*3/2 {
+			t.Errorf("%d bytes of memory for %d that are compressed", cap(big.zipped), size)
+		}
+		for _, sp := range []*sharedPage{first, second, third} {
+			p.pages.close(sp)
+			if sp.ctx.Err() != nil || !slices.Contains(p.pages.alive, sp) || r.holders.Load() != 1 {
+				t.Error("a page is dropped though a reader is left")
+			}
+		}
+		p.pages.close(fourth)
+		if first.ctx.Err() == nil || slices.Contains(p.pages.alive, first) || r.holders.Load() != 0 {
+			t.Error("a page is kept though all its readers left")
+		}
+	})
+}
+
+// TestProcessNow reads what the system tells of the process once a second at most.
+func TestProcessNow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup)
+		first := p.processNow()
+		time.Sleep(time.Second - 1)
+		if p.processNow() != first {
+			t.Error("read twice within a second")
+		}
+		time.Sleep(1)
+		if p.processNow() == first {
+			t.Error("the same after a second")
+		}
+		wantContains(t, pageText(pageOf(first)), "process_open_fds{", "process_resident_memory_bytes{", "go_memstats_heap_alloc_bytes{", "process_cpu_seconds_total{")
+	})
+}
+
+// TestPagesDiffer gives scrapes pages of their own where the same results look different:
+// for other sources, and for scrapers that know quoted names if there are any.
+func TestPagesDiffer(t *testing.T) {
+	p, _ := newTestProgram(t, backup, "--file", "other=x")
+	quoted, err := labelBody(strings.NewReader("{\"a.b\"} 1\n"), false, &addedLabels{}, &workspace{}, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	results := []*result{{bodies: []*exposition{quoted}}, {}}
+	var opened []*sharedPage
+	for _, want := range []struct {
+		source int
+		r      *result
+		quoted bool
+		page   int // which of those opened
+	}{
+		{0, late, false, 0}, {1, late, false, 1}, {0, late, true, 0}, {1, late, true, 1},
+		{0, results[0], false, 2}, {0, results[0], true, 3}, {0, results[0], false, 2}, {0, results[1], true, 4}, {0, results[1], false, 4},
+	} {
+		request := requestOf(p, func() []*result {
+			want.r.hold()
+			return []*result{want.r}
+		})
+		request.sources = p.sources[want.source : want.source+1]
+		request.quoted = want.quoted
+		request.render = func(ctx context.Context, results []*result, quoted bool) (*page, error) {
+			return p.render(ctx, request.sources, results, quoted, p.processNow())
+		}
+		sp, err := p.pages.open(t.Context(), request)
+		if err != nil {
+			t.Fatal(err)
+		}
+		i := slices.Index(opened, sp)
+		if i < 0 {
+			i = len(opened)
+			opened = append(opened, sp)
+		}
+		if i != want.page {
+			t.Errorf("%+v: page %d", want, i)
+		}
+	}
+	wantContains(t, pageText(opened[2].page), "\na_b 1\n")
+	wantContains(t, pageText(opened[3].page), "\n{\"a.b\"} 1\n")
+}
+
+// TestWaitingForPages lets scrapes wait for a page in the making: they hold no result and
+// get the one page that the first of them makes, unless their deadline passes before.
+func TestWaitingForPages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup)
+		o := opener{p: p}
+		r := &result{}
+		p.pages.turn.wait(t.Context()) // somebody renders
+		var mu sync.Mutex              // guards opened and compressed
+		var opened []*sharedPage
+		compressed := map[*byte]bool{}
+		for i := range 100 {
+			go func() {
+				sp, err := o.open(t.Context(), r, i%2 == 0)
+				if err != nil {
+					t.Error(err)
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				opened = append(opened, sp)
+				if i%2 == 0 {
+					compressed[&sp.zipped[0]] = true
+				}
+			}()
+			synctest.Wait()
+		}
+		soon, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		begin := time.Now()
+		if _, err := o.open(soon, r, false); err != context.DeadlineExceeded || time.Since(begin) != time.Second {
+			t.Errorf("%v after %v, want the deadline after a second", err, time.Since(begin))
+		}
+		if n := r.holders.Load(); n != 0 || len(opened) != 0 {
+			t.Errorf("%d scrapes hold a result while they wait, %d have a page", n, len(opened))
+		}
+		p.pages.turn.pass()
+		synctest.Wait()
+		if len(opened) != 100 || o.renders.Load() != 1 || len(compressed) != 1 {
+			t.Errorf("%d scrapes have a page, rendered %d times, compressed %d times", len(opened), o.renders.Load(), len(compressed))
+		}
+		for _, sp := range opened {
+			p.pages.close(sp)
+		}
+		if len(p.pages.alive) != 0 || r.holders.Load() != 0 || p.pages.turn.taken {
+			t.Error("something is left when all pages are closed")
+		}
+	})
+}
+
+// TestRenderEnds stops a render whose scraper has no more time, wherever it is, and leaves
+// nothing of it.
+func TestRenderEnds(t *testing.T) {
+	p, _ := newTestProgram(t, backup)
+	body, err := labelBody(bytes.NewReader(generate(10, 100)), false, &addedLabels{}, &workspace{}, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &result{bodies: []*exposition{body, body}} // which have the same series
+	for looks, ended := 0, true; ended; looks++ {
+		ctx := &endingContext{Context: context.Background(), looks: looks}
+		o := opener{p: p}
+		sp, err := o.open(ctx, r, true)
+		if ended = err != nil; !ended {
+			if least := strings.Count(pageText(sp.page), "# TYPE ") + len(sp.chunks); looks < least {
+				t.Errorf("%d looks at the context, want one for each family and each chunk, %d", looks, least)
+			}
+			p.pages.close(sp)
+		} else if err != context.Canceled || sp != nil {
+			t.Fatalf("%v, %v", sp, err)
+		}
+		if len(p.pages.alive) != 0 || r.holders.Load() != 0 || p.pages.turn.taken {
+			t.Fatalf("ended after %d looks: something is left", looks)
+		}
+	}
+}
+
+// endingContext ends after it was looked at so many times.
+type endingContext struct {
+	context.Context
+	looks int
+}
+
+func (c *endingContext) Err() error {
+	if c.looks--; c.looks < 0 {
+		return context.Canceled
+	}
+	return nil
+}
+
+// TestTurn serves those who wait in order of arrival, but for those who left.
+func TestTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turns turn
+		turns.wait(t.Context())
+		var order []int
+		left, leave := context.WithCancel(t.Context())
+		for i := range 10 {
+			ctx := t.Context()
+			if i == 0 || i == 4 || i == 9 {
+				ctx = left
+			}
+			go func() {
+				if turns.wait(ctx) == nil {
+					order = append(order, i)
+				}
+			}()
+			synctest.Wait()
+		}
+		leave()
+		synctest.Wait()
+		for i := range 7 {
+			if turns.pass(); !turns.taken {
+				t.Error("the turn is free though somebody waits")
+			}
+			synctest.Wait()
+			if len(order) != i+1 {
+				t.Errorf("passed %d times, %d had it", i+1, len(order))
+			}
+		}
+		if got := fmt.Sprint(order); got != "[1 2 3 5 6 7 8]" {
+			t.Errorf("served in the order %s", got)
+		}
+		if turns.pass(); turns.taken || len(turns.waiting) != 0 {
+			t.Error("the turn is taken though nobody has it")
+		}
+	})
+}
+
+// TestTurnComesTooLate passes on a turn that comes in the moment its waiter leaves.
+func TestTurnComesTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var turns turn
+		turns.wait(t.Context())
+		mine := make(chan struct{})
+		turns.waiting = append(turns.waiting, mine)
+		served := false
+		go func() { served = turns.wait(t.Context()) == nil }()
+		synctest.Wait()
+		turns.pass()
+		turns.leave(mine)
+		synctest.Wait()
+		if !served {
+			t.Error("the turn is lost")
+		}
+	})
+}
+
+// TestPageDeadline answers by the deadline of a scrape that waits for a page.
+func TestPageDeadline(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup)
+		p.pages.turn.wait(t.Context()) // somebody renders
+		begin := time.Now()
+		w := get(t, p, "/metrics", timeoutHeader, "1")
+		if d := time.Since(begin); d != time.Second || w.Code != http.StatusServiceUnavailable {
+			t.Errorf("%d after %v, want 503 after a second", w.Code, d)
+		}
+		wantContains(t, w.Body.String(), "no room for another page before the deadline")
+
+		ctx, leave := context.WithCancel(t.Context())
 		var got any
 		go func() {
 			defer func() { got = recover() }()
-			ninth.page()
+			p.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/metrics", nil).WithContext(ctx))
 		}()
-		ninth.cut()
-		<-p.pages.turn
+		synctest.Wait()
+		leave()
 		synctest.Wait()
 		if got != http.ErrAbortHandler {
-			t.Errorf("a page is rendered for readers who were cut off: %v", got)
+			t.Errorf("who has left gets an answer: %v", got)
+		}
+		p.pages.turn.pass()
+		if w := get(t, p, "/metrics", timeoutHeader, "1"); w.Code != 200 {
+			t.Errorf("%d though nobody renders", w.Code)
+		}
+	})
+}
+
+// stuck is a log that nobody reads until it is closed.
+type stuck chan struct{}
+
+func (s stuck) Write(b []byte) (int, error) { <-s; return len(b), nil }
+
+// TestStuckLog answers whole though what could not be merged cannot be logged. That holds
+// up neither the turn to render nor a page.
+func TestStuckLog(t *testing.T) {
+	dir := t.TempDir()
+	a := writeFile(t, dir, "a.prom", "# TYPE v gauge\nv 1\n")
+	b := writeFile(t, dir, "b.prom", "# TYPE v counter\nv 1\n")
+	c, faults := parseFlags([]string{"--file", "a=" + a, "--file", "b=" + b, "--log.level", "warn"})
+	if len(faults) > 0 {
+		t.Fatal(faults)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		log := make(stuck)
+		p := newProgram(t.Context(), c, log)
+		done := false
+		first := httptest.NewRecorder()
+		go func() {
+			p.ServeHTTP(first, httptest.NewRequest("GET", "/metrics", nil))
+			done = true
+		}()
+		synctest.Wait()
+		if done || !first.Flushed || len(p.pages.alive) != 0 || p.pages.turn.taken {
+			t.Errorf("logged %v, answered %v, %d pages alive, turn taken %v", done, first.Flushed, len(p.pages.alive), p.pages.turn.taken)
+		}
+		for _, w := range []*httptest.ResponseRecorder{first, get(t, p, "/metrics")} {
+			wantContains(t, w.Body.String(), "# TYPE v untyped",
+				`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 1`)
+		}
+		close(log)
+		synctest.Wait()
+		if !done {
+			t.Error("the first scrape does not end")
 		}
 	})
 }
@@ -5065,7 +5484,7 @@ func TestHostile(t *testing.T) {
 		{"timeout NaN", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": NaN\r\n\r\n", "backup_size_bytes"},
 		{"timeout -1", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": -1\r\n\r\n", "backup_size_bytes"},
 		{"timeout 1e400", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": 1e400\r\n\r\n", "backup_size_bytes"},
-		{"timeout 0.001", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": 0.001\r\n\r\n", "reverse_exporter_source_up"},
+		{"timeout 0.001", "GET /metrics HTTP/1.1\r\nHost: x\r\n" + timeoutHeader + ": 0.001\r\n\r\n", "HTTP/1.1 "},
 		{"forged log line", "GET /metrics?x=%0Alevel%3DERROR+msg%3Dforged HTTP/1.1\r\nHost: x\r\nUser-Agent: a\rlevel=ERROR msg=forged\r\n\r\n", ""},
 	} {
 		conn, err := net.Dial("tcp", addr)
@@ -5362,18 +5781,18 @@ func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
 
 // wantPage merges bodies, and wants a page that is taken again, is the page of
 // itself, and has so many samples but for those that it counts as duplicates.
-func wantPage(t *testing.T, samples int, bodies ...*exposition) (page string, again *exposition) {
+func wantPage(t *testing.T, samples int, bodies ...[]*exposition) (page string, again *exposition) {
 	t.Helper()
-	pg := merge(bodies)
+	pg := mergeAll(bodies...)
 	page = pageText(pg)
-	again, err := read(strings.NewReader(page), false, &addedLabels{}, &workspace{}, 1<<30)
+	again, err := labelBody(strings.NewReader(page), false, &addedLabels{}, &workspace{}, 1<<30)
 	if err != nil {
 		t.Fatalf("%v in the page\n%s", err, page)
 	}
 	if again.samples+pg.duplicates != samples {
 		t.Fatalf("%d samples and %d duplicates on the page, %d in the bodies\n%s", again.samples, pg.duplicates, samples, page)
 	}
-	if second := merge([]*exposition{again}); pageText(second) != page || len(second.conflicts) > 0 {
+	if second := pageOf(again); pageText(second) != page || len(second.conflicts) > 0 {
 		t.Fatalf("the page is\n%s\nand of itself\n%s\nwith conflicts %v", page, pageText(second), second.conflicts)
 	}
 	return page, again
@@ -5407,22 +5826,22 @@ func FuzzParse(f *testing.F) {
 	added := &addedLabels{}
 	added.add("exporter_name", "x")
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
-		e, err := read(bytes.NewReader(text), openMetrics, added, &workspace{}, 1<<30)
+		e, err := labelBody(bytes.NewReader(text), openMetrics, added, &workspace{}, 1<<30)
 		if err != nil {
 			if e != nil {
 				t.Fatal("a refused body is handed on")
 			}
 			return
 		}
-		wantPage(t, e.samples, e)
-		if page, again := wantPage(t, e.samples, e.unquoted()...); again.quoted {
+		wantPage(t, e.samples, []*exposition{e})
+		if page, again := wantPage(t, e.samples, e.unquoted()); again.quoted {
 			t.Fatalf("quoted names on\n%s", page)
 		}
-		bare, err := read(bytes.NewReader(text), openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+		bare, err := labelBody(bytes.NewReader(text), openMetrics, &addedLabels{}, &workspace{}, 1<<30)
 		if err != nil {
 			t.Fatalf("without added labels: %v", err)
 		}
-		page, _ := wantPage(t, e.samples, bare)
+		page, _ := wantPage(t, e.samples, []*exposition{bare})
 		if got, want := samplesOf(t, page, false), samplesOf(t, string(text), openMetrics); !slices.Equal(got, want) {
 			t.Fatalf("the page has\n%s\nthe body\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
@@ -5441,35 +5860,68 @@ func FuzzMerge(f *testing.F) {
 		f.Add(text, []byte(conflicts[i%3]), openMetrics)
 		i++
 	})
+	var own ownMetrics
+	for _, name := range []string{"a", "a_b", "h", "process_open_fds"} {
+		own.begin(name, gauge, "Own.")
+		own.sample(1, "x", "y")
+		own.sample(2, "b", "c")
+	}
+	own.finish()
 	f.Fuzz(func(t *testing.T, one, other []byte, openMetrics bool) {
-		var told, raw, bare []*exposition
+		var told, raw, bare [][]*exposition
 		samples := 0
 		for i, text := range [][]byte{one, other} {
 			added := &addedLabels{telling: true}
 			added.add("exporter_name", strconv.Itoa(i))
-			e, err := read(bytes.NewReader(text), openMetrics && i == 0, added, &workspace{}, 1<<30)
+			e, err := labelBody(bytes.NewReader(text), openMetrics && i == 0, added, &workspace{}, 1<<30)
 			if err != nil {
 				return
 			}
-			told = append(told, e)
-			e, err = read(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, &workspace{}, 1<<30)
+			told = append(told, []*exposition{e})
+			e, err = labelBody(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, &workspace{}, 1<<30)
 			if err != nil {
 				t.Fatalf("without added labels: %v", err)
 			}
 			samples += e.samples
-			raw = append(raw, e)
-			bare = append(bare, e.unquoted()...)
+			raw = append(raw, []*exposition{e})
+			bare = append(bare, e.unquoted())
 		}
 		page, _ := wantPage(t, samples, told...)
-		got, want := samplesOf(t, page, false), samplesOf(t, pageText(merge(told[:1]))+pageText(merge(told[1:])), false)
+		got, want := samplesOf(t, page, false), samplesOf(t, pageText(mergeAll(told[0]))+pageText(mergeAll(told[1])), false)
 		if !slices.Equal(got, want) {
 			t.Fatalf("the page of both has\n%s\nthe pages of each\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 		}
 		wantPage(t, samples, raw...)
+		wantOwnLast(t, own, raw)
 		if page, again := wantPage(t, samples, bare...); again.quoted {
 			t.Fatalf("quoted names on\n%s", page)
 		}
 	})
+}
+
+// wantOwnLast wants a page that is taken again and has, beside all that bodies alone have on
+// theirs, nothing but own samples.
+func wantOwnLast(t *testing.T, own ownMetrics, bodies [][]*exposition) {
+	m, _ := merge(context.Background(), bodies)
+	alone, _ := m.write(context.Background())
+	m.addOwn([]*exposition{&own.exposition})
+	pg, _ := m.write(context.Background())
+	left := samplesOf(t, pageText(pg), false)
+	for _, sample := range samplesOf(t, pageText(alone), false) {
+		i, found := slices.BinarySearch(left, sample)
+		if !found {
+			t.Fatalf("%s is lost beside the own metrics:\n%s", sample, pageText(pg))
+		}
+		left = slices.Delete(left, i, i+1)
+	}
+	for _, sample := range left {
+		if !slices.Contains(samplesOf(t, pageText(pageOf(&own.exposition)), false), sample) {
+			t.Fatalf("%s is invented beside the own metrics:\n%s", sample, pageText(pg))
+		}
+	}
+	if len(m.conflicts) != len(alone.conflicts) || m.duplicates != alone.duplicates {
+		t.Fatalf("own metrics are in conflict %v or %d duplicates", m.conflicts, m.duplicates)
+	}
 }
 
 // FuzzAccept reads what scrapers accept: neither the case of letters nor how it is
@@ -5647,14 +6099,14 @@ func BenchmarkScrape(b *testing.B) {
 	added.add("exporter_name", "bench")
 	var out []byte
 	memory := func(body []byte) error {
-		r := reader{p: parserOf(body), e: &exposition{buf: out[:0]}, added: added}
-		err := r.read(1 << 30)
-		out = r.e.buf
+		l := labeller{p: parserOf(body), e: &exposition{buf: out[:0]}, added: added}
+		err := l.readLines(1 << 30)
+		out = l.e.buf
 		return err
 	}
 	used := &workspace{}
 	stream := func(body []byte) error {
-		e, err := read(bytes.NewReader(body), false, added, used, 1<<30)
+		e, err := labelBody(bytes.NewReader(body), false, added, used, 1<<30)
 		if err == nil {
 			used.body = e.buf
 		}
@@ -5679,28 +6131,56 @@ func BenchmarkScrape(b *testing.B) {
 	}
 }
 
-// BenchmarkMerge puts each source of a workload on one page twice, under two names, so
-// that every family has parts to join.
+// BenchmarkMerge puts two generated bodies of the same families on one page, and the real
+// scrapes, each once or five times: without status metrics, and with them as a scrape has.
 func BenchmarkMerge(b *testing.B) {
-	for _, w := range workloads(b) {
-		b.Run(w.name, func(b *testing.B) {
-			var bodies []*exposition
-			for i, body := range slices.Concat(w.bodies, w.bodies) {
-				added := &addedLabels{telling: true}
-				added.add("exporter_name", strconv.Itoa(i))
-				e, err := read(bytes.NewReader(body), false, added, &workspace{}, 1<<30)
-				if err != nil {
-					b.Fatal(err)
-				}
-				bodies = append(bodies, e)
-			}
-			b.SetBytes(int64(merge(bodies).size))
+	body := generate(100, 100)
+	benchmarkMerge(b, "generated 1 MB", [][]byte{body, body})
+	var bodies [][]byte
+	for _, file := range scrapes(b) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			b.Fatal(err)
+		}
+		bodies = append(bodies, body)
+	}
+	benchmarkMerge(b, "8 scrapes", bodies)
+	benchmarkMerge(b, "40 scrapes", slices.Concat(bodies, bodies, bodies, bodies, bodies))
+}
+
+func benchmarkMerge(b *testing.B, name string, texts [][]byte) {
+	var bodies []*exposition
+	var args []string
+	var results []*result
+	for i, text := range texts {
+		added := &addedLabels{telling: true}
+		added.add("exporter_name", strconv.Itoa(i))
+		e, err := labelBody(bytes.NewReader(text), endsOpenMetrics(text), added, &workspace{}, 1<<30)
+		if err != nil {
+			b.Fatal(err)
+		}
+		bodies = append(bodies, e)
+		args = append(args, "--http", strconv.Itoa(i)+"=http://localhost")
+		results = append(results, &result{bodies: []*exposition{e}, start: time.Now(), end: time.Now()})
+	}
+	p, _ := newTestProgram(b, args...)
+	run := func(name string, once func() *page) {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(int64(once().size))
 			b.ReportAllocs()
 			for b.Loop() {
-				merge(bodies)
+				once()
 			}
 		})
 	}
+	run(name+"/merge", func() *page { return pageOf(bodies...) })
+	run(name+"/render", func() *page {
+		pg, err := p.render(context.Background(), p.sources, results, true, p.processNow())
+		if err != nil {
+			b.Fatal(err)
+		}
+		return pg
+	})
 }
 
 // built builds the program with the command of README, and returns its path.
