@@ -59,9 +59,21 @@ func TestMain(m *testing.M) {
 
 // program returns a command that runs the program in a process of its own.
 func programCommand(args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Args[0], args...)
+	path, _ := filepath.Abs(os.Args[0])
+	cmd := exec.Command(path, args...)
 	cmd.Env = append(os.Environ(), "RUN_AS_PROGRAM=1")
 	return cmd
+}
+
+// exitCode returns the exit status of a command's error.
+func exitCode(err error) int {
+	if exit, ok := err.(*exec.ExitError); ok {
+		return exit.ExitCode()
+	}
+	if err != nil {
+		return -1
+	}
+	return 0
 }
 
 // syncBuffer is a buffer for what several goroutines write.
@@ -80,6 +92,78 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.buf.String()
+}
+
+// eventually waits until something is so, and reports whether it was in time.
+func eventually(so func() bool) bool {
+	for end := time.Now().Add(10 * time.Second); !so(); time.Sleep(200 * time.Microsecond) {
+		if time.Now().After(end) {
+			return false
+		}
+	}
+	return true
+}
+
+// started is a program in a process of its own.
+type started struct {
+	*exec.Cmd
+	log       syncBuffer // its standard error
+	addr, url string     // where it listens
+}
+
+// newStarted returns a command that will be started.
+func newStarted(cmd *exec.Cmd) *started {
+	s := &started{Cmd: cmd}
+	s.Stderr = &s.log
+	return s
+}
+
+// startProgram starts the program on a free port and waits until it listens.
+func startProgram(t testing.TB, args ...string) *started {
+	t.Helper()
+	s := newStarted(programCommand(args...))
+	s.listen(t)
+	return s
+}
+
+// startIn starts the program through another command.
+func startIn(t testing.TB, wrapper []string, args ...string) *started {
+	t.Helper()
+	s := newStarted(programCommand(args...))
+	s.Path, s.Args = wrapper[0], append(wrapper, s.Args...)
+	s.listen(t)
+	return s
+}
+
+// listen starts the program, on a free port if its flags name no address, and waits
+// until it listens.
+func (s *started) listen(t testing.TB) {
+	t.Helper()
+	if !strings.Contains(strings.Join(s.Args, " "), "--web.listen-address") {
+		s.Args = append(s.Args, "--web.listen-address", "127.0.0.1:0")
+	}
+	if err := s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		s.Process.Kill()
+		s.Wait()
+	})
+	if !eventually(func() bool { return strings.Contains(s.log.String(), "msg=listening address=") }) {
+		t.Fatalf("it does not listen:\n%s", &s.log)
+	}
+	_, line, _ := strings.Cut(s.log.String(), "msg=listening address=")
+	s.addr = strings.Fields(line)[0]
+	s.url = "http://" + s.addr
+	if strings.HasPrefix(line, s.addr+" tls=true") {
+		s.url = "https://" + s.addr
+	}
+}
+
+// stop ends the program with SIGTERM.
+func (s *started) stop() error {
+	s.Process.Signal(syscall.SIGTERM)
+	return s.Wait()
 }
 
 // newTestProgram makes the program that flags stand for, in this process.
@@ -135,6 +219,33 @@ func writeFile(t testing.TB, dir, name, text string) string {
 	return path
 }
 
+// exchange asks for a URL, and for no compression but that of the headers. It returns the
+// head of the answer and the body, unzipped.
+func exchange(config *tls.Config, method, url string, headers ...string) (head, body string, err error) {
+	req, err := http.NewRequest(method, url, nil)
+	if err != nil {
+		return "", "", err
+	}
+	for _, header := range headers {
+		name, value, _ := strings.Cut(header, ":")
+		req.Header.Add(name, strings.TrimSpace(value))
+	}
+	client := http.Client{Timeout: time.Minute, Transport: &http.Transport{DisableCompression: true, DisableKeepAlives: true, TLSClientConfig: config}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return "", "", err
+	}
+	defer resp.Body.Close()
+	if resp.Header.Get("Content-Encoding") == "gzip" && method != "HEAD" {
+		if resp.Body, err = gzip.NewReader(resp.Body); err != nil {
+			return "", "", err
+		}
+	}
+	dump, _ := httputil.DumpResponse(resp, false)
+	text, err := io.ReadAll(resp.Body)
+	return strings.ReplaceAll(string(dump), "\r\n", "\n"), string(text), err
+}
+
 // wantContains fails unless text has all of the parts.
 func wantContains(t testing.TB, text string, parts ...string) {
 	t.Helper()
@@ -143,6 +254,216 @@ func wantContains(t testing.TB, text string, parts ...string) {
 			t.Errorf("%q is not in:\n%s", part, text)
 		}
 	}
+}
+
+// ---- Scripts
+
+// TestScript runs the scripts of testdata/script, each in a folder of its own. A script
+// begins with a comment that says what it tests, and ends with files: a line "-- NAME --"
+// is above each. README lists the lines between: do runs commands, holds the checks.
+func TestScript(t *testing.T) {
+	files, _ := filepath.Glob("testdata/script/*.txt")
+	if len(files) == 0 {
+		t.Fatal("there are no scripts")
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
+			t.Parallel()
+			s := &script{T: t, dir: t.TempDir(), program: &started{}}
+			s.names = []string{"$WORK", s.dir}
+			for i, line := range append(s.unpack(file), "stop") {
+				if line == "" || line[0] == '#' {
+					continue
+				}
+				if err := s.do(strings.NewReplacer(s.names...).Replace(line)); err != nil || t.Failed() {
+					t.Fatalf("%s:%d: %s: %v\noutput:\n%s\nlog:\n%s", file, i+1, line, err, s.out, &s.program.log)
+				}
+			}
+		})
+	}
+}
+
+// script is a script under way.
+type script struct {
+	*testing.T
+	dir     string
+	names   []string   // each with what takes its place
+	env     []string   // of programs
+	program *started   // the last one
+	running []*started // the programs that listen
+	out     string     // the last output or answer
+	code    int        // the last exit status, until it is checked
+	faults  []string   // of the last flags, until they are checked
+	ca      *authority // the last one
+}
+
+// unpack writes the files of a script and returns its lines.
+func (s *script) unpack(file string) []string {
+	text, err := os.ReadFile(file)
+	if err != nil || !bytes.HasPrefix(text, []byte("# ")) {
+		s.Fatalf("%s does not begin with a comment (%v)", file, err)
+	}
+	parts := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n-- ")
+	syscall.ForkLock.RLock() // a file cannot be run while a process that is being started has it open for writing
+	defer syscall.ForkLock.RUnlock()
+	for _, part := range parts[1:] {
+		name, body, _ := strings.Cut(part+"\n", " --\n")
+		os.MkdirAll(filepath.Dir(filepath.Join(s.dir, name)), 0o755)
+		writeFile(s, s.dir, name, body)
+	}
+	return strings.Split(parts[0], "\n")
+}
+
+// do does what a line says.
+func (s *script) do(line string) (err error) {
+	verb, text, _ := strings.Cut(line, " ")
+	words, _ := splitWords(text)
+	if (s.code != 0 || len(s.faults) > 0) && verb != "exit" && verb != "fault" {
+		return fmt.Errorf("exit status %d and faults %q are not checked", s.code, s.faults)
+	}
+	switch verb {
+	case "start":
+		s.program = s.newProgram(words)
+		s.program.listen(s)
+		s.running = append(s.running, s.program)
+		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr}, s.names...)
+	case "stop":
+		for _, p := range s.running {
+			err = errors.Join(err, p.stop())
+			s.out = p.log.String()
+		}
+		s.running = nil
+	case "run":
+		s.program = s.newProgram(words)
+		s.run(s.program.Cmd)
+		if s.out += s.program.log.String(); s.code == 2 {
+			s.code, s.faults = 0, strings.Split("\n"+s.out, "\nreverse_exporter: ")[1:]
+		}
+	case "$":
+		s.run(exec.Command("sh", "-ec", "exec 2>&1; cd "+s.dir+"\n"+text))
+	case "GET", "HEAD", "POST", "PUT", "OPTIONS":
+		s.ask(verb, words[0], words[1:])
+	case "raw":
+		err = s.raw(strings.ReplaceAll(s.read(text), "\n", "\r\n"))
+	case "serve", "reset":
+		s.serve(words[0], words[1], verb == "reset")
+	case "ca":
+		s.ca = newAuthority(s)
+		replaceFile(s, s.dir, text+".pem", s.ca.pem)
+	case "cert":
+		s.ca.issue(s, s.dir, text)
+	case "env":
+		s.env = append(s.env, text)
+	case "need":
+		if _, err := exec.LookPath(text); err != nil {
+			s.Skip(err)
+		}
+	default:
+		if text == "" || !s.holds(verb, text) {
+			err = errors.New("this is not so, or there is no such line")
+		}
+	}
+	return err
+}
+
+// holds reports whether a check holds.
+func (s *script) holds(check, text string) bool {
+	first, rest, _ := strings.Cut(text, " ")
+	switch check {
+	case "has":
+		return strings.Contains(s.out, text)
+	case "hasnot":
+		return !strings.Contains(s.out, text)
+	case "line":
+		return strings.Contains("\n"+s.out, "\n"+text+"\n")
+	case "count":
+		return strconv.Itoa(strings.Count(s.out, rest)) == first
+	case "status":
+		return strings.HasPrefix(s.out, "HTTP/1.1 "+text+" ")
+	case "log":
+		return eventually(func() bool { return strings.Contains(s.program.log.String(), text) })
+	case "exit":
+		defer func() { s.code = 0 }()
+		return strconv.Itoa(s.code) == text
+	case "fault":
+		n := len(s.faults)
+		s.faults = slices.DeleteFunc(s.faults, func(fault string) bool {
+			return !slices.ContainsFunc(strings.Split(text, " … "), func(part string) bool { return !strings.Contains(fault, part) })
+		})
+		return len(s.faults) == n-1
+	}
+	return false
+}
+
+// read returns what a file of the script holds.
+func (s *script) read(name string) string {
+	text, _ := os.ReadFile(filepath.Join(s.dir, name))
+	return string(text)
+}
+
+// newProgram returns the program, to run with flags.
+func (s *script) newProgram(flags []string) *started {
+	p := newStarted(programCommand(flags...))
+	p.Dir, p.Env = s.dir, append(p.Env, s.env...)
+	return p
+}
+
+// run runs a command to its end, with the last output as its input.
+func (s *script) run(cmd *exec.Cmd) {
+	cmd.Stdin = strings.NewReader(s.out)
+	out, err := cmd.Output()
+	s.out, s.code = string(out), exitCode(err)
+}
+
+// ask asks for what is at a URL.
+func (s *script) ask(method, url string, headers []string) {
+	head, body, err := exchange(s.ca.clientConfig(s.dir), method, url, headers...)
+	if s.out = head + body; err != nil {
+		s.out, s.code = err.Error(), 1
+	} else if method == "GET" && strings.Contains(head, "\nContent-Type: text/plain; version=0.0.4;") {
+		checkShape(s, body)
+	}
+}
+
+// raw sends the program what need not be HTTP.
+func (s *script) raw(request string) error {
+	conn, err := net.Dial("tcp", s.program.addr)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	io.WriteString(conn, request)
+	answer, err := io.ReadAll(conn)
+	s.out = strings.ReplaceAll(string(answer), "\r\n", "\n")
+	return err
+}
+
+// serve answers requests to $name with a file, or with those of a folder, and keeps them in name.asked.
+func (s *script) serve(name, file string, reset bool) {
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		request, _ := httputil.DumpRequest(r, false)
+		writeFile(s, s.dir, name+".asked", s.read(name+".asked")+strings.ReplaceAll(string(request), "\r\n", "\n"))
+		answer := s.read(file) + s.read(file+r.URL.Path) // one of them is not there
+		if head, body, ok := strings.Cut(answer, "\n\n"); ok {
+			answer = strings.ReplaceAll(head, "\n", "\r\n") + "\r\n\r\n" + body
+		}
+		conn, _, _ := http.NewResponseController(w).Hijack()
+		io.WriteString(conn, answer)
+		if tcp, ok := conn.(*net.TCPConn); ok && reset {
+			tcp.SetLinger(0)
+		}
+		conn.Close()
+	}))
+	s.Cleanup(server.Close)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	cert, err := tls.LoadX509KeyPair(filepath.Join(s.dir, name+".pem"), filepath.Join(s.dir, name+".key"))
+	if server.TLS = (&tls.Config{Certificates: []tls.Certificate{cert}}); err == nil {
+		server.StartTLS()
+	} else {
+		server.Start()
+	}
+	s.names = append([]string{"$" + name, server.URL}, s.names...)
 }
 
 // Parse and merge.
@@ -1142,44 +1463,6 @@ func TestTimeout(t *testing.T) {
 	p, log := newTestProgram(t, "--http", "hangs="+exporter.URL, "--timeout", "hangs:50ms")
 	wantContains(t, get(t, p, "/metrics").Body.String(), `failures_total{exporter_name="hangs",reason="timeout"} 1`)
 	wantContains(t, logged(p, log), "not done within 50ms")
-}
-
-// TestEndpoints serves sources on their paths, selects some of them, and says
-// what is not there.
-func TestEndpoints(t *testing.T) {
-	p, _ := newTestProgram(t, "--file", "a=testdata/appliance/backup.prom", "--file", "b=/nowhere", "--exec", "c=testdata/appliance/certs.sh",
-		"--path", "b:/b", "--path", "b:/all", "--path", "/metrics", "--path", "/all", "--require", "b")
-	for _, c := range []struct {
-		path string
-		code int
-		has  string
-		not  string
-	}{
-		{"/metrics", 200, `source_up{exporter_name="a"} 1`, `exporter_name="b"`},
-		{"/metrics?exporter_name=c", 200, `certs_days_left`, `exporter_name="a"`},
-		{"/metrics?exporter_name=c&exporter_name=a", 200, `backup_size`, `exporter_name="b"`},
-		{"/metrics?exporter_name=b", 404, "exporter_name", ""},
-		{"/metrics?exporter_name=", 404, "exporter_name", ""},
-		{"/metrics?a;b", 400, "query", ""},
-		{"/all", 503, "down: b", "backup"},
-		{"/all?exporter_name=a", 200, `backup_size`, `exporter_name="b"`},
-		{"/b", 503, "down: b", ""},
-		{"/none", 404, "nothing at this path", ""},
-		{"/", 200, `href="./metrics"`, ""},
-		{"/-/healthy", 200, "OK", ""},
-	} {
-		w := get(t, p, c.path)
-		if w.Code != c.code || !strings.Contains(w.Body.String(), c.has) || c.not != "" && strings.Contains(w.Body.String(), c.not) {
-			t.Errorf("%s: %d, want %d with %q without %q:\n%s", c.path, w.Code, c.code, c.has, c.not, w.Body)
-		}
-	}
-	for _, method := range []string{"POST", "PUT", "OPTIONS"} {
-		w := httptest.NewRecorder()
-		p.ServeHTTP(w, httptest.NewRequest(method, "/metrics", nil))
-		if w.Code != http.StatusMethodNotAllowed || w.Header().Get("Allow") != "GET, HEAD" {
-			t.Errorf("%s: %d", method, w.Code)
-		}
-	}
 }
 
 // TestHalfClosed answers nothing rather than an empty page to a client that looks
@@ -2564,67 +2847,6 @@ func TestStopKillsCommands(t *testing.T) {
 
 // Flags.
 
-func TestBadFlags(t *testing.T) {
-	const src = "--http=pg=http://localhost/"
-	for _, c := range []struct {
-		args string
-		want []string
-	}{
-		{"", []string{"there is no source", "--http node=", "--file backup="}},
-		{"--http x", []string{"--http, source 1: NAME=URL"}},
-		{"--timeout= --max-bytes 1", []string{"--timeout : a duration", "--max-bytes 1: a whole number"}},
-		{"--http a=http://h:99999/ --http b=http://:80/", []string{"--http a: a URL", "--http b: a URL"}},
-		{"--http -x=http://y --file _a=b --exec a/b=c", []string{"--http, source 1", "--file, source 2", "--exec, source 3"}},
-		{"--http reverse_exporter=http://y", []string{"the program's own"}},
-		{src + " --file pg=/x", []string{"--file pg: another source"}},
-		{"--http a=ftp://x --http b=http:// --http c=http://unix: --http d=://", []string{"--http a: a URL", "--http b: a URL", "--http c: a URL", "--http d: this is no URL"}},
-		{"--http a=http://u:p@unix:/run/x.sock:/m", []string{"--http a: a URL"}},
-		{"--file a=[", []string{"--file a: a file name or a glob"}},
-		{`--exec a= --exec b='x --exec c={x} --exec d=x|{`, []string{"--exec a: there is no command", "--exec b: the quote ' is not closed", "--exec c: the command itself", "--exec d: a brace"}},
-		{src + " --timeout pg=5s", []string{"write --timeout pg:5s"}},
-		{src + " --timeout 5 --timeout pg:0s --timeout x:5s", []string{"--timeout 5: a duration", "--timeout pg:0s: the duration", "--timeout x: no source"}},
-		{src + " --timeout 5s --timeout 6s", []string{"--timeout 6s: given twice"}},
-		{src + " --max-bytes 10 --max-bytes pg:1.5MiB --max-age pg:x", []string{"--max-bytes 10: a whole number", "--max-bytes pg:1.5MiB", "--max-age pg:x"}},
-		{src + " --max-bytes 2GiB --max-bytes pg:0B", []string{"1GiB is the most", "--max-bytes pg:0B: a whole"}},
-		{src + " --label a --label le=x --label exporter_name=x --label __x=y --label 1=2 --label pg:a=", []string{"--label a: KEY=VALUE", "name le", "name exporter_name", "name __x", "--label 1=2", "--label pg:a=: a VALUE"}},
-		{src + " --label a=b --label a=c", []string{"--label a=c: given twice"}},
-		{src + " --path x --path pg:/ --path /-/x --path /a/", []string{"--path x: a path begins", "--path /: this path", "--path /-/x: this path", "--path /a/: a path has"}},
-		{src + " --raw pg,x --require y", []string{"--raw x: no source", "--require y: no source"}},
-		{src + " --interval 5s --interval pg:5s --max-age pg:5s", []string{"--interval: a NAME: is needed", "--interval pg: not together with --max-age"}},
-		{src + " --interval pg:5s --params pg:x", []string{"--interval pg: not together with --params"}},
-		{src + " --exec c=x --params c:x", []string{"--params c:x: only an http source"}},
-		{"--exec c=x_{y} --exec d=x --path /a", []string{"--exec c: the command itself"}},
-		{src + " --log.level loud --log.format xml --web.listen-address 99999", []string{"--log.level loud", "--log.format xml", "--web.listen-address 99999: an address"}},
-		{src + " --version, --help,=5 --header:pg:X:y", []string{"argument 2 is no flag; a flag and its value", "argument 3 is no", "argument 4 is no"}},
-		{src + " --bogus --also=x word --timeout", []string{"no flag --bogus", "no flag --also", "argument 4 is no flag", "--timeout needs a value"}},
-		{src + " --log-level debug --timeout 400d --interval pg:1ms", []string{"no flag --log-level", "--timeout 400d: a duration", "--interval pg:1ms: 100ms is the least"}},
-		{src + " ---x --once=maybe --", []string{"no flag ---x", "--once takes no value", "no flag --;"}},
-		{src + " --path /.. --path /a/../b --path /a?b --path /%61 --path /é", []string{"--path /..:", "--path /a/../b:", "--path /a?b:", "--path /%61:", "--path /é:"}},
-		{src + " --web.tls-cert-file x --web.basic-auth-file a --web.basic-auth-file b", []string{"belong together", "--web.basic-auth-file b: one file"}},
-		{src + " --web.listen-address https://:1 --web.listen-address http://x", []string{"--web.listen-address: one begins with https://", "--web.listen-address http://x: an address"}},
-		{src + " --web.tls-cert-file x --web.tls-key-file y --web.listen-address http://:1", []string{"nothing would be served"}},
-		{src + " --web.tls-client-ca-file x --ca-file pg:x --insecure pg", []string{"--web.tls-client-ca-file: --web.tls-cert-file", "--ca-file pg:x: only an https", "--insecure pg: only an https"}},
-		{src + " --header X-Key:v --header pg:nocolon --header pg:Te:x --header pg:a(b):x", []string{"--header X-Key: no source", "--header pg: a header is needed", "--header pg: Te is set by the program", "--header pg: a header is needed"}},
-	} {
-		_, faults := parseFlags(strings.Fields(c.args))
-		all := strings.Join(faults, "\n")
-		for _, want := range c.want {
-			if !strings.Contains(all, want) {
-				t.Errorf("%s: %q is not in:\n%s", c.args, want, all)
-			}
-		}
-		if len(faults) != len(c.want) && c.args != "" {
-			t.Errorf("%s: %d faults, want %d:\n%s", c.args, len(faults), len(c.want), all)
-		}
-	}
-	_, faults := parseFlags([]string{"--exec", "c=x {y}", "--exec", "d=x", "--http", "p=http://user:secret@host:port/", "--http", "http://user:secret@host/"})
-	all := strings.Join(faults, "\n")
-	wantContains(t, all, "--exec c: {y} has no default", "--path c:/c", "--http p: this is no URL")
-	if strings.Contains(all, "secret") {
-		t.Errorf("a secret is told:\n%s", all)
-	}
-}
-
 // TestScopes wants the specific to win over the general, in any order.
 func TestScopes(t *testing.T) {
 	options := []string{"--timeout=pg:1s", "--timeout=2s", "--label=pg:a=own", "--label=a=all", "--label=b=x:y", "--path=/all", "--path=pg:/own", "--max-bytes=pg:1KiB"}
@@ -2684,17 +2906,6 @@ func TestOnce(t *testing.T) {
 	wantContains(t, string(out), `source_up{exporter_name="x"} 0`)
 }
 
-// exitCode returns the exit status of a command's error.
-func exitCode(err error) int {
-	if exit, ok := err.(*exec.ExitError); ok {
-		return exit.ExitCode()
-	}
-	if err != nil {
-		return -1
-	}
-	return 0
-}
-
 func TestModes(t *testing.T) {
 	for _, c := range []struct {
 		args string
@@ -2721,56 +2932,6 @@ func TestModes(t *testing.T) {
 	if len(faults) > 0 {
 		t.Error(faults)
 	}
-}
-
-// started is a program that serves in a process of its own.
-type started struct {
-	*exec.Cmd
-	url string
-}
-
-// startProgram starts the program on a free port and waits until it listens.
-func startProgram(t *testing.T, args ...string) *started {
-	t.Helper()
-	return startIn(t, nil, args...)
-}
-
-// startIn starts the program through another command.
-func startIn(t *testing.T, wrapper []string, args ...string) *started {
-	t.Helper()
-	s := &started{Cmd: programCommand(append(args, "--web.listen-address", "127.0.0.1:0")...)}
-	if wrapper != nil {
-		s.Args = append(wrapper, s.Args...)
-		s.Path = wrapper[0]
-	}
-	s.url = startListening(t, s.Cmd)
-	return s
-}
-
-// startListening starts a command that says where it listens, and returns that.
-func startListening(t testing.TB, cmd *exec.Cmd) (url string) {
-	t.Helper()
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if _, rest, ok := strings.Cut(lines.Text(), "msg=listening address=127."); ok {
-			addr, _, _ := strings.Cut(rest, " ")
-			go io.Copy(io.Discard, out)
-			return "http://127." + addr
-		}
-	}
-	t.Fatal("it does not listen")
-	return ""
 }
 
 // TestEmptyRoot runs the program and a command, itself once more, in a root that
@@ -2920,6 +3081,20 @@ func replaceFile(t testing.TB, dir, name, text string) string {
 		t.Fatal(err)
 	}
 	return path
+}
+
+// clientConfig returns what a client connects with that trusts the authority, and that
+// has client.pem if that exists in a folder.
+func (a *authority) clientConfig(dir string) *tls.Config {
+	if a == nil {
+		return nil
+	}
+	config := &tls.Config{RootCAs: x509.NewCertPool()}
+	config.RootCAs.AddCert(a.cert)
+	if cert, err := tls.LoadX509KeyPair(dir+"/client.pem", dir+"/client.key"); err == nil {
+		config.Certificates = []tls.Certificate{cert}
+	}
+	return config
 }
 
 // client returns a client that trusts the authority and has the certificate, if any,
@@ -4022,7 +4197,7 @@ func TestHostile(t *testing.T) {
 func TestShutdown(t *testing.T) {
 	socket := filepath.Join(t.TempDir(), "re.sock")
 	marker := fmt.Sprintf("%d.97", 100000+os.Getpid())
-	s := startProgram(t, backup, "--exec", "x=sleep "+marker, "--timeout", "1h", "--web.listen-address", "unix:"+socket)
+	s := startProgram(t, backup, "--exec", "x=sleep "+marker, "--timeout", "1h", "--web.listen-address", "127.0.0.1:0", "--web.listen-address", "unix:"+socket)
 	if _, err := os.Stat(socket); err != nil {
 		t.Fatal(err)
 	}
@@ -4466,9 +4641,9 @@ func startBuilt(b *testing.B, args ...string) (*os.Process, string) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	cmd := exec.Command(path, append(args, "--web.listen-address", "127.0.0.1:0")...)
-	url := startListening(b, cmd)
-	return cmd.Process, url
+	s := newStarted(exec.Command(path, args...))
+	s.listen(b)
+	return s.Process, s.url
 }
 
 // cpuTime returns the time that a process has spent, and its peak and present memory
@@ -4570,10 +4745,10 @@ func BenchmarkProgram(b *testing.B) {
 
 // BenchmarkProxy is the floor: httputil.ReverseProxy passes on one body of 1 MB.
 func BenchmarkProxy(b *testing.B) {
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), "RUN_AS_PROXY="+exporters(b, 100))
-	url := startListening(b, cmd)
-	load(b, cmd.Process, url, "identity", 1)
+	s := newStarted(exec.Command(os.Args[0]))
+	s.Env = append(os.Environ(), "RUN_AS_PROXY="+exporters(b, 100))
+	s.listen(b)
+	load(b, s.Process, s.url, "identity", 1)
 }
 
 // runAsProxy is a program that passes on what is at a URL.
@@ -4651,13 +4826,13 @@ func BenchmarkInit(b *testing.B) {
 		b.Skip("no PID namespace can be made here")
 	}
 	for b.Loop() {
-		cmd := exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc",
-			path, "--exec", "x=true", "--web.listen-address", "127.0.0.1:0")
-		httpGet(b, startListening(b, cmd)+"/metrics")
-		init, _ := os.FindProcess(childrenOf(b, cmd.Process.Pid)[0])
+		s := newStarted(exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", path, "--exec", "x=true"))
+		s.listen(b)
+		httpGet(b, s.url+"/metrics")
+		init, _ := os.FindProcess(childrenOf(b, s.Process.Pid)[0])
 		_, _, now := cpuTime(b, init)
 		b.ReportMetric(float64(now)/(1<<20), "init-MiB")
-		cmd.Process.Kill()
+		s.Process.Kill()
 	}
 }
 
