@@ -2578,7 +2578,9 @@ func getAs(t testing.TB, p *program, path, user, password string) *httptest.Resp
 
 // TestPasswordFlood lets wrong passwords wait in a short line, and a known one pass.
 func TestPasswordFlood(t *testing.T) {
-	p, _ := newTestProgram(t, backup, "--web.basic-auth-file", withAuth(t, t.TempDir(), "known", "right", "other", "right"))
+	dir := t.TempDir()
+	auth := withAuth(t, dir, "known", "right", "other", "right")
+	p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
 	p.loadFiles()
 	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
 		t.Fatal(w.Code)
@@ -2612,6 +2614,12 @@ func TestPasswordFlood(t *testing.T) {
 	}
 	if w := getAs(t, p, "/metrics", "other", "right"); w.Code != 200 {
 		t.Errorf("after the flood: %d", w.Code)
+	}
+	text, _ := os.ReadFile(auth)
+	replaceFile(t, dir, "auth", string(text)+"third:"+string(appendHash(nil, "x", minIterations))+"\n")
+	p.passwords.turn <- struct{}{}
+	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
+		t.Errorf("a known password after another user came: %d", w.Code)
 	}
 }
 
