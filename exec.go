@@ -2347,11 +2347,9 @@ func (st *status) addFailure(reason string) {
 
 // logFetch logs a fetch of a source: a change of its state for all to see.
 func logFetch(log *slog.Logger, name string, r *result, e event) {
-	level, message, attrs := slog.LevelDebug, "fetched", []any{"source", name}
 	f := r.failure
-	if f == nil && r.stderr != "" {
-		log.Debug("the command wrote to standard error", "source", name, "stderr", r.stderr)
-	}
+	level, message := slog.LevelDebug, "fetched"
+	attrs := []any{"exporter_name", name}
 	switch {
 	case f == nil && e.changed:
 		level, message = slog.LevelInfo, "source is up"
@@ -2360,14 +2358,20 @@ func logFetch(log *slog.Logger, name string, r *result, e event) {
 	case f != nil:
 		message = "fetch failed"
 	}
-	if e.unlogged > 0 {
-		attrs = append(attrs, "unlogged_changes", e.unlogged)
-	}
 	if f != nil {
 		attrs = append(attrs, "reason", f.reason, "err", f.err)
 		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
 			attrs = append(attrs, "stderr", detail)
 		}
 	}
+	if e.unlogged > 0 {
+		attrs = append(attrs, "unlogged_changes", e.unlogged)
+	}
+	if level == slog.LevelDebug {
+		attrs = append(attrs, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
+	}
 	log.Log(context.Background(), level, message, attrs...)
+	if f == nil && r.stderr != "" {
+		log.Debug("the command wrote to standard error", "exporter_name", name, "stderr", r.stderr)
+	}
 }
