@@ -3084,7 +3084,7 @@ func TestStandardError(t *testing.T) {
 		t.Errorf("logged:\n%s", log)
 	}
 	_, _, log = runScript(t, `echo a 1; echo warning >&2`, "--log.level", "debug")
-	wantContains(t, log.String(), `level=DEBUG msg="the command wrote to standard error" source=x stderr="warning\n"`)
+	wantContains(t, log.String(), `level=DEBUG msg="the command wrote to standard error" exporter_name=x stderr="warning\n"`)
 	_, _, log = runScript(t, `echo a; echo warning >&2`)
 	wantContains(t, log.String(), "reason=parse", `stderr="warning\n"`)
 }
