@@ -706,6 +706,92 @@ func (q *queue[C]) remove(c C) {
 	q.waiting = slices.DeleteFunc(q.waiting, func(other C) bool { return other == c })
 }
 
+// turn is what only one can have at a time. Those who wait are served by their queue.
+type turn struct {
+	most int // who may wait, 0 for any number
+
+	mu      sync.Mutex // guards all below
+	taken   bool
+	waiting queue[*turnClaim]
+}
+
+// turnClaim is one who waits for a turn.
+type turnClaim struct {
+	claim
+	decided chan struct{} // closed when the turn has come, or will not
+	evicted bool          // it had to make room, so the turn will not come
+}
+
+// errCrowded is the failure of a wait that had to make room for a client with fewer.
+var errCrowded = errors.New("too many others wait")
+
+// wait waits for the turn. It fails if ctx ends before it comes, or if too many wait and
+// this client has most of them.
+func (t *turn) wait(ctx context.Context, client string) error {
+	t.mu.Lock()
+	if !t.taken {
+		t.taken, t.waiting.last = true, client
+		t.mu.Unlock()
+		return nil
+	}
+	c := &turnClaim{claim: claim{client: client}, decided: make(chan struct{})}
+	t.waiting.add(c)
+	if t.most > 0 && len(t.waiting.waiting) > t.most {
+		t.evict()
+	}
+	t.mu.Unlock()
+	select {
+	case <-c.decided:
+		if c.evicted {
+			return errCrowded
+		}
+		return nil
+	case <-ctx.Done():
+		t.leave(c)
+		return ctx.Err()
+	}
+}
+
+// evict takes the last place of the client that has most. The caller holds mu.
+func (t *turn) evict() {
+	held := map[string]int{}
+	for _, c := range t.waiting.waiting {
+		held[c.client]++
+	}
+	greedy, _ := mostOf(held)
+	var last *turnClaim
+	for _, c := range t.waiting.waiting {
+		if c.client == greedy {
+			last = c
+		}
+	}
+	t.waiting.remove(last)
+	last.evicted = true
+	close(last.decided)
+}
+
+// leave gives up waiting. If the turn has just come, it is passed on.
+func (t *turn) leave(c *turnClaim) {
+	t.mu.Lock()
+	here := slices.Contains(t.waiting.waiting, c)
+	t.waiting.remove(c)
+	evicted := c.evicted
+	t.mu.Unlock()
+	if !here && !evicted {
+		t.pass()
+	}
+}
+
+// pass hands the turn to the one who is next.
+func (t *turn) pass() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := t.waiting.next(func(*turnClaim) bool { return true })
+	if t.taken = next != nil; t.taken {
+		close(next.decided)
+	}
+}
+
 // mostOf returns the client that has most, and how many that are.
 func mostOf(held map[string]int) (client string, most int) {
 	for c, n := range held {

@@ -3785,17 +3785,18 @@ func TestPasswordFlood(t *testing.T) {
 	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
 		t.Fatal(w.Code)
 	}
-	p.passwords.turn <- struct{}{} // somebody's password is being stretched
+	stretching := &p.passwords.turn
+	stretching.wait(t.Context(), "") // somebody's password is being stretched
 	var waiting sync.WaitGroup
-	answers := make(chan int, cap(p.passwords.line))
-	if n := cap(p.passwords.line); n != 17 {
-		t.Fatalf("%d may wait or stretch, want 17", n)
-	}
-	for range cap(p.passwords.line) {
+	const most = 16
+	answers := make(chan int, most)
+	for range most {
 		waiting.Go(func() { answers <- getAs(t, p, "/metrics", "nobody", "wrong").Code })
 	}
-	for len(p.passwords.line) < cap(p.passwords.line) {
-		runtime.Gosched()
+	for full := false; !full; runtime.Gosched() {
+		stretching.mu.Lock()
+		full = len(stretching.waiting.waiting) == most
+		stretching.mu.Unlock()
 	}
 	for _, c := range []struct {
 		user, password string
@@ -3805,7 +3806,7 @@ func TestPasswordFlood(t *testing.T) {
 			t.Errorf("%s:%s in a flood: %d, want %d", c.user, c.password, w.Code, c.code)
 		}
 	}
-	<-p.passwords.turn
+	stretching.pass()
 	waiting.Wait()
 	for range cap(answers) {
 		if code := <-answers; code != 401 {
@@ -3817,7 +3818,7 @@ func TestPasswordFlood(t *testing.T) {
 	}
 	text, _ := os.ReadFile(auth)
 	replaceFile(t, dir, "auth", string(text)+"third:"+string(appendHash(nil, "x", minIterations))+"\n")
-	p.passwords.turn <- struct{}{}
+	stretching.wait(t.Context(), "")
 	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
 		t.Errorf("a known password after another user came: %d", w.Code)
 	}
@@ -3830,11 +3831,11 @@ func TestUnknownUser(t *testing.T) {
 	if err := ps.set([][]byte{[]byte("known:" + hash)}); err != nil {
 		t.Fatal(err)
 	}
-	ps.turn <- struct{}{}
+	ps.turn.wait(t.Context(), "")
 	for _, name := range []string{"known", "unknown", ""} {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if code := ps.check(ctx, name, "wrong"); code != 503 { // it wants its turn, like all others
+		if code := ps.check(ctx, "", name, "wrong"); code != 503 { // it wants its turn, like all others
 			t.Errorf("%q: %d", name, code)
 		}
 	}
@@ -4283,8 +4284,8 @@ func TestWaitingForPages(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
 		o := opener{p: p}
 		r := &result{}
-		p.pages.turn.wait(t.Context()) // somebody renders
-		var mu sync.Mutex              // guards opened and compressed
+		p.pages.turn.wait(t.Context(), "") // somebody renders
+		var mu sync.Mutex                  // guards opened and compressed
 		var opened []*sharedPage
 		compressed := map[*byte]bool{}
 		for i := range 100 {
@@ -4369,7 +4370,7 @@ func (c *endingContext) Err() error {
 func TestTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
-		turns.wait(t.Context())
+		turns.wait(t.Context(), "")
 		var order []int
 		left, leave := context.WithCancel(t.Context())
 		for i := range 10 {
@@ -4378,7 +4379,7 @@ func TestTurn(t *testing.T) {
 				ctx = left
 			}
 			go func() {
-				if turns.wait(ctx) == nil {
+				if turns.wait(ctx, "") == nil {
 					order = append(order, i)
 				}
 			}()
@@ -4398,7 +4399,42 @@ func TestTurn(t *testing.T) {
 		if got := fmt.Sprint(order); got != "[1 2 3 5 6 7 8]" {
 			t.Errorf("served in the order %s", got)
 		}
-		if turns.pass(); turns.taken || len(turns.waiting) != 0 {
+		if turns.pass(); turns.taken || len(turns.waiting.waiting) != 0 {
+			t.Error("the turn is taken though nobody has it")
+		}
+	})
+}
+
+// TestTurnIsShared serves a client that waits once before the others of one that waits often,
+// and has those make room.
+func TestTurnIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := turn{most: 4}
+		turns.wait(t.Context(), "greedy")
+		var order []string
+		wait := func(client string) {
+			go func() {
+				if err := turns.wait(t.Context(), client); err != nil {
+					client = "no " + client
+				}
+				order = append(order, client)
+			}()
+			synctest.Wait()
+		}
+		for range 6 {
+			wait("greedy")
+		}
+		wait("honest")
+		wait("other")
+		for range 4 {
+			turns.pass()
+			synctest.Wait()
+		}
+		const want = "[no greedy no greedy no greedy no greedy honest other greedy greedy]"
+		if got := fmt.Sprint(order); got != want {
+			t.Errorf("served %s, want %s", got, want)
+		}
+		if turns.pass(); turns.taken {
 			t.Error("the turn is taken though nobody has it")
 		}
 	})
@@ -4408,11 +4444,11 @@ func TestTurn(t *testing.T) {
 func TestTurnComesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
-		turns.wait(t.Context())
-		mine := make(chan struct{})
-		turns.waiting = append(turns.waiting, mine)
+		turns.wait(t.Context(), "")
+		mine := &turnClaim{decided: make(chan struct{})}
+		turns.waiting.add(mine)
 		served := false
-		go func() { served = turns.wait(t.Context()) == nil }()
+		go func() { served = turns.wait(t.Context(), "") == nil }()
 		synctest.Wait()
 		turns.pass()
 		turns.leave(mine)
@@ -4427,7 +4463,7 @@ func TestTurnComesTooLate(t *testing.T) {
 func TestPageDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
-		p.pages.turn.wait(t.Context()) // somebody renders
+		p.pages.turn.wait(t.Context(), "") // somebody renders
 		begin := time.Now()
 		w := get(t, p, "/metrics", timeoutHeader, "1")
 		if d := time.Since(begin); d != time.Second || w.Code != http.StatusServiceUnavailable {

@@ -1305,6 +1305,7 @@ const maxPages, readTime = 8, 500 * time.Millisecond
 
 // pageRequest is what a scraper wants.
 type pageRequest struct {
+	client  string // see clientOf
 	sources []*source
 	quoted  bool             // names that need quotes have them, not underscores
 	gzip    bool             // it takes the page compressed
@@ -1332,7 +1333,7 @@ func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, erro
 	if sp := ps.join(want, want.gzip); sp != nil {
 		return sp, nil
 	}
-	if err := ps.turn.wait(ctx); err != nil {
+	if err := ps.turn.wait(ctx, want.client); err != nil {
 		return nil, err
 	}
 	defer ps.turn.pass()
@@ -1469,54 +1470,4 @@ func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
 	sp.made = time.Now() // who waited for it begins to read now
 	ps.ratio = float64(len(sp.zipped)) / float64(sp.size)
 	return nil
-}
-
-// turn is what only one can have at a time. Those who wait get it in order of arrival.
-type turn struct {
-	mu      sync.Mutex // guards all below
-	taken   bool
-	waiting []chan struct{} // each is closed when its turn has come
-}
-
-// wait waits for the turn. It fails if ctx ends before it comes.
-func (t *turn) wait(ctx context.Context) error {
-	t.mu.Lock()
-	if !t.taken {
-		t.taken = true
-		t.mu.Unlock()
-		return nil
-	}
-	mine := make(chan struct{})
-	t.waiting = append(t.waiting, mine)
-	t.mu.Unlock()
-	select {
-	case <-mine:
-		return nil
-	case <-ctx.Done():
-		t.leave(mine)
-		return ctx.Err()
-	}
-}
-
-// leave gives up waiting. If the turn has just come, it is passed on.
-func (t *turn) leave(mine chan struct{}) {
-	t.mu.Lock()
-	i := slices.Index(t.waiting, mine)
-	if i >= 0 {
-		t.waiting = slices.Delete(t.waiting, i, i+1)
-	}
-	t.mu.Unlock()
-	if i < 0 {
-		t.pass()
-	}
-}
-
-// pass hands the turn to the one who has waited longest.
-func (t *turn) pass() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.taken = len(t.waiting) > 0; t.taken {
-		close(t.waiting[0])
-		t.waiting = slices.Delete(t.waiting, 0, 1)
-	}
 }
