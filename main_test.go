@@ -1890,6 +1890,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.kind, s.places = "http", 128
 	}
 	s.report = func(*result, event) {}
+	s.budget, s.size = &budget{most: 1 << 30}, func() int64 { return 1 }
 	s.count = func(standard bool, r *result) event {
 		reason := "ok"
 		if r.failure != nil {
@@ -3241,6 +3242,67 @@ func TestLease(t *testing.T) {
 	}
 	if !given() {
 		t.Error("a buffer is not given back though nobody holds it")
+	}
+}
+
+// TestBudget bounds the memory of results with arguments that scrapers chose: what is over is
+// busy, and the default arguments are served beside it.
+func TestBudget(t *testing.T) {
+	var waiting sync.WaitGroup
+	waiting.Add(31)
+	body := strings.Repeat("metric{a=\"b\"} 1\n", 1<<14) // about 600 KB with its label
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		waiting.Done()
+		waiting.Wait() // until all are in flight
+		io.WriteString(w, body)
+	}))
+	defer exporter.Close()
+	p, _ := newTestProgram(t, "--http", "x="+exporter.URL, "--params", "x:*", "--max-bytes", "1MiB", "--max-age", "1h")
+	s := p.sources[0]
+	var scrapes sync.WaitGroup
+	var served, busy atomic.Int32
+	scrape := func(id string) *result {
+		tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
+		if tk == nil {
+			return refused
+		}
+		defer s.leave(tk, false)
+		s.wait(t.Context(), tk)
+		r := s.result(tk)
+		defer r.release()
+		return r
+	}
+	for i := range 30 {
+		scrapes.Go(func() {
+			switch r := scrape(fmt.Sprintf("a=%d", i)); {
+			case r.failure == nil:
+				served.Add(1)
+			case r.failure.reason == "busy":
+				busy.Add(1)
+			default:
+				t.Errorf("%v", r.failure)
+			}
+		})
+	}
+	if r := scrape(""); r.failure != nil {
+		t.Errorf("with default arguments: %v", r.failure)
+	}
+	scrapes.Wait()
+	if served.Load() < 2 || served.Load()+busy.Load() != 30 || busy.Load() < 20 { // 4 MiB have room for 6 or 7
+		t.Errorf("%d served, %d busy", served.Load(), busy.Load())
+	}
+	if spent := s.budget.spent.Load(); spent > 4<<20 || spent < 1<<20 {
+		t.Errorf("what is kept takes %d bytes", spent)
+	}
+	s.waterfall.mu.Lock()
+	for _, k := range s.keys {
+		if !k.standard {
+			s.drop(k)
+		}
+	}
+	s.waterfall.mu.Unlock()
+	if spent := s.budget.spent.Load(); spent != 0 {
+		t.Errorf("%d bytes are spent though nothing is kept", spent)
 	}
 }
 

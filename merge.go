@@ -68,6 +68,10 @@ func (a *addedLabels) has(name []byte) bool {
 type workspace struct {
 	window []byte // of the parser
 	body   []byte // of the exposition
+
+	// more returns a larger limit for an exposition that is to take so many bytes, or the
+	// old one if there is no more to be had. Nil if the limit is fixed.
+	more func(wanted, limit int) int
 }
 
 // labelBody reads a whole body, of the text format or OpenMetrics, into an exposition
@@ -79,6 +83,7 @@ func labelBody(
 		p:     parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics},
 		e:     &exposition{buf: w.body[:0], telling: added.telling},
 		added: added,
+		more:  w.more,
 	}
 	err := l.readLines(limit)
 	w.window, w.body = nil, l.e.buf
@@ -101,9 +106,10 @@ type labeller struct {
 	p        parser
 	e        *exposition
 	added    *addedLabels
-	prefix   []byte            // what samples of this name begin with: name, brace and added labels
-	exported [][]byte          // new names of the sample's labels that give way to added ones
-	bare     map[string]string // the sample's label names that need quotes, without; nil to keep quotes
+	more     func(wanted, limit int) int // see workspace
+	prefix   []byte                      // what samples of this name begin with: name, brace and added labels
+	exported [][]byte                    // new names of the sample's labels that give way to added ones
+	bare     map[string]string           // the sample's label names that need quotes, without; nil to keep quotes
 }
 
 // readLines reads the body to its end and brings its families into order. It fails if
@@ -118,8 +124,13 @@ func (l *labeller) readLines(limit int) error {
 		case typeLine:
 			l.keepType()
 		}
-		if l.e.held() > limit {
-			return errTooMuch
+		if held := l.e.held(); held > limit {
+			if l.more != nil {
+				limit = l.more(held, limit)
+			}
+			if held > limit {
+				return errTooMuch
+			}
 		}
 		if size := len(l.e.buf); cap(l.e.buf)-size < 1<<10 { // append would leave four times as much garbage
 			l.e.buf = slices.Grow(l.e.buf, max(min(size, limit-size), 0)+2<<10)
@@ -127,6 +138,9 @@ func (l *labeller) readLines(limit int) error {
 	}
 	if l.p.err != nil {
 		return l.p.err
+	}
+	if wanted := len(l.e.buf) + l.e.held(); wanted > limit && l.more != nil {
+		limit = l.more(wanted, limit)
 	}
 	return l.e.regroup(limit)
 }
