@@ -1024,6 +1024,8 @@ type exporter struct {
 	socket string // path of the Unix socket that it is at, "" for TCP
 	client http.Client
 
+	userAgent string
+
 	fixed   http.Header // from the command line
 	headers atomic.Pointer[http.Header]
 	token   atomic.Pointer[string] // nil without a token file
@@ -1042,6 +1044,7 @@ const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 // read when they change.
 func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 	e := &exporter{sourceConfig: c, intake: in, fixed: http.Header{}}
+	e.userAgent = "reverse_exporter/" + readBuild().version
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
 		password, _ := user.Password()
@@ -1113,7 +1116,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	header := http.Header{
 		"Accept":          {accept},
 		"Accept-Encoding": {"identity"},
-		"User-Agent":      {"reverse_exporter/" + version},
+		"User-Agent":      {e.userAgent},
 		timeoutHeader:     {seconds(r.limit)},
 	}
 	for _, w := range e.watched {

@@ -4866,7 +4866,7 @@ func TestOverview(t *testing.T) {
 	page := w.Body.String()
 	wantContains(t, page, "<title>✖ 1 down – "+host+"</title>", "<h1>✖ 1 down – "+host+"</h1>",
 		"<p><a href=#odd>odd</a><p class=dim>1 of 4 up, 1 on demand, 1 never asked</header>",
-		"reverse_exporter dev", " by 192.0.2.1, took ", "renewed every 15 s",
+		"reverse_exporter devel", " by 192.0.2.1, took ", "renewed every 15 s",
 		`<a href="./metrics?exporter_name=odd">odd</a><td>file `, `&lt;script&gt;&quot;&amp;.prom`,
 		"<td colspan=8><b>parse:</b> ", "line 2, column 1: expected a metric name <i>→ promtool check metrics says more",
 		"<td>○ never asked<td>", "http://localhost:1/metrics, served on /quiet<td>–<td>–<td>–<td>–<td>never<td>0",
