@@ -3219,6 +3219,7 @@ func TestLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t.Context(), shares)
+	p.sources[0].runs.Wait() // the run holds its result until its end
 	open := func() *sharedPage {
 		want := requestOf(p, func() []*result { return resultsOf(shares) })
 		sp, err := p.pages.open(t.Context(), want)
