@@ -1,0 +1,868 @@
+//go:build linux
+
+// Attack pulls at reverse_exporter. It starts the program in one hard situation after another,
+// with an honest scraper that asks every 2 s beside those who attack, and tells in a table
+// what became of the honest one and of the memory.
+//
+//	go run ./testdata/attack                  all scenarios, in five minutes
+//	go run ./testdata/attack -run 2,5b        some of them
+//	go run ./testdata/attack -addresses 1000  the attackers have that many client addresses
+//	go run ./testdata/attack -binary PATH     a program that is built already
+//
+// Everything stays on loopback and in a temporary folder. A scenario takes half a minute and
+// a few thousand connections. Scenarios have the numbers of the list that they come from.
+package main
+
+import (
+	"compress/gzip"
+	"context"
+	"encoding/binary"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// ---- Scenarios
+
+// scenario is one hard situation.
+type scenario struct {
+	id, name  string
+	attackers int
+	addresses int     // that the attackers share
+	rate      float64 // attacks a second of all attackers together, after the first of each
+	memory    int     // most that the program may take, in MB
+
+	flags  func(a *arena) []string                        // of the program; prepares its sources
+	attack func(ctx context.Context, a *arena, c *client) // is what an attacker does again and again
+	before func(a *arena, n int)                          // is called before the honest scrape n
+	check  func(a *arena, n int, page string) error       // finds what is wrong with the page of scrape n
+	after  func(a *arena) error                           // finds what is wrong at the end
+}
+
+// The honest scraper makes so many scrapes, one at each interval, and waits so long for each.
+const scrapes, interval, timeout = 10, 2 * time.Second, 10 * time.Second
+
+var scenarios = []scenario{
+	{id: "1", name: "fetches that cannot be ended", memory: 256,
+		flags: hangingDisk, before: hangAndRecover, check: tellsHanging},
+	{id: "2", name: "invented values for a command", attackers: 40, addresses: 20, rate: 100, memory: 256,
+		flags:  slowScript,
+		attack: func(ctx context.Context, a *arena, c *client) { c.askOrLeave(ctx, "/metrics?x="+invented()) }},
+	{id: "3", name: "invented values for a large exporter", attackers: 150, addresses: 20, rate: 10, memory: 512,
+		flags:  largeExporter,
+		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics?x="+invented(), nil) }},
+	{id: "4", name: "wrong passwords", attackers: 1000, addresses: 20, rate: 150, memory: 256,
+		flags:  behindPassword,
+		before: func(a *arena, n int) { a.rotate() },
+		attack: func(ctx context.Context, a *arena, c *client) {
+			c.ask(ctx, "/metrics", func(r *http.Request) { r.SetBasicAuth("prometheus", invented()) })
+		}},
+	{id: "5", name: "random subsets of sources", attackers: 1000, addresses: 20, rate: 100, memory: 256,
+		flags:  tenSources,
+		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics?"+subset(), zipped) }},
+	{id: "5b", name: "two large raw bodies elsewhere", attackers: 2, addresses: 2, rate: 2, memory: 256,
+		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "gauge", "--raw", "one,other") },
+		attack: askLarge},
+	{id: "6", name: "a log that nobody reads", attackers: 20, addresses: 20, rate: 200, memory: 256,
+		flags:  unreadLog,
+		before: closeLog,
+		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics?x="+invented(), nil) }},
+	{id: "7", name: "clients waiting at a slow source", attackers: 1500, addresses: 20, rate: 150, memory: 256,
+		flags:  slowSource,
+		attack: func(ctx context.Context, a *arena, c *client) { c.hold(ctx, "/slow") }},
+	{id: "7b", name: "clients without credentials", attackers: 1500, addresses: 20, rate: 150, memory: 256,
+		flags:  func(a *arena) []string { return append(slowSource(a), behindPassword(a)[2:]...) },
+		attack: func(ctx context.Context, a *arena, c *client) { c.hold(ctx, "/metrics") }},
+	{id: "8", name: "a command that leaves its process group", memory: 256,
+		flags: joiningCommand, check: isDown("joiner"), after: noneLeft},
+	{id: "9", name: "commands that end before their output", memory: 256,
+		flags: tornOutput, check: nothingTorn},
+	{id: "10", name: "a gzip bomb", attackers: 2, addresses: 2, rate: 2, memory: 512,
+		flags: gzipBomb, attack: askLarge},
+	{id: "10b", name: "two large bodies in conflict", attackers: 2, addresses: 2, rate: 2, memory: 512,
+		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "counter") },
+		attack: askLarge},
+	{id: "10c", name: "a large body of quoted names", attackers: 2, addresses: 2, rate: 2, memory: 512,
+		flags: quotedNames, attack: askLarge},
+	{id: "13", name: "a glob of 100,000 files", memory: 512,
+		flags: manyFiles, check: endsInTime},
+}
+
+// good are the flags of a source that is well.
+func good(a *arena) []string { return []string{"--file", "good=" + a.file("good.prom", "good 1\n")} }
+
+// hangingDisk has sources on a disk that will hang, asked by themselves and by scrapes.
+func hangingDisk(a *arena) []string {
+	folder, err := a.disk.mount(filepath.Join(a.dir, "disk"))
+	if err != nil {
+		a.skip = fmt.Sprintf("a FUSE file system is needed, and root: %v", err)
+	}
+	hung := filepath.Join(folder, "hung.prom")
+	return append(good(a), "--timeout", "2s", "--timeout", "good:10s",
+		"--file", "repeated="+hung, "--interval", "repeated:1s",
+		"--file", "asked="+hung,
+		"--exec", "command=cat '"+hung+"'", "--interval", "command:1s",
+		"--file", "glob="+filepath.Join(folder, "*.prom"))
+}
+
+// hangAndRecover has the disk hang from the second scrape to the ninth.
+func hangAndRecover(a *arena, n int) { a.disk.hang(n >= 1 && n < 8) }
+
+// tellsHanging checks that sources on the disk are down while it hangs, and up afterwards.
+func tellsHanging(a *arena, n int, page string) error {
+	for _, name := range []string{"repeated", "asked", "command", "glob"} {
+		switch up := a.isUp(page, name); {
+		case n == 3 && up: // a later one may wait until the disk is well
+			return fmt.Errorf("%s is up though its disk hangs", name)
+		case n == 3 && !strings.Contains(page, `failures_total{exporter_name="`+name+`",reason="timeout"} `):
+			return fmt.Errorf("%s has no timeout counted", name)
+		case (n == 0 || n == 9) && !up:
+			return fmt.Errorf("%s is down though its disk is well", name)
+		}
+	}
+	if !strings.Contains(page, `well{exporter_name="glob"} 1`) {
+		return errors.New("a hung file costs its glob the other one")
+	}
+	return nil
+}
+
+// slowScript is a command that takes a value from its scrapers.
+func slowScript(a *arena) []string {
+	return []string{"--exec", `good=sh -c "sleep 0.7; echo good 1" sh {x=default}`}
+}
+
+// largeExporter is an exporter of 10 MB that takes values from its scrapers.
+func largeExporter(a *arena) []string {
+	text := body("m%d", "gauge", 10<<20)
+	url := a.serve(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, text) })
+	return []string{"--http", "good=" + url, "--params", "good:*"}
+}
+
+// behindPassword demands a password. The first two flags are a good source.
+func behindPassword(a *arena) []string {
+	a.rotate()
+	return append(good(a), "--web.basic-auth-file", filepath.Join(a.dir, "users"))
+}
+
+// tenSources are ten files of 300 KB.
+func tenSources(a *arena) []string {
+	flags := good(a)
+	for i := range 10 {
+		name := fmt.Sprintf("s%d", i)
+		flags = append(flags, "--file", name+"="+a.file(name, body(name+"_m%d", "gauge", 300<<10)))
+	}
+	return flags
+}
+
+// twoLarge are two bodies of 31 MB at /large, whose families have the same names.
+func twoLarge(a *arena, oneType, otherType string, more ...string) []string {
+	one, other := body("m%d", oneType, 31<<20), body("m%d", otherType, 31<<20)
+	other = strings.ReplaceAll(other, `{i="`, `{j="`)
+	return append(append(good(a), more...), "--path", "one:/large", "--path", "other:/large",
+		"--file", "one="+a.file("one", one), "--file", "other="+a.file("other", other))
+}
+
+// gzipBomb is an exporter of 4 GB that come compressed to 4 MB.
+func gzipBomb(a *arena) []string {
+	line := []byte(strings.Repeat("a 1\n", 1<<14))
+	url := a.serve(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		for i, err := 0, error(nil); i < 4<<30/len(line) && err == nil; i++ {
+			_, err = z.Write(line)
+		}
+		z.Close()
+	})
+	return append(good(a), "--http", "bomb="+url, "--path", "bomb:/large")
+}
+
+// quotedNames is a body of 31 MB whose names need quotes.
+func quotedNames(a *arena) []string {
+	text := body(`m.%d`, "gauge", 25<<20)
+	text = regexp.MustCompile(`(?m)^(m\.\d+)\{`).ReplaceAllString(text, `{"$1",`)
+	text = regexp.MustCompile(`(?m)^(# \w+) (m\.\d+) `).ReplaceAllString(text, `$1 "$2" `)
+	return append(good(a), "--file", "quoted="+a.file("quoted", text), "--path", "quoted:/large")
+}
+
+// askLarge asks for what is at /large, as Prometheus does.
+func askLarge(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/large", zipped) }
+
+// unreadLog is a failing command that takes values, and a log whose reader does not read.
+func unreadLog(a *arena) []string {
+	a.logReader, a.log, _ = os.Pipe()
+	return append(good(a), "--log.level", "debug", "--parallel", "failing:4",
+		"--exec", `failing=sh -c "echo a long complaint >&2; exit 1" sh {x=default}`)
+}
+
+// closeLog has the reader of the log leave in the middle.
+func closeLog(a *arena, n int) {
+	if n == scrapes/2 {
+		a.logReader.Close()
+	}
+}
+
+// slowSource is a source at /slow that takes long, and a good one that takes 2 s.
+func slowSource(a *arena) []string {
+	return []string{"--exec", "good=sh -c 'sleep 2; echo good 1'",
+		"--exec", "slow=sh -c 'sleep 25; echo slow 1'", "--timeout", "slow:30s", "--path", "slow:/slow"}
+}
+
+// joiningCommand is a command that hides in another process group, and does not end.
+func joiningCommand(a *arena) []string {
+	return append(good(a), "--timeout", "joiner:1s",
+		"--exec", fmt.Sprintf("joiner='%s' -helper join '%s'", a.self, filepath.Join(a.dir, "pids")))
+}
+
+// noneLeft checks that no process of joiningCommand is left.
+func noneLeft(a *arena) error {
+	time.Sleep(2 * time.Second)
+	pids, err := os.ReadFile(filepath.Join(a.dir, "pids"))
+	for _, pid := range strings.Fields(string(pids)) {
+		if n, _ := strconv.Atoi(pid); syscall.Kill(n, 0) == nil {
+			syscall.Kill(n, syscall.SIGKILL)
+			err = errors.New("a command was not killed")
+		}
+	}
+	return err
+}
+
+// tornOutput are commands whose child is still to write the second half of a line.
+func tornOutput(a *arena) []string {
+	return append(good(a), "--exec", `child=sh -c 'printf "balance 1"; (sleep 1; echo 2345) &'`,
+		"--exec", fmt.Sprintf("session='%s' -helper leave", a.self))
+}
+
+var torn = regexp.MustCompile(`(?m)^balance\{.*\} 1$`)
+
+// nothingTorn checks that no first half of a line is served.
+func nothingTorn(a *arena, n int, page string) error {
+	if torn.MatchString(page) {
+		return errors.New("half of a line is served")
+	}
+	return errors.Join(isDown("child")(a, n, page), isDown("session")(a, n, page))
+}
+
+// isDown returns a check that a source is down.
+func isDown(name string) func(a *arena, n int, page string) error {
+	return func(a *arena, n int, page string) error {
+		if a.isUp(page, name) {
+			return fmt.Errorf("%s is up", name)
+		}
+		return nil
+	}
+}
+
+// manyFiles is a glob of very many files.
+func manyFiles(a *arena) []string {
+	os.Mkdir(filepath.Join(a.dir, "many"), 0o700)
+	for i := range 100_000 {
+		a.file(fmt.Sprintf("many/%d.prom", i), fmt.Sprintf("many{i=\"%d\"} 1\n", i))
+	}
+	return append(good(a), "--file", "many="+filepath.Join(a.dir, "many/*.prom"), "--timeout", "many:5s")
+}
+
+var durationOfMany = regexp.MustCompile(`source_scrape_duration_seconds\{exporter_name="many"\} (\S+)`)
+
+// endsInTime checks that the fetch of many files ends at its timeout, if not before.
+func endsInTime(a *arena, n int, page string) error {
+	if found := durationOfMany.FindStringSubmatch(page); found != nil {
+		if seconds, _ := strconv.ParseFloat(found[1], 64); seconds > 6 {
+			return fmt.Errorf("a fetch with a timeout of 5 s took %.1f s", seconds)
+		}
+	}
+	return nil
+}
+
+// body returns an exposition of about size bytes, with families of a hundred samples.
+func body(name, metricType string, size int) string {
+	var b strings.Builder
+	for i := 0; b.Len() < size; i++ {
+		if i%100 == 0 {
+			fmt.Fprintf(&b, "# HELP "+name+" What is measured.\n# TYPE "+name+" %s\n", i/100, i/100, metricType)
+		}
+		fmt.Fprintf(&b, name+"{i=\"%d\",of=\"everything that is measured\"} 1\n", i/100, i)
+	}
+	return b.String()
+}
+
+// invented returns a value that nobody used before.
+func invented() string { return strconv.FormatUint(rand.Uint64(), 36) }
+
+// subset returns a query for some of ten sources.
+func subset() string {
+	query := "exporter_name=good"
+	for i := range 10 {
+		if rand.IntN(2) == 0 {
+			query += fmt.Sprintf("&exporter_name=s%d", i)
+		}
+	}
+	return query
+}
+
+// zipped asks for gzip half of the time.
+func zipped(r *http.Request) {
+	if rand.IntN(2) == 0 {
+		r.Header.Set("Accept-Encoding", "gzip")
+	}
+}
+
+// ---- Running
+
+func main() {
+	if len(os.Args) > 2 && os.Args[1] == "-helper" {
+		help(os.Args[2:])
+		return
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if !run(ctx) {
+		os.Exit(1)
+	}
+}
+
+// run runs the scenarios that the flags choose. It reports whether all held.
+func run(ctx context.Context) bool {
+	only := flag.String("run", "", "comma-separated scenarios (all)")
+	binary := flag.String("binary", "", "the program, if it is built already")
+	addresses := flag.Int("addresses", 0, "client addresses of the attackers, at most 60000 (as in the table)")
+	flag.Parse()
+	temp, err := os.MkdirTemp("", "attack")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return false
+	}
+	defer os.RemoveAll(temp)
+	if *binary == "" {
+		*binary = filepath.Join(temp, "reverse_exporter")
+		if out, err := exec.Command("go", "build", "-o", *binary, "reverse_exporter").CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "failed to build the program: %v\n%s", err, out)
+			return false
+		}
+	}
+	const row = "%-4s %-41s %9v %9v  %-8v %8v %6v  %s\n"
+	fmt.Printf(row, "", "scenario", "attackers", "addresses", "served", "slowest", "peak", "")
+	held := true
+	for _, s := range scenarios {
+		if ctx.Err() != nil || *only != "" && !slices.Contains(strings.Split(*only, ","), s.id) {
+			continue
+		}
+		if *addresses > 0 {
+			s.addresses = min(*addresses, s.attackers)
+		}
+		o := s.run(ctx, *binary, filepath.Join(temp, s.id))
+		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, fmt.Sprintf("%d of %d", o.served, scrapes),
+			fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
+		held = held && o.held
+	}
+	return held && ctx.Err() == nil
+}
+
+// outcome is what became of a scenario.
+type outcome struct {
+	served  int
+	slowest time.Duration // answer to the honest scraper
+	peak    int           // memory, in MB
+	held    bool
+	verdict string
+}
+
+// run runs a scenario to its end.
+func (s *scenario) run(ctx context.Context, binary, dir string) (o outcome) {
+	ctx, stop := context.WithCancel(ctx)
+	a := &arena{dir: dir, binary: binary}
+	defer a.close()
+	var attackers sync.WaitGroup
+	defer attackers.Wait()
+	defer stop()
+	if err := a.start(s); err != nil || a.skip != "" {
+		return outcome{held: err == nil, verdict: "skipped: " + a.skip + fmt.Sprint(err)}
+	}
+	turns := a.turns(ctx, s)
+	for i := range s.attackers {
+		c := newClient(a, 1+i%s.addresses)
+		attackers.Go(func() {
+			for range turns {
+				s.attack(ctx, a, c)
+			}
+			c.http.CloseIdleConnections()
+		})
+	}
+	a.sleep(ctx, time.Second) // until all are there
+	o, faults := s.scrapeAll(ctx, a)
+	o.peak = a.peak()
+	if s.after != nil {
+		faults = append(faults, s.after(a))
+	}
+	if o.peak > s.memory {
+		faults = append(faults, fmt.Errorf("more than %d MB", s.memory))
+	}
+	if err := errors.Join(faults...); err != nil {
+		first, _, _ := strings.Cut(err.Error(), "\n")
+		o.verdict = "FAILED: " + first
+		return o
+	}
+	o.held, o.verdict = true, "held"
+	return o
+}
+
+// scrapeAll makes the honest scrapes and returns what is wrong with them.
+func (s *scenario) scrapeAll(ctx context.Context, a *arena) (o outcome, faults []error) {
+	var mu sync.Mutex // guards o and faults
+	var all sync.WaitGroup
+	honest := newClient(a, 0)
+	for n := range scrapes {
+		if s.before != nil {
+			s.before(a, n)
+		}
+		all.Go(func() {
+			began := time.Now()
+			page, err := honest.scrape(ctx)
+			took := time.Since(began)
+			switch {
+			case err == nil && !a.isUp(page, "good"):
+				err = errors.New("the source is down")
+			case err == nil && s.check != nil:
+				err = s.check(a, n, page)
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			o.slowest = max(o.slowest, took)
+			if err == nil {
+				o.served++
+			} else {
+				faults = append(faults, fmt.Errorf("scrape %d: %w", n+1, err))
+			}
+		})
+		a.sleep(ctx, interval)
+	}
+	all.Wait()
+	return o, faults
+}
+
+// arena is where a scenario takes place.
+type arena struct {
+	dir       string
+	self      string // this program
+	binary    string
+	skip      string // why the scenario cannot be run
+	addr      string // of the program
+	program   *exec.Cmd
+	log       *os.File // that the program gets
+	logReader *os.File // nil without a pipe
+	servers   []*http.Server
+	disk      disk
+	password  string // that the program demands
+}
+
+// start starts the program and waits until it answers.
+func (a *arena) start(s *scenario) (err error) {
+	if err := os.Mkdir(a.dir, 0o700); err != nil {
+		return err
+	}
+	if a.log, err = os.Create(filepath.Join(a.dir, "log")); err != nil {
+		return err
+	}
+	if a.self, err = os.Executable(); err != nil {
+		return err
+	}
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	a.addr = free.Addr().String()
+	args := append(s.flags(a), "--web.listen-address", a.addr)
+	free.Close()
+	if a.skip != "" {
+		return nil
+	}
+	a.program = exec.Command(a.binary, args...)
+	a.program.Stderr = a.log
+	a.program.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := a.program.Start(); err != nil {
+		return err
+	}
+	for range 100 {
+		if conn, err := net.Dial("tcp", a.addr); err == nil {
+			return conn.Close()
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	return errors.New("the program does not answer")
+}
+
+// close ends all that the scenario started.
+func (a *arena) close() {
+	a.disk.hang(false)
+	if a.program != nil && a.program.Process != nil {
+		a.program.Process.Signal(syscall.SIGTERM)
+		killing := time.AfterFunc(8*time.Second, func() { a.program.Process.Kill() })
+		a.program.Wait()
+		killing.Stop()
+	}
+	a.disk.unmount()
+	for _, s := range a.servers {
+		s.Close()
+	}
+	a.log.Close()
+	a.logReader.Close()
+	os.RemoveAll(a.dir)
+}
+
+// sleep waits.
+func (a *arena) sleep(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
+// turns hands out what may be done to the program: a turn for each attacker at once, then
+// the rate of the scenario.
+func (a *arena) turns(ctx context.Context, s *scenario) <-chan struct{} {
+	turns := make(chan struct{})
+	go func() {
+		defer close(turns)
+		for n := 0; ctx.Err() == nil; n++ {
+			if n >= s.attackers {
+				a.sleep(ctx, time.Duration(float64(time.Second)/max(s.rate, 1)))
+			}
+			select {
+			case turns <- struct{}{}:
+			case <-ctx.Done():
+			}
+		}
+	}()
+	return turns
+}
+
+// file writes a file and returns its name.
+func (a *arena) file(name, text string) string {
+	name = filepath.Join(a.dir, name)
+	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+		a.skip = err.Error()
+	}
+	return name
+}
+
+// serve starts an exporter and returns its URL.
+func (a *arena) serve(h http.HandlerFunc) string {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		a.skip = err.Error()
+		return "http://127.0.0.1/"
+	}
+	server := &http.Server{Handler: h}
+	a.servers = append(a.servers, server)
+	go server.Serve(l)
+	return "http://" + l.Addr().String() + "/metrics"
+}
+
+// rotate gives the only user's password a new hash, so that the program does not know it yet.
+func (a *arena) rotate() {
+	a.password = "right"
+	hashing := exec.Command(a.binary, "--hash-password")
+	hashing.Stdin = strings.NewReader(a.password)
+	hash, err := hashing.Output()
+	if err != nil {
+		a.skip = err.Error()
+	}
+	name := a.file("users.new", "prometheus:"+string(hash))
+	os.Rename(name, filepath.Join(a.dir, "users"))
+}
+
+// isUp reports whether a page says that a source is up.
+func (a *arena) isUp(page, name string) bool {
+	return strings.Contains(page, "\nreverse_exporter_source_up{exporter_name=\""+name+"\"} 1\n")
+}
+
+var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
+
+// peak returns the most memory that the program has taken, in MB.
+func (a *arena) peak() int {
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.program.Process.Pid))
+	found := highWater.FindSubmatch(status)
+	if found == nil { // it has ended
+		return 0
+	}
+	kilobytes, _ := strconv.Atoi(string(found[1]))
+	return kilobytes >> 10
+}
+
+// help is what this program does as a command that a scenario runs.
+func help(args []string) {
+	switch args[0] {
+	case "join": // the parent's process group
+		group, _ := syscall.Getpgid(os.Getppid())
+		syscall.Setpgid(0, group)
+		pids, _ := os.OpenFile(args[1], os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		fmt.Fprintln(pids, os.Getpid())
+		time.Sleep(time.Minute)
+	case "leave": // half a line to a child in a session of its own
+		self, _ := os.Executable()
+		child := exec.Command(self, "-helper", "late")
+		child.Stdout = os.Stdout
+		child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+		child.Start()
+		fmt.Print("balance 1")
+	case "late":
+		time.Sleep(time.Second)
+		fmt.Println("2345")
+	}
+}
+
+// ---- Clients
+
+// client is one who asks the program, from an address of loopback.
+type client struct {
+	arena  *arena
+	dialer net.Dialer
+	http   http.Client
+	number int
+}
+
+// newClient returns a client with the address of that number. That of the honest one is 0.
+func newClient(a *arena, number int) *client {
+	address := net.IPv4(127, 0, byte(number/250), byte(1+number%250))
+	c := &client{arena: a, number: number, dialer: net.Dialer{LocalAddr: &net.TCPAddr{IP: address}}}
+	c.http.Transport = &http.Transport{DialContext: c.dialer.DialContext, DisableCompression: number > 0}
+	return c
+}
+
+// scrape asks as Prometheus does, and returns the page.
+func (c *client) scrape(ctx context.Context) (page string, err error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+c.arena.addr+"/metrics", nil)
+	if err != nil {
+		return "", err
+	}
+	r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", fmt.Sprint(timeout.Seconds()))
+	r.SetBasicAuth("prometheus", c.arena.password)
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return "", fmt.Errorf("the answer is %s", resp.Status)
+	}
+	text, err := io.ReadAll(resp.Body)
+	return string(text), err
+}
+
+// ask asks for a path and reads the answer; change, if there is one, changes the request.
+func (c *client) ask(ctx context.Context, path string, change func(r *http.Request)) {
+	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+c.arena.addr+path, nil)
+	if err != nil {
+		return
+	}
+	if change != nil {
+		change(r)
+	}
+	if resp, err := c.http.Do(r); err == nil {
+		io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+}
+
+// askOrLeave asks for a path, or leaves as soon as it has.
+func (c *client) askOrLeave(ctx context.Context, path string) {
+	if c.number%2 == 0 {
+		c.ask(ctx, path, nil)
+	} else if conn, err := c.send(ctx, path); err == nil {
+		conn.Close()
+	}
+}
+
+// hold asks for a path, and keeps the connection for as long as the program does.
+func (c *client) hold(ctx context.Context, path string) {
+	if conn, err := c.send(ctx, path); err == nil {
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		io.Copy(io.Discard, conn)
+		stop()
+		conn.Close()
+	}
+}
+
+// send asks for a path in one packet.
+func (c *client) send(ctx context.Context, path string) (net.Conn, error) {
+	conn, err := c.dialer.DialContext(ctx, "tcp", c.arena.addr)
+	if err == nil {
+		_, err = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	}
+	return conn, err
+}
+
+// ---- A disk that hangs
+
+// disk is a FUSE file system of two files, spoken to without a library. While it hangs, reads
+// of one file get no answer, and not even SIGKILL ends a process that reads it.
+type disk struct {
+	folder string // "" if it is not mounted
+	fd     int    // of /dev/fuse
+
+	mu      sync.Mutex // guards both below
+	hanging bool
+	unread  []uint64 // reads that are still to be answered
+}
+
+// The files of a disk, by node number after the folder's, which is 1.
+var files = []struct{ name, text string }{2: {"hung.prom", "hung 1\n"}, 3: {"well.prom", "well 1\n"}}
+
+// mount mounts the disk and returns its folder.
+func (d *disk) mount(folder string) (string, error) {
+	os.Mkdir(folder, 0o700)
+	fd, err := syscall.Open("/dev/fuse", syscall.O_RDWR|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		return folder, err
+	}
+	options := fmt.Sprintf("fd=%d,rootmode=40000,user_id=%d,group_id=%d", fd, os.Getuid(), os.Getgid())
+	if err := syscall.Mount("attack", folder, "fuse", syscall.MS_NOSUID|syscall.MS_NODEV, options); err != nil {
+		syscall.Close(fd)
+		return folder, err
+	}
+	d.folder, d.fd = folder, fd
+	go d.answerAll()
+	return folder, nil
+}
+
+// unmount unmounts the disk, which fails what still waits for it.
+func (d *disk) unmount() {
+	if d.folder != "" {
+		syscall.Unmount(d.folder, syscall.MNT_FORCE|syscall.MNT_DETACH)
+	}
+}
+
+// hang has the disk hang or, at its end, answers all reads.
+func (d *disk) hang(so bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.hanging = so; !so {
+		for _, id := range d.unread {
+			d.reply(id, 0, files[2].text)
+		}
+		d.unread = nil
+	}
+}
+
+// answerAll answers the kernel until the disk is unmounted.
+func (d *disk) answerAll() {
+	defer syscall.Close(d.fd)
+	request := make([]byte, 1<<17)
+	for {
+		n, err := syscall.Read(d.fd, request)
+		switch {
+		case err == syscall.EINTR || err == syscall.ENOENT: // the request was taken back
+		case err != nil:
+			return
+		default:
+			d.answer(request[:n])
+		}
+	}
+}
+
+// answer answers a request: see include/uapi/linux/fuse.h.
+func (d *disk) answer(request []byte) {
+	u32, u64 := binary.NativeEndian.Uint32, binary.NativeEndian.Uint64
+	id, node, rest := u64(request[8:]), u64(request[16:]), request[40:]
+	switch u32(request[4:]) { // a number of each kind of request
+	case 26: // INIT: version 7.31, largest read and write
+		d.reply(id, 0, [16]uint32{7, 31, 1 << 16, 0, 0, 1 << 16, 1})
+	case 1: // LOOKUP
+		at := slices.IndexFunc(files, func(f struct{ name, text string }) bool { return f.name+"\x00" == string(rest) })
+		if at < 0 {
+			d.reply(id, syscall.ENOENT, nil)
+			return
+		}
+		d.reply(id, 0, struct {
+			node, generation uint64
+			validity         [6]uint32
+			attributes
+		}{node: uint64(at), attributes: attributesOf(uint64(at))})
+	case 3: // GETATTR
+		d.reply(id, 0, struct {
+			validity [4]uint32
+			attributes
+		}{attributes: attributesOf(node)})
+	case 14, 27: // OPEN and OPENDIR: without a cache
+		d.reply(id, 0, [4]uint32{2: 1})
+	case 28: // READDIR
+		var entries []byte
+		for i := 2; i < len(files) && u64(rest[8:]) == 0; i++ {
+			entries = binary.NativeEndian.AppendUint64(entries, uint64(i))
+			entries = binary.NativeEndian.AppendUint64(entries, uint64(i))
+			entries = binary.NativeEndian.AppendUint32(entries, uint32(len(files[i].name)))
+			entries = binary.NativeEndian.AppendUint32(entries, syscall.DT_REG)
+			entries = append(entries, files[i].name...)
+			entries = append(entries, make([]byte, -len(entries)&7)...)
+		}
+		d.reply(id, 0, entries)
+	case 15: // READ
+		d.read(id, node, u64(rest[8:]))
+	case 18, 29: // RELEASE and RELEASEDIR
+		d.reply(id, 0, nil)
+	case 2, 36, 42: // FORGET, INTERRUPT and BATCH_FORGET want no answer
+	default:
+		d.reply(id, syscall.ENOSYS, nil)
+	}
+}
+
+// attributes are struct fuse_attr.
+type attributes struct {
+	node, size, blocks uint64
+	times              [3]uint64
+	nanoseconds        [3]uint32
+	mode, links        uint32
+	others             [5]uint32
+}
+
+// attributesOf returns those of a node.
+func attributesOf(node uint64) attributes {
+	if node == 1 {
+		return attributes{node: node, mode: syscall.S_IFDIR | 0o700, links: 2}
+	}
+	return attributes{node: node, mode: syscall.S_IFREG | 0o600, links: 1, size: uint64(len(files[node].text))}
+}
+
+// read answers a READ, unless the disk hangs.
+func (d *disk) read(id, node, offset uint64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	text := files[node].text
+	if node == 2 && d.hanging {
+		d.unread = append(d.unread, id)
+		return
+	}
+	d.reply(id, 0, text[min(offset, uint64(len(text))):])
+}
+
+// reply sends an answer.
+func (d *disk) reply(id uint64, errno syscall.Errno, data any) {
+	var body []byte
+	switch data := data.(type) {
+	case nil:
+	case string:
+		body = []byte(data)
+	default:
+		body, _ = binary.Append(nil, binary.NativeEndian, data)
+	}
+	answer := binary.NativeEndian.AppendUint32(nil, uint32(16+len(body)))
+	answer = binary.NativeEndian.AppendUint32(answer, uint32(-int32(errno)))
+	answer = binary.NativeEndian.AppendUint64(answer, id)
+	syscall.Write(d.fd, append(answer, body...))
+}
