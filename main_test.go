@@ -3904,6 +3904,24 @@ func TestUnknownUser(t *testing.T) {
 	}
 }
 
+// TestHangup takes up a changed file at once, and goes on.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	headers := writeFile(t, dir, "headers", "X-Key: 1\n")
+	s := startProgram(t, "--http", "x=http://127.0.0.1:1/", "--header", "x:@"+headers, "--web.listen-address", "127.0.0.1:0")
+	replaceFile(t, dir, "headers", "X-Key: 2\n")
+	s.Process.Signal(syscall.SIGHUP)
+	if !eventually(func() bool { return strings.Contains(s.log.String(), "reloaded a changed file") }) {
+		t.Errorf("the file was not taken up:\n%s", s.log.String())
+	}
+	s.Process.Signal(syscall.SIGTERM)
+	if err := s.Wait(); err != nil {
+		t.Errorf("after SIGHUP and SIGTERM: %v", err)
+	}
+	wantContains(t, s.log.String(), "msg=stopping why=\"a signal\"")
+}
+
 // TestFlapping logs each change of a source's state at once, and sums up those of one that
 // changes all the time.
 func TestFlapping(t *testing.T) {
