@@ -1842,7 +1842,7 @@ func askAll(sources []*source, query url.Values, client string, deadline time.Ti
 	for i, s := range sources {
 		var err error
 		if chosen[i], err = s.arguments(query); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	shares := make([]share, len(sources))
@@ -2446,7 +2446,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}
 	if err != nil {
-		p.log.Error("nothing to print", "path", path, "err", err)
+		p.log.Error("nothing to print: --once asks for one endpoint, without parameters", "path", path, "err", err)
 		return 1
 	}
 	waiting, cancel := context.WithTimeout(ctx, forSources)
