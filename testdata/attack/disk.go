@@ -22,8 +22,11 @@ type disk struct {
 	unread  []uint64 // reads that are still to be answered
 }
 
-// The files of a disk, by node number after the folder's, which is 1.
-var files = []struct{ name, text string }{2: {"hung.prom", "hung 1\n"}, 3: {"well.prom", "well 1\n"}}
+// diskFile is one of the files of a disk.
+type diskFile struct{ name, text string }
+
+// files are those of a disk, by node number. The folder has 1, and hung.prom is the one that hangs.
+var files = []diskFile{2: {"hung.prom", "hung 1\n"}, 3: {"well.prom", "well 1\n"}}
 
 // mount mounts the disk and returns its folder.
 func (d *disk) mount(folder string) (string, error) {
@@ -85,7 +88,7 @@ func (d *disk) answer(request []byte) {
 	case 26: // INIT: version 7.31, largest read and write
 		d.reply(id, 0, [16]uint32{7, 31, 1 << 16, 0, 0, 1 << 16, 1})
 	case 1: // LOOKUP
-		at := slices.IndexFunc(files, func(f struct{ name, text string }) bool { return f.name+"\x00" == string(rest) })
+		at := slices.IndexFunc(files, func(f diskFile) bool { return f.name+"\x00" == string(rest) })
 		if at < 0 {
 			d.reply(id, syscall.ENOENT, nil)
 			return

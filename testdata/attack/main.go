@@ -32,6 +32,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -125,7 +126,7 @@ func hangAndRecover(a *arena, n int) { a.disk.hang(n >= 1 && n < 8) }
 // tellsHanging checks that sources on the disk are down while it hangs, and up afterwards.
 func tellsHanging(a *arena, n int, page string) error {
 	for _, name := range []string{"repeated", "asked", "command", "glob"} {
-		switch up := a.isUp(page, name); {
+		switch up := isUp(page, name); {
 		case n == 3 && up: // a later one may wait until the disk is well
 			return fmt.Errorf("%s is up though its disk hangs", name)
 		case n == 3 && !strings.Contains(page, `failures_total{exporter_name="`+name+`",reason="timeout"} `):
@@ -259,7 +260,7 @@ func nothingTorn(a *arena, n int, page string) error {
 // isDown returns a check that a source is down.
 func isDown(name string) func(a *arena, n int, page string) error {
 	return func(a *arena, n int, page string) error {
-		if a.isUp(page, name) {
+		if isUp(page, name) {
 			return fmt.Errorf("%s is up", name)
 		}
 		return nil
@@ -353,8 +354,8 @@ func run(ctx context.Context) bool {
 			return false
 		}
 	}
-	const row = "%-4s %-41s %9v %9v  %-8v %8v %6v  %s\n"
-	fmt.Printf(row, "", "scenario", "attackers", "addresses", "served", "slowest", "peak", "")
+	const row = "%-4s %-41s %9v %9v %7v  %-8v %8v %6v  %s\n"
+	fmt.Printf(row, "", "scenario", "attackers", "addresses", "attacks", "served", "slowest", "peak", "")
 	held := true
 	for _, s := range scenarios {
 		if ctx.Err() != nil || *only != "" && !slices.Contains(strings.Split(*only, ","), s.id) {
@@ -364,8 +365,8 @@ func run(ctx context.Context) bool {
 			s.addresses = min(*addresses, s.attackers)
 		}
 		o := s.run(ctx, *binary, filepath.Join(temp, s.id))
-		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, fmt.Sprintf("%d of %d", o.served, scrapes),
-			fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
+		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, o.attacks,
+			fmt.Sprintf("%d of %d", o.served, scrapes), fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
 		held = held && o.held
 	}
 	return held && ctx.Err() == nil
@@ -373,6 +374,7 @@ func run(ctx context.Context) bool {
 
 // outcome is what became of a scenario.
 type outcome struct {
+	attacks int64
 	served  int
 	slowest time.Duration // answer to the honest scraper
 	peak    int           // memory, in MB
@@ -388,26 +390,34 @@ func (s *scenario) run(ctx context.Context, binary, dir string) (o outcome) {
 	var attackers sync.WaitGroup
 	defer attackers.Wait()
 	defer stop()
-	if err := a.start(s); err != nil || a.skip != "" {
-		return outcome{held: err == nil, verdict: "skipped: " + a.skip + fmt.Sprint(err)}
+	switch err := a.start(s); {
+	case err != nil:
+		return outcome{verdict: "FAILED to start: " + err.Error()}
+	case a.skip != "":
+		return outcome{held: true, verdict: "skipped: " + a.skip}
 	}
 	turns := a.turns(ctx, s)
 	for i := range s.attackers {
 		c := newClient(a, 1+i%s.addresses)
 		attackers.Go(func() {
 			for range turns {
+				a.attacks.Add(1)
 				s.attack(ctx, a, c)
 			}
 			c.http.CloseIdleConnections()
 		})
 	}
-	a.sleep(ctx, time.Second) // until all are there
+	sleep(ctx, time.Second) // until all are there
 	o, faults := s.scrapeAll(ctx, a)
-	o.peak = a.peak()
+	o.peak, o.attacks = a.peak(), a.attacks.Load()
+	faults = append(faults, a.fault)
 	if s.after != nil {
 		faults = append(faults, s.after(a))
 	}
-	if o.peak > s.memory {
+	switch {
+	case o.peak == 0:
+		faults = append(faults, errors.New("the program has ended"))
+	case o.peak > s.memory:
 		faults = append(faults, fmt.Errorf("more than %d MB", s.memory))
 	}
 	if err := errors.Join(faults...); err != nil {
@@ -433,7 +443,7 @@ func (s *scenario) scrapeAll(ctx context.Context, a *arena) (o outcome, faults [
 			page, err := honest.scrape(ctx)
 			took := time.Since(began)
 			switch {
-			case err == nil && !a.isUp(page, "good"):
+			case err == nil && !isUp(page, "good"):
 				err = errors.New("the source is down")
 			case err == nil && s.check != nil:
 				err = s.check(a, n, page)
@@ -447,7 +457,7 @@ func (s *scenario) scrapeAll(ctx context.Context, a *arena) (o outcome, faults [
 				faults = append(faults, fmt.Errorf("scrape %d: %w", n+1, err))
 			}
 		})
-		a.sleep(ctx, interval)
+		sleep(ctx, interval)
 	}
 	all.Wait()
 	return o, faults
@@ -458,14 +468,15 @@ type arena struct {
 	dir       string
 	self      string // this program
 	binary    string
-	skip      string // why the scenario cannot be run
+	skip      string // why the scenario cannot be run here
+	fault     error  // of what the scenario itself does
 	addr      string // of the program
 	program   *exec.Cmd
 	log       *os.File // that the program gets
 	logReader *os.File // nil without a pipe
 	servers   []*http.Server
 	disk      disk
-	password  string // that the program demands
+	attacks   atomic.Int64
 }
 
 // start starts the program and waits until it answers.
@@ -486,8 +497,8 @@ func (a *arena) start(s *scenario) (err error) {
 	a.addr = free.Addr().String()
 	args := append(s.flags(a), "--web.listen-address", a.addr)
 	free.Close()
-	if a.skip != "" {
-		return nil
+	if a.skip != "" || a.fault != nil {
+		return a.fault
 	}
 	a.program = exec.Command(a.binary, args...)
 	a.program.Stderr = a.log
@@ -522,8 +533,8 @@ func (a *arena) close() {
 	os.RemoveAll(a.dir)
 }
 
-// sleep waits.
-func (a *arena) sleep(ctx context.Context, d time.Duration) {
+// sleep waits, unless ctx is done before.
+func sleep(ctx context.Context, d time.Duration) {
 	select {
 	case <-time.After(d):
 	case <-ctx.Done():
@@ -538,7 +549,7 @@ func (a *arena) turns(ctx context.Context, s *scenario) <-chan struct{} {
 		defer close(turns)
 		for n := 0; ctx.Err() == nil; n++ {
 			if n >= s.attackers {
-				a.sleep(ctx, time.Duration(float64(time.Second)/max(s.rate, 1)))
+				sleep(ctx, time.Duration(float64(time.Second)/max(s.rate, 1)))
 			}
 			select {
 			case turns <- struct{}{}:
@@ -553,7 +564,7 @@ func (a *arena) turns(ctx context.Context, s *scenario) <-chan struct{} {
 func (a *arena) file(name, text string) string {
 	name = filepath.Join(a.dir, name)
 	if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
-		a.skip = err.Error()
+		a.fault = err
 	}
 	return name
 }
@@ -562,8 +573,8 @@ func (a *arena) file(name, text string) string {
 func (a *arena) serve(h http.HandlerFunc) string {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		a.skip = err.Error()
-		return "http://127.0.0.1/"
+		a.fault = err
+		return ""
 	}
 	server := &http.Server{Handler: h}
 	a.servers = append(a.servers, server)
@@ -571,21 +582,23 @@ func (a *arena) serve(h http.HandlerFunc) string {
 	return "http://" + l.Addr().String() + "/metrics"
 }
 
-// rotate gives the only user's password a new hash, so that the program does not know it yet.
+// password is the one that the program demands in some scenarios.
+const password = "right"
+
+// rotate gives the password a new hash, so that the program does not know it yet.
 func (a *arena) rotate() {
-	a.password = "right"
 	hashing := exec.Command(a.binary, "--hash-password")
-	hashing.Stdin = strings.NewReader(a.password)
+	hashing.Stdin = strings.NewReader(password)
 	hash, err := hashing.Output()
 	if err != nil {
-		a.skip = err.Error()
+		a.fault = err
 	}
 	name := a.file("users.new", "prometheus:"+string(hash))
 	os.Rename(name, filepath.Join(a.dir, "users"))
 }
 
 // isUp reports whether a page says that a source is up.
-func (a *arena) isUp(page, name string) bool {
+func isUp(page, name string) bool {
 	return strings.Contains(page, "\nreverse_exporter_source_up{exporter_name=\""+name+"\"} 1\n")
 }
 
@@ -651,7 +664,7 @@ func (c *client) scrape(ctx context.Context) (page string, err error) {
 		return "", err
 	}
 	r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", fmt.Sprint(timeout.Seconds()))
-	r.SetBasicAuth("prometheus", c.arena.password)
+	r.SetBasicAuth("prometheus", password)
 	resp, err := c.http.Do(r)
 	if err != nil {
 		return "", err
