@@ -78,6 +78,9 @@ var scenarios = []scenario{
 	{id: "5b", name: "two large raw bodies elsewhere", attackers: 2, addresses: 2, rate: 2, memory: 256,
 		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "gauge", "--raw", "one,other") },
 		attack: askLarge},
+	{id: "5c", name: "slow readers of a large page", attackers: 12, addresses: 12, rate: 2, memory: 512,
+		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "gauge") },
+		attack: func(ctx context.Context, a *arena, c *client) { c.readSlowly(ctx, "/large") }},
 	{id: "6", name: "a log that nobody reads", attackers: 20, addresses: 20, rate: 200, memory: 256,
 		flags:  unreadLog,
 		before: closeLog,
@@ -708,6 +711,20 @@ func (c *client) hold(ctx context.Context, path string) {
 		io.Copy(io.Discard, conn)
 		stop()
 		conn.Close()
+	}
+}
+
+// readSlowly asks for a path and reads a little of the answer ten times a second.
+func (c *client) readSlowly(ctx context.Context, path string) {
+	conn, err := c.send(ctx, path)
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	for err == nil && ctx.Err() == nil {
+		_, err = io.CopyN(io.Discard, conn, 4<<10)
+		sleep(ctx, 100*time.Millisecond)
 	}
 }
 
