@@ -23,7 +23,6 @@ import (
 	"log/slog"
 	"maps"
 	"math"
-	"mime"
 	"net"
 	"net/http"
 	"net/url"
@@ -57,10 +56,14 @@ type sourceConfig struct {
 	params             []string // URL parameters that are forwarded, * for all
 	headers            []string // as KEY: VALUE
 	headerFiles        []string
+	tokenFile          string
 	caFile             string
+	certFile, keyFile  string // keyFile is "" if the key stands in certFile
+	serverName         string
 	insecure           bool
 	raw                bool
 	require            bool
+	anyExit            bool
 }
 
 // source is one part of the appliance.
@@ -85,13 +88,13 @@ type fetcher interface {
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
-func newSource(life context.Context, c *sourceConfig, p *program) *source {
+func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, watch watcher) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16}}
-	s.intake = intake{maxBytes: c.maxBytes, added: newAddedLabels(c), windows: &p.windows}
+	s.intake = intake{maxBytes: c.maxBytes, added: newAddedLabels(c), windows: windows}
 	switch c.kind {
 	case "http":
 		s.places = 128
-		s.fetcher = newExporter(c, &s.intake, p.watch)
+		s.fetcher = newExporter(c, &s.intake, watch)
 	case "file":
 		s.fetcher = &files{intake: &s.intake, pattern: c.target}
 	case "exec":
@@ -99,7 +102,7 @@ func newSource(life context.Context, c *sourceConfig, p *program) *source {
 	}
 	s.do = s.fetcher.fetch
 	s.count = s.status.count
-	s.report = func(r *result, e event) { logFetch(p.log, c.name, r, e) }
+	s.report = func(r *result, e event) { logFetch(log, c.name, r, e) }
 	return s
 }
 
@@ -108,7 +111,10 @@ type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
 	failure *failure      // nil if the source is up
 	bytes   int64         // of body, decompressed
+	held    int64         // bytes that the bodies take in memory
 	files   []fileTime
+	exit    exitStatus // of a command
+	stderr  string     // the end of a command's, for the log only
 	start   time.Time
 	end     time.Time
 	limit   time.Duration // that the source was told
@@ -165,6 +171,12 @@ func (r *result) lastGood() *result {
 // seconds formats a duration in seconds.
 func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
 
+// exitStatus is that of a command.
+type exitStatus struct {
+	known bool // the command ended by itself
+	code  int
+}
+
 // fileTime is when a file that was read had last been modified.
 type fileTime struct {
 	name  string
@@ -175,7 +187,7 @@ type fileTime struct {
 type failure struct {
 	reason string // as in reverse_exporter_source_failures_total
 	err    error  // for the log and the page at /
-	detail string // the end of standard error, for the log only
+	detail string // for the log only
 }
 
 // fail returns a failure of the reason.
@@ -515,12 +527,13 @@ func (w *waterfall) timedOut() *failure {
 }
 
 // limitOf returns how long a source is told that it has: as long as the scrape that began
-// the fetch waits, but no longer than --timeout, less a margin to answer in time.
+// the fetch waits, but no longer than --timeout, less a margin to answer in time. A fetch in
+// the background has all of its --timeout.
 func (w *waterfall) limitOf(f *fetch) time.Duration {
-	d := w.timeout
-	if !f.deadline.IsZero() {
-		d = max(min(d, time.Until(f.deadline)), time.Millisecond)
+	if f.deadline.IsZero() {
+		return w.timeout
 	}
+	d := max(min(w.timeout, time.Until(f.deadline)), time.Millisecond)
 	return d - margin(d)
 }
 
@@ -729,17 +742,14 @@ func newAddedLabels(c *sourceConfig) addedLabels {
 // read reads one more body into a result.
 func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	b.limit = in.maxBytes - r.bytes
-	budget := min(4*in.maxBytes, math.MaxUint32, math.MaxInt)
-	for _, e := range r.bodies {
-		budget -= int64(e.held())
-	}
+	budget := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
 	w, ok := in.windows.Get().(*workspace)
 	if !ok {
 		w = &workspace{}
 	}
 	defer in.windows.Put(w)
 	r.buffers, w.body = &in.buffers, in.buffers.get()
-	e, err := read(b, openMetrics, &in.added, w, int(budget))
+	e, err := read(withoutMark(b), openMetrics, &in.added, w, int(budget))
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}
@@ -748,6 +758,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		return readFailure(err)
 	}
 	r.bodies = append(r.bodies, e)
+	r.held += int64(e.held())
 	return nil
 }
 
@@ -799,9 +810,23 @@ func (b *body) Read(p []byte) (int, error) {
 		b.last = p[n-1]
 	}
 	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' {
-		err = io.ErrUnexpectedEOF
+		err = errNoNewline
 	}
 	return n, err
+}
+
+// errNoNewline is the failure of a body that may have been cut short.
+var errNoNewline = errors.New("the body lacks its last newline, and only the end of the connection ends it:" +
+	" it may be cut short")
+
+// byteOrderMark is what Windows programs put at the beginning of UTF-8 text.
+const byteOrderMark = "\ufeff"
+
+// withoutMark returns a body without the byte order mark that it may begin with.
+func withoutMark(src io.Reader) io.Reader {
+	start := make([]byte, len(byteOrderMark))
+	n, _ := io.ReadFull(src, start) // an error comes again with the next read
+	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
 }
 
 // readFailure says why a body could not be taken.
@@ -811,6 +836,8 @@ func readFailure(err error) *failure {
 	switch {
 	case errors.Is(err, errTooLarge):
 		return &failure{reason: "too_large", err: err}
+	case errors.Is(err, errNoNewline):
+		return &failure{reason: "read", err: err}
 	case errors.As(err, &fault):
 		return &failure{reason: "parse", err: err}
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
@@ -822,7 +849,7 @@ func readFailure(err error) *failure {
 // endsOpenMetrics reports whether the last line of a body is # EOF. Where there is no
 // Content-Type, that makes it OpenMetrics.
 func endsOpenMetrics(body []byte) bool {
-	line := bytes.TrimSuffix(body, []byte("\n"))
+	line := bytes.TrimPrefix(bytes.TrimSuffix(body, []byte("\n")), []byte(byteOrderMark))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
 }
 
@@ -836,11 +863,12 @@ type exporter struct {
 	socket string // path of the Unix socket that it is at, "" for TCP
 	client http.Client
 
-	fixed         http.Header // from the command line
-	headers       atomic.Pointer[http.Header]
-	watchedHeader *watched // nil without header files
-	roots         atomic.Pointer[x509.CertPool]
-	watchedRoots  *watched // nil without a CA file
+	fixed   http.Header // from the command line
+	headers atomic.Pointer[http.Header]
+	token   atomic.Pointer[string] // nil without a token file
+	roots   atomic.Pointer[x509.CertPool]
+	cert    atomic.Pointer[tls.Certificate]
+	watched []*watched // what the four are read from
 }
 
 // accept asks for the text format. Some exporters answer 406 without it.
@@ -865,14 +893,19 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 		e.fixed.Add(key, value)
 	}
 	e.headers.Store(&e.fixed)
-	if len(c.headerFiles) > 0 {
-		e.watchedHeader = watch("--header "+c.name, e.setHeaders, c.headerFiles...)
+	watchFiles := func(flag string, set func(texts [][]byte) error, names ...string) {
+		var files []flagFile
+		for _, name := range names {
+			files = append(files, flagFile{"--" + flag + " " + c.name, name})
+		}
+		if len(names) > 0 && names[0] != "" {
+			e.watched = append(e.watched, watch(set, files...))
+		}
 	}
-	if c.caFile != "" {
-		e.watchedRoots = watch("--ca-file "+c.name, func(texts [][]byte) error {
-			return inFile(c.caFile, e.setRoots(texts))
-		}, c.caFile)
-	}
+	watchFiles("header", e.setHeaders, c.headerFiles...)
+	watchFiles("bearer-token-file", e.setToken, c.tokenFile)
+	watchFiles("ca-file", e.setRoots, c.caFile)
+	watchFiles("cert-file", e.setCertificate, c.certFile, cmp.Or(c.keyFile, c.certFile))
 	e.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
 		DialContext:            e.dial,
 		DialTLSContext:         e.dialTLS,
@@ -895,15 +928,16 @@ func (e *exporter) String() string {
 // check finds nothing: the files that an exporter needs are watched, and checked there.
 func (e *exporter) check() error { return nil }
 
-// arguments returns the URL parameters that --params forwards.
+// arguments returns the URL parameters that --params forwards. Those that the URL has
+// itself are not the scraper's to choose.
 func (e *exporter) arguments(query url.Values) (arguments, error) {
 	if e.params == nil {
 		return arguments{standard: true}, nil
 	}
 	forwarded := url.Values{}
-	all := slices.Contains(e.params, "*")
+	all, own := slices.Contains(e.params, "*"), e.url.Query()
 	for name, given := range query {
-		if name != "exporter_name" && (all || slices.Contains(e.params, name)) {
+		if name != "exporter_name" && !own.Has(name) && (all || slices.Contains(e.params, name)) {
 			forwarded[name] = given
 		}
 	}
@@ -919,10 +953,15 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		"Accept":          {accept},
 		"Accept-Encoding": {"identity"},
 		"User-Agent":      {"reverse_exporter/" + version},
-		timeoutHeader:     {seconds(e.timeout - margin(e.timeout))},
+		timeoutHeader:     {seconds(r.limit)},
 	}
-	e.watchedHeader.refresh()
+	for _, w := range e.watched {
+		w.refresh()
+	}
 	maps.Copy(header, *e.headers.Load())
+	if token := e.token.Load(); token != nil {
+		header.Set("Authorization", "Bearer "+*token)
+	}
 	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
 	resp, err := e.client.Do(req)
 	if err != nil {
@@ -932,38 +971,93 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	if resp.StatusCode != http.StatusOK {
 		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
 	}
-	openMetrics, f := checkContentType(resp.Header.Get("Content-Type"))
-	if f != nil {
-		return f
-	}
-	in := &body{ctx: ctx, src: resp.Body, untilClose: resp.ContentLength < 0 && len(resp.TransferEncoding) == 0}
-	switch encoding := strings.ToLower(resp.Header.Get("Content-Encoding")); encoding {
-	case "", "identity":
-	case "gzip":
-		in.untilClose = false // it has an end of its own
-		if in.src, err = gzip.NewReader(resp.Body); err != nil {
-			return readFailure(err)
-		}
-	default:
-		return fail("encoding", "the body has a Content-Encoding that was not asked for")
-	}
-	return e.intake.read(r, in, openMetrics)
+	return e.read(ctx, r, resp)
 }
 
-// checkContentType tells OpenMetrics from the text format, and refuses anything else.
-func checkContentType(header string) (openMetrics bool, f *failure) {
-	mediaType, _, err := mime.ParseMediaType(header)
+// read reads the body of an answer.
+func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *failure {
+	mediaType, format := judgeType(resp.Header.Get("Content-Type"))
+	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
-	case header == "", mediaType == "text/plain":
-		return false, nil
-	case mediaType == "application/openmetrics-text":
-		return true, nil
-	case mediaType == "text/html":
-		return false, fail("content_type", "the exporter answered with HTML: is the path right?")
-	case err != nil && mediaType == "":
-		return false, fail("content_type", "the Content-Type of the answer is malformed")
+	case format == formatProtobuf:
+		return fail("content_type", "the exporter answered %s, which it was not asked for", mediaType)
+	case unreadable != "":
+		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
-	return false, fail("content_type", "the exporter answered with %.60q; want text/plain or OpenMetrics", mediaType)
+	in := &body{ctx: ctx, src: resp.Body}
+	// OpenMetrics ends with # EOF, which shows that it is whole.
+	in.untilClose = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && format != formatOpenMetrics
+	if zipped {
+		in.untilClose = false // it has an end of its own
+		// The limit of compressed bytes ends an endless run of empty gzip members.
+		z, err := gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes})
+		if err != nil {
+			return readFailure(err)
+		}
+		in.src = z
+	}
+	f := e.intake.read(r, in, format == formatOpenMetrics)
+	switch {
+	case format != formatUnlikely:
+		return f
+	case f == nil && r.samples() == 0:
+		r.bodies = nil
+		return fail("content_type", "the exporter answered %s, without a sample: is the path right?", mediaType)
+	case f != nil && (f.reason == "parse" || errors.Is(f.err, errNoNewline)):
+		return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
+	}
+	return f
+}
+
+// bodyFormat is what a Content-Type says of a body.
+type bodyFormat int
+
+const (
+	formatText bodyFormat = iota
+	formatOpenMetrics
+	formatUnlikely // something else, but the body may be text all the same
+	formatProtobuf
+)
+
+// judgeType returns the media type that a Content-Type names, and what it says of the body.
+// Parameters do not matter: many are broken. Nor do most types: PHP scripts and static files
+// serve metrics as text/html and the like.
+func judgeType(header string) (mediaType string, format bodyFormat) {
+	odd := func(c rune) bool {
+		return c >= utf8.RuneSelf || class[c]&labelByte == 0 && !strings.ContainsRune("/+-.", c)
+	}
+	mediaType = strings.ToLower(strings.TrimSpace(header))
+	if end := strings.IndexFunc(mediaType, odd); end >= 0 {
+		mediaType = mediaType[:end]
+	}
+	switch mediaType {
+	case "", "text/plain":
+		return mediaType, formatText
+	case "application/openmetrics-text":
+		return mediaType, formatOpenMetrics
+	case "application/vnd.google.protobuf", "application/protobuf", "application/x-protobuf":
+		return mediaType, formatProtobuf
+	}
+	return mediaType, formatUnlikely
+}
+
+// judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it
+// that cannot be read. It ignores what is not an encoding: some send a charset or a type.
+func judgeEncoding(header string) (zipped bool, unreadable string) {
+	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
+		encoding = strings.TrimSpace(encoding)
+		switch encoding {
+		case "gzip", "x-gzip":
+			if zipped {
+				return false, "gzip, twice"
+			}
+			zipped = true
+		case "aes128gcm", "br", "bzip2", "compress", "dcb", "dcz", "deflate", "exi", "lz4", "lzma", "pack200-gzip",
+			"snappy", "x-compress", "x-snappy-framed", "xz", "zstd":
+			return false, encoding
+		}
+	}
+	return zipped, ""
 }
 
 // failure says why there was no answer. It does not hand on all errors of net/http, which
@@ -973,8 +1067,8 @@ func (e *exporter) failure(err error) *failure {
 	var op *net.OpError
 	var cert *tls.CertificateVerificationError
 	var unknown x509.UnknownAuthorityError
+	var otherName x509.HostnameError
 	var record tls.RecordHeaderError
-	var alert tls.AlertError
 	switch {
 	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
 		return &failure{reason: "status", err: err}
@@ -982,8 +1076,15 @@ func (e *exporter) failure(err error) *failure {
 		return fail("tls", "the exporter does not speak TLS")
 	case errors.As(err, &unknown):
 		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, e.name)
-	case errors.As(err, &cert), errors.As(err, &alert):
+	case errors.As(err, &otherName) && e.serverName == "":
+		return fail("tls", "%w; give the name that is in it: --server-name %s:HOST", err, e.name)
+	case errors.As(err, &cert):
 		return &failure{reason: "tls", err: err}
+	// With TLS 1.3 the alert about a missing certificate comes with the first read.
+	case errors.As(err, &op) && op.Op == "remote error" && e.certFile == "":
+		return fail("tls", "%w; if it wants a client certificate: --cert-file %s:FILE", op, e.name)
+	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
+		return &failure{reason: "tls", err: op}
 	case errors.As(err, &op) && op.Op == "dial":
 		return &failure{reason: "connect", err: err}
 	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
@@ -1008,16 +1109,21 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 		network, addr = "unix", e.socket
 	}
 	dialer := net.Dialer{Timeout: e.timeout}
-	conn, err := dialer.DialContext(ctx, network, addr)
-	var unresolved *net.DNSError
-	if errors.As(err, &unresolved) && unresolved.Name == "localhost" { // without /etc/hosts
-		return dialer.DialContext(ctx, network, strings.Replace(addr, "localhost", "127.0.0.1", 1))
+	port, isLocal := strings.CutPrefix(strings.ToLower(addr), "localhost:")
+	if !isLocal {
+		return dialer.DialContext(ctx, network, addr)
+	}
+	// A resolver would ask a name server for localhost if there is no /etc/hosts.
+	conn, err := dialer.DialContext(ctx, network, "127.0.0.1:"+port)
+	if err != nil {
+		if conn, err := dialer.DialContext(ctx, network, "[::1]:"+port); err == nil {
+			return conn, nil
+		}
 	}
 	return conn, err
 }
 
-// dialTLS connects to an https exporter, and verifies its certificate against what the CA
-// file holds now.
+// dialTLS connects to an https exporter, with what the files for TLS hold now.
 func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout)
 	defer cancel()
@@ -1025,12 +1131,15 @@ func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn,
 	if err != nil {
 		return nil, err
 	}
-	e.watchedRoots.refresh()
-	secure := tls.Client(conn, &tls.Config{
-		ServerName:         e.url.Hostname(),
+	config := &tls.Config{
+		ServerName:         cmp.Or(e.serverName, e.url.Hostname()),
 		RootCAs:            e.roots.Load(),
 		InsecureSkipVerify: e.insecure,
-	})
+	}
+	if cert := e.cert.Load(); cert != nil { // even if the exporter names other CAs
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	secure := tls.Client(conn, config)
 	if err := secure.HandshakeContext(ctx); err != nil {
 		conn.Close()
 		return nil, err
@@ -1044,15 +1153,30 @@ var (
 	errRedirects = errors.New("more than 10 redirects")
 )
 
-// stayThere follows redirects within one scheme, host and port.
+// stayThere follows redirects within one scheme, host and port. An exporter may also call
+// itself by the name in the Host header, so the request goes to the address of the first.
 func stayThere(req *http.Request, via []*http.Request) error {
-	if req.URL.Scheme != via[0].URL.Scheme || req.URL.Host != via[0].URL.Host {
+	first := via[0]
+	named := &url.URL{Scheme: first.URL.Scheme, Host: cmp.Or(first.Host, first.URL.Host)}
+	host, port := req.URL.Hostname(), effectivePort(req.URL)
+	switch {
+	case req.URL.Scheme != first.URL.Scheme,
+		!strings.EqualFold(host, first.URL.Hostname()) && !strings.EqualFold(host, named.Hostname()),
+		port != effectivePort(first.URL) && port != effectivePort(named):
 		return errRedirect
-	}
-	if len(via) >= 10 {
+	case len(via) >= 10:
 		return errRedirects
 	}
+	req.URL.Host, req.Host, req.Header = first.URL.Host, first.Host, first.Header
 	return nil
+}
+
+// effectivePort returns the port of a URL, which may be implied by its scheme.
+func effectivePort(u *url.URL) string {
+	if u.Scheme == "https" {
+		return cmp.Or(u.Port(), "443")
+	}
+	return cmp.Or(u.Port(), "80")
 }
 
 // setHeaders keeps the headers that header files hold beside those of the command
@@ -1066,10 +1190,20 @@ func (e *exporter) setHeaders(texts [][]byte) error {
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("%s: %w", e.headerFiles[i], err)
+			return &fileError{i, err}
 		}
 	}
 	e.headers.Store(&headers)
+	return nil
+}
+
+// setToken keeps the token that a file holds.
+func (e *exporter) setToken(texts [][]byte) error {
+	token := string(bytes.TrimSpace(texts[0]))
+	if token == "" || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
+		return errors.New("want one token, in ASCII and without blanks")
+	}
+	e.token.Store(&token)
 	return nil
 }
 
@@ -1131,10 +1265,39 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 // setRoots keeps the certificates that the exporter's is verified against.
 func (e *exporter) setRoots(texts [][]byte) error {
 	roots, err := newPool(texts[0])
-	if err == nil {
-		e.roots.Store(roots)
+	if err != nil {
+		return err
 	}
-	return err
+	e.roots.Store(roots)
+	e.client.CloseIdleConnections() // the next fetch is to verify anew
+	return nil
+}
+
+// setCertificate keeps the certificate and key that the exporter is shown.
+func (e *exporter) setCertificate(texts [][]byte) error {
+	cert, err := newCertificate(texts[0], texts[1])
+	if err != nil {
+		return err
+	}
+	e.cert.Store(cert)
+	e.client.CloseIdleConnections()
+	return nil
+}
+
+// newCertificate returns the certificate in a PEM file, with the key in another, which may be
+// the same.
+func newCertificate(certFile, keyFile []byte) (*tls.Certificate, error) {
+	if bytes.Contains(keyFile, []byte("ENCRYPTED")) {
+		return nil, &fileError{1, errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE")}
+	}
+	cert, err := tls.X509KeyPair(certFile, keyFile)
+	switch {
+	case err == nil:
+		return &cert, nil
+	case strings.Contains(err.Error(), "key"):
+		return nil, &fileError{1, err}
+	}
+	return nil, err
 }
 
 // newPool returns the certificates in a PEM file.
@@ -1147,13 +1310,23 @@ func newPool(text []byte) (*x509.CertPool, error) {
 }
 
 // watcher has files read at start and when they change: set gets what they hold.
-type watcher func(flag string, set func(texts [][]byte) error, names ...string) *watched
+type watcher func(set func(texts [][]byte) error, files ...flagFile) *watched
+
+// flagFile is a file that a flag names.
+type flagFile struct{ flag, name string }
+
+// fileError is a fault in one of the files that are watched together; others are in the first.
+type fileError struct {
+	file int
+	err  error
+}
+
+func (e *fileError) Error() string { return e.err.Error() }
 
 // watched are files that are read again when they change on disk. If a new one is
 // broken, that is logged once and what they held before stays in use.
 type watched struct {
-	flag  string // that names them
-	names []string
+	files []flagFile
 	set   func(texts [][]byte) error // keeps what they hold
 	log   *slog.Logger
 
@@ -1186,25 +1359,17 @@ func (w *watched) refresh() {
 	if w.broken.Store(err != nil); err != nil {
 		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
 	} else {
-		w.log.Info("reloaded a changed file", "flag", w.flag)
+		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
 	}
 }
 
 // look returns what shows whether the files have changed.
 func (w *watched) look() []os.FileInfo {
-	infos := make([]os.FileInfo, len(w.names))
-	for i, name := range w.names {
-		infos[i], _ = os.Stat(name)
+	infos := make([]os.FileInfo, len(w.files))
+	for i, f := range w.files {
+		infos[i], _ = os.Stat(f.name)
 	}
 	return infos
-}
-
-// inFile says in which file an error is.
-func inFile(name string, err error) error {
-	if err != nil {
-		return fmt.Errorf("%s: %w", name, err)
-	}
-	return nil
 }
 
 // sameFile reports whether a file is as it was.
@@ -1218,25 +1383,42 @@ func sameFile(a, b os.FileInfo) bool {
 // maxFile is the largest file that a flag may name, in bytes.
 const maxFile = 1 << 20
 
-// read reads the files whole and hands them to set.
+// read reads the files whole and hands them to set. Its error has a line for each file that
+// cannot be read, with the flag that names it.
 func (w *watched) read() error {
 	var texts [][]byte
-	for _, name := range w.names {
-		file, _, err := openRegular(name)
+	var faults []error
+	for _, f := range w.files {
+		text, err := f.read()
 		if err != nil {
-			return fmt.Errorf("%s: %w", w.flag, err)
+			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
 		}
-		text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-		file.Close()
-		if err != nil || len(text) > maxFile {
-			return fmt.Errorf("%s: %s cannot be read, or is larger than 1 MiB", w.flag, name)
-		}
-		texts = append(texts, bytes.TrimPrefix(text, []byte("\ufeff")))
+		texts = append(texts, text)
 	}
-	if err := w.set(texts); err != nil {
-		return fmt.Errorf("%s: %w", w.flag, err)
+	if len(faults) > 0 {
+		return errors.Join(faults...)
+	}
+	err := w.set(texts)
+	at := &fileError{}
+	errors.As(err, &at)
+	if err != nil {
+		return fmt.Errorf("%s: %s: %w", w.files[at.file].flag, w.files[at.file].name, err)
 	}
 	return nil
+}
+
+// read reads the file, without a byte order mark.
+func (f flagFile) read() ([]byte, error) {
+	file, _, err := openRegular(f.name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil || len(text) > maxFile {
+		return nil, fmt.Errorf("%s cannot be read, or is larger than 1 MiB", f.name)
+	}
+	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
 }
 
 // eachLine calls do for each line but comments and empty ones, without the blanks around it,
@@ -1273,10 +1455,11 @@ func checkPattern(pattern string) error {
 
 func (fs *files) String() string { return fs.pattern }
 
-// check opens the file. What a glob matches may come later.
+// check opens the file, or looks into the folders of a glob. What matches may come later.
 func (fs *files) check() error {
 	if hasMeta(fs.pattern) {
-		return nil
+		_, err := expand(fs.pattern)
+		return err
 	}
 	file, _, err := openRegular(fs.pattern)
 	file.Close()
@@ -1289,19 +1472,77 @@ func (fs *files) arguments(url.Values) (arguments, error) { return arguments{sta
 // fetch reads the files that the pattern matches. The good ones are served even if others
 // fail.
 func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
-	names, _ := filepath.Glob(fs.pattern)
-	if len(names) == 0 && !hasMeta(fs.pattern) {
-		names = []string{fs.pattern}
+	if !hasMeta(fs.pattern) {
+		return fs.read(ctx, r, fs.pattern)
 	}
+	names, err := expand(fs.pattern)
 	var failed *failure
+	if err != nil {
+		failed = &failure{reason: "file", err: err}
+	}
 	for _, name := range names {
 		failed = cmp.Or(failed, fs.read(ctx, r, name))
+		if ctx.Err() != nil {
+			break
+		}
 	}
 	return failed
 }
 
+// expand returns what a glob matches. As in a shell, a leading * matches no dot files.
+// A folder that cannot be read is an error, and so is a missing one before the first *;
+// a missing one after that is not a match. The other matches are returned even then.
+func expand(pattern string) (matches []string, err error) {
+	fixed := pattern[:strings.IndexAny(pattern, meta)]
+	fixed = fixed[:strings.LastIndexByte(fixed, '/')+1]
+	matches = []string{fixed}
+	for i, element := range strings.Split(pattern[len(fixed):], "/") {
+		var next []string
+		for _, path := range matches {
+			if i > 0 {
+				path += "/"
+			}
+			found, fault := matchIn(path, element)
+			missing := errors.Is(fault, os.ErrNotExist) || errors.Is(fault, syscall.ENOTDIR)
+			if fault != nil && err == nil && (i == 0 || !missing) {
+				err = fault
+			}
+			next = append(next, found...)
+		}
+		matches = next
+	}
+	return matches, err
+}
+
+// matchIn returns what one element of a glob matches in a folder; "" is the current one.
+func matchIn(folder, element string) (found []string, err error) {
+	if !hasMeta(element) {
+		if _, err = os.Lstat(folder + element); err != nil {
+			return nil, err
+		}
+		return []string{folder + element}, nil
+	}
+	dir, err := os.OpenFile(cmp.Or(folder, "."), os.O_RDONLY|syscall.O_DIRECTORY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	slices.Sort(names)
+	for _, name := range names {
+		hidden := strings.HasPrefix(name, ".") && !strings.HasPrefix(strings.TrimPrefix(element, `\`), ".")
+		if matches, _ := filepath.Match(element, name); matches && !hidden {
+			found = append(found, folder+name)
+		}
+	}
+	return found, err
+}
+
 // hasMeta reports whether a pattern is more than the name of one file.
-func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, `*?[\`) }
+func hasMeta(pattern string) bool { return strings.ContainsAny(pattern, meta) }
+
+// meta are the characters that make a glob.
+const meta = `*?[\`
 
 // read adds one file to a result. A file that changes while it is read has failed.
 func (fs *files) read(ctx context.Context, r *result, name string) *failure {
@@ -1310,10 +1551,14 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 		return &failure{reason: "file", err: err}
 	}
 	defer file.Close()
-	r.files = append(r.files, fileTime{name, before.ModTime()})
+	r.files = append(r.files, fileTime{readable(name), before.ModTime()})
 	bodies := len(r.bodies)
 	end := readEnd(file, before.Size())
-	if f := fs.intake.read(r, &body{ctx: ctx, src: file}, endsOpenMetrics(end)); f != nil {
+	openMetrics := endsOpenMetrics(end)
+	if len(end) > 0 && end[len(end)-1] != '\n' && !openMetrics {
+		return fail("file", "%s does not end in a newline: it may be half written", name)
+	}
+	if f := fs.intake.read(r, &body{ctx: ctx, src: file}, openMetrics); f != nil {
 		f.err = fmt.Errorf("%s: %w", name, f.err)
 		return f
 	}
@@ -1323,6 +1568,14 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
 	}
 	return nil
+}
+
+// readable returns the name of a file in UTF-8. Different names stay different.
+func readable(name string) string {
+	if utf8.ValidString(name) {
+		return name
+	}
+	return strconv.Quote(name)
 }
 
 // openRegular opens a regular file. It refuses anything else before opening it: opening
@@ -1348,7 +1601,7 @@ func openRegular(name string) (*os.File, os.FileInfo, error) {
 
 // readEnd returns the last bytes of a file, enough to hold a short last line.
 func readEnd(file *os.File, size int64) []byte {
-	end := make([]byte, min(size, 8))
+	end := make([]byte, min(size, 16))
 	n, _ := file.ReadAt(end, size-int64(len(end)))
 	return end[:n]
 }
@@ -1371,10 +1624,12 @@ func newCommand(c *sourceConfig, in *intake) *command {
 // String returns the command without its arguments.
 func (c *command) String() string { return c.words[0][0].text }
 
-// check looks for the program.
+// check looks at the program.
 func (c *command) check() error {
-	_, err := exec.LookPath(c.String())
-	return err
+	if err := checkProgram(c.String()); err != nil {
+		return fmt.Errorf("%s: %w", c, err)
+	}
+	return nil
 }
 
 // arguments returns the values of the placeholders.
@@ -1388,7 +1643,7 @@ func (c *command) arguments(query url.Values) (a arguments, err error) {
 
 // fetch runs the command and reads its output.
 func (c *command) fetch(ctx context.Context, r *result, values []string) *failure {
-	out, failure := c.run(ctx, values)
+	out, failure := c.run(ctx, r, values)
 	if failure != nil {
 		r.bytes = int64(len(out))
 		return failure
@@ -1447,10 +1702,10 @@ func parseCommand(line string) (*commandLine, error) {
 }
 
 // splitWords splits a line at blanks, except those quoted by '…', "…" or a backslash, as a
-// shell does.
+// shell does. Words that only a shell understands are an error.
 func splitWords(line string) ([]string, error) {
 	var words []string
-	var word []byte
+	var word, shape []byte // shape is the line with an x for each quoted byte
 	inWord, quote := false, byte(0)
 	for i := 0; i < len(line); i++ {
 		c := line[i]
@@ -1458,6 +1713,7 @@ func splitWords(line string) ([]string, error) {
 		case quote == 0 && (c == ' ' || c == '\t' || c == '\n'):
 			if inWord {
 				words = append(words, string(word))
+				shape = append(shape, ' ')
 				word, inWord = word[:0], false
 			}
 			continue
@@ -1465,6 +1721,7 @@ func splitWords(line string) ([]string, error) {
 			quote = 0
 		case quote == 0 && (c == '\'' || c == '"'):
 			quote = c
+			shape = append(shape, c)
 		case c == '\\' && quote != '\'':
 			if i++; i == len(line) {
 				return nil, errors.New(`a \ with nothing after it`)
@@ -1475,9 +1732,11 @@ func splitWords(line string) ([]string, error) {
 			if quote == '"' && strings.IndexByte("\"\\$`", line[i]) < 0 {
 				word = append(word, '\\')
 			}
-			word = append(word, line[i])
+			word, shape = append(word, line[i]), append(shape, 'x')
+		case quote != 0:
+			word, shape = append(word, c), append(shape, 'x')
 		default:
-			word = append(word, c)
+			word, shape = append(word, c), append(shape, c)
 		}
 		inWord = true
 	}
@@ -1487,7 +1746,40 @@ func splitWords(line string) ([]string, error) {
 	if inWord {
 		words = append(words, string(word))
 	}
-	return words, nil
+	return words, refuseShell(line, string(shape))
+}
+
+// refuseShell returns an error if a line has words that only a shell understands. shape is
+// the line with an x for each quoted byte. The error does not quote the line: it may hold
+// secrets.
+func refuseShell(line, shape string) error {
+	first, _, _ := strings.Cut(shape, " ")
+	if name, _, ok := strings.Cut(first, "="); ok && isBareLabel([]byte(name)) {
+		return fmt.Errorf("only a shell sets a variable before a command: write NAME=env %s=…", name)
+	}
+	literal := strings.NewReplacer("{{", "", "}}", "")
+	for word := range strings.FieldsSeq(shape) {
+		for _, rest := range strings.Split(literal.Replace(word), "{")[1:] {
+			if inside, _, _ := strings.Cut(rest, "}"); strings.ContainsAny(inside, `'"`) {
+				return errQuotedDefault
+			}
+		}
+		operator := strings.TrimLeft(word, "0123456789")
+		if operator == "" || strings.IndexByte("|&;<>", operator[0]) < 0 && !strings.HasSuffix(word, ";") {
+			continue
+		}
+		const fault = "there is no shell, so | & ; < and > mean nothing"
+		switch {
+		case strings.Contains(shape, "{"):
+			return fmt.Errorf("%s: write NAME=sh -c '…' sh {x}, with \"$1\" in the script for {x}", fault)
+		case !strings.Contains(line, "'"):
+			return fmt.Errorf("%s: write NAME=sh -c '…', or quote them", fault)
+		case !strings.ContainsAny(line, `"\`):
+			return fmt.Errorf("%s: write NAME=sh -c \"…\", or quote them", fault)
+		}
+		return fmt.Errorf("%s: write NAME=sh -c '…', with '\\'' for each ' in it, or quote them", fault)
+	}
+	return nil
 }
 
 // parseWord cuts a word into pieces at its placeholders.
@@ -1531,8 +1823,12 @@ func (c *commandLine) parseWord(word string) ([]piece, error) {
 // NAME=ONE|OTHER, and returns its index.
 func (c *commandLine) addParam(inside string) (int, error) {
 	name, choices, hasDefault := strings.Cut(inside, "=")
-	if !isParamName(name) {
-		return 0, fmt.Errorf("{%s} is not a placeholder: write {{ and }} for literal braces", inside)
+	switch {
+	case !isParamName(name):
+		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
+			" {{ and }} are literal braces")
+	case strings.ContainsAny(choices, `'"`):
+		return 0, errQuotedDefault
 	}
 	p := param{name: name, listed: strings.Contains(choices, "|")}
 	if hasDefault {
@@ -1547,6 +1843,9 @@ func (c *commandLine) addParam(inside string) (int, error) {
 	}
 	return i, nil
 }
+
+// errQuotedDefault is the fault of {l="x"}, most likely a label.
+var errQuotedDefault = errors.New("a default cannot hold a quote; {{ and }} are literal braces")
 
 // isParamName reports whether a placeholder may have the name.
 func isParamName(name string) bool {
@@ -1635,11 +1934,10 @@ func (c *commandLine) args(values []string) []string {
 // run runs the command in a process group of its own until its first process
 // ends or ctx is done. Then the whole group is killed, and what was written by
 // then is read. It returns standard output, which has --max-bytes at most.
-func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
-	limit := c.maxBytes
+func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, *failure) {
 	args := c.args(values)
 	cmd := exec.Command(args[0], args[1:]...)
-	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(c.timeout))
+	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(r.limit))
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, errs, err := start(cmd)
 	if err != nil {
@@ -1648,46 +1946,85 @@ func (c *command) run(ctx context.Context, values []string) ([]byte, *failure) {
 	defer out.Close()
 	defer errs.Close()
 
-	ended, end := context.WithCancel(ctx)
+	ctx, end := context.WithCancel(ctx)
 	defer end()
-	kill := func() { syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	stop := context.AfterFunc(ended, kill)
+	pipe := &pipeReader{pipe: out}
 	var body, tail []byte
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		body, _ = io.ReadAll(io.LimitReader(&pipeReader{pipe: out}, limit+1))
-		if int64(len(body)) > limit {
+		body, _ = io.ReadAll(io.LimitReader(pipe, c.maxBytes+1))
+		if int64(len(body)) > c.maxBytes {
 			end()
 		}
 	})
 	readers.Go(func() { tail = readTail(errs) })
-	err = cmd.Wait()
-	stop()
-	kill()
+	killed, left, err := waitOrKill(ctx, cmd)
 	// A process that left the group may still hold the pipes.
 	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	readers.Wait()
-
-	var f *failure
-	if int64(len(body)) > limit {
-		f = &failure{reason: "too_large", err: errTooLarge, detail: string(tail)}
-	} else if err != nil {
-		f = &failure{reason: "exit", err: fmt.Errorf("ended with %w", err), detail: string(tail)}
+	r.stderr = string(tail)
+	if code := cmd.ProcessState.ExitCode(); !killed && code >= 0 { // no signal ended it
+		r.exit = exitStatus{true, code}
 	}
-	return body, f
+
+	switch {
+	case int64(len(body)) > c.maxBytes:
+		return body, &failure{reason: "too_large", err: errTooLarge}
+	case killed:
+		return body, fail("exit", "was ended before it was done")
+	case err != nil && !(c.anyExit && r.exit.known):
+		return body, c.exitFailure(err)
+	case (left || pipe.held) && len(body) > 0 && body[len(body)-1] != '\n':
+		return body, fail("exit", "its output lacks the last newline: a process that it left behind was still to write")
+	}
+	return body, nil
+}
+
+// waitOrKill waits until the first process of a command has ended, and ends it when ctx is
+// done. Then it kills the rest of the process group. killed says that the first process was
+// ended, left that there was a rest.
+func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed, left bool, err error) {
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		killed = true
+		signalGroup(cmd, syscall.SIGTERM)
+		select {
+		case err = <-ended:
+		case <-time.After(200 * time.Millisecond): // for a trap that tidies up
+			signalGroup(cmd, syscall.SIGKILL)
+			err = <-ended
+		}
+	}
+	left = signalGroup(cmd, syscall.SIGKILL)
+	return killed, left, err
+}
+
+// signalGroup sends a signal to all processes of a command. It reports whether there is one
+// in its process group.
+func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
+	cmd.Process.Signal(signal) // it may have left the group
+	return syscall.Kill(-cmd.Process.Pid, signal) == nil
 }
 
 // pipeReader reads a pipe to what it holds at its deadline, and so misses nothing that was
 // written in time even if the reader is scheduled late.
 type pipeReader struct {
 	pipe *os.File
-	late int // bytes read past the deadline
+	late int  // bytes read past the deadline
+	held bool // the pipe was still open for writing at its deadline
 }
 
 func (r *pipeReader) Read(p []byte) (n int, err error) {
-	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) || r.late >= pipeSize {
+	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
 		return n, err
+	}
+	if r.late >= pipeSize {
+		r.held = true
+		return 0, io.EOF
 	}
 	raw, err := r.pipe.SyscallConn()
 	if err != nil {
@@ -1700,6 +2037,7 @@ func (r *pipeReader) Read(p []byte) (n int, err error) {
 		return true // do not wait, even if nothing was there
 	})
 	if n <= 0 {
+		r.held = err == syscall.EAGAIN
 		return 0, io.EOF
 	}
 	r.late += n
@@ -1739,21 +2077,59 @@ func start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 
 // startFailure says why a command did not start.
 func startFailure(name string, err error) *failure {
-	path, lookErr := exec.LookPath(name)
-	switch {
-	case errors.Is(err, syscall.ENOENT) && lookErr == nil:
-		return fail("start", "failed to start %s: the interpreter that its #! line names, or its loader, is missing"+
-			" (an image from scratch has no shell)", path)
-	case errors.Is(err, syscall.ENOEXEC):
-		return fail("start", "failed to start %s: it has no #! line, or is built for another kind of machine", path)
-	case errors.Is(err, exec.ErrNotFound):
-		return fail("start", "failed to start %s: there is no such program in PATH", name)
-	}
 	var withPath *os.PathError
-	if errors.As(err, &withPath) {
+	switch fault := checkProgram(name); {
+	case fault != nil:
+		err = fault
+	case errors.Is(err, syscall.ENOENT):
+		err = errors.New("the interpreter that its #! line names, or its loader, is missing" +
+			" (an image from scratch has no shell)")
+	case errors.Is(err, syscall.ENOEXEC):
+		err = errors.New("it has no #! line, or is built for another kind of machine")
+	case errors.As(err, &withPath):
 		err = withPath.Err // without the whole path once more
 	}
 	return fail("start", "failed to start %s: %w", name, err)
+}
+
+// exitFailure says how a command ended.
+func (c *command) exitFailure(err error) *failure {
+	if fault := checkProgram(c.String()); fault != nil {
+		return fail("exit", "ended with %w: %w", err, fault)
+	}
+	return fail("exit", "ended with %w", err)
+}
+
+// checkProgram says what is wrong with a program, without starting it.
+func checkProgram(name string) error {
+	path, err := exec.LookPath(name)
+	info, statErr := os.Stat(name)
+	var withName *exec.Error
+	switch {
+	case errors.Is(err, exec.ErrNotFound):
+		return errors.New("there is no such program in PATH")
+	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
+		return fmt.Errorf("it is not executable: chmod +x %s", name)
+	case errors.As(err, &withName):
+		return withName.Err // without the name once more
+	case err == nil && hasWindowsEnds(path):
+		return errors.New("its #! line ends in a carriage return: give it Unix line ends")
+	}
+	return err
+}
+
+// hasWindowsEnds reports whether the #! line of a script ends in a carriage return, which
+// becomes part of the interpreter's name.
+func hasWindowsEnds(path string) bool {
+	file, _, err := openRegular(path)
+	if err != nil {
+		return false
+	}
+	defer file.Close()
+	start := make([]byte, 256)
+	n, _ := io.ReadFull(file, start)
+	line, _, _ := bytes.Cut(start[:n], []byte("\n"))
+	return bytes.HasPrefix(line, []byte("#!")) && bytes.HasSuffix(line, []byte("\r"))
 }
 
 // readTail reads to the end and returns the last 4 KiB.
@@ -1799,6 +2175,10 @@ type counts struct {
 	lastSuccess time.Time
 	last        lastFetch
 	fetched     bool // last is set
+
+	since           time.Time // when the fetches of last's outcome, good or bad, began
+	lastFailure     *failure  // of a fetch with default arguments; nil before the first
+	lastFailureTime time.Time
 }
 
 // lastFetch is what the last fetch with default arguments came to.
@@ -1838,6 +2218,12 @@ func (st *status) count(standard bool, r *result) event {
 	}
 	if !standard {
 		return event{}
+	}
+	if !st.fetched || (st.last.failure == nil) != (r.failure == nil) {
+		st.since = r.end
+	}
+	if r.failure != nil {
+		st.lastFailure, st.lastFailureTime = r.failure, r.end
 	}
 	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
 	st.fetched = true
@@ -1885,6 +2271,9 @@ func (st *status) addFailure(reason string) {
 func logFetch(log *slog.Logger, name string, r *result, e event) {
 	level, message, attrs := slog.LevelDebug, "fetched", []any{"source", name}
 	f := r.failure
+	if f == nil && r.stderr != "" {
+		log.Debug("the command wrote to standard error", "source", name, "stderr", r.stderr)
+	}
 	switch {
 	case f == nil && e.changed:
 		level, message = slog.LevelInfo, "source is up"
@@ -1898,8 +2287,8 @@ func logFetch(log *slog.Logger, name string, r *result, e event) {
 	}
 	if f != nil {
 		attrs = append(attrs, "reason", f.reason, "err", f.err)
-		if f.detail != "" {
-			attrs = append(attrs, "stderr", f.detail)
+		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
+			attrs = append(attrs, "stderr", detail)
 		}
 	}
 	log.Log(context.Background(), level, message, attrs...)

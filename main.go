@@ -32,6 +32,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log"
 	"log/slog"
 	"maps"
 	"math"
@@ -109,10 +110,23 @@ var options = []option{
 	{name: "header", scope: oneSource, value: "NAME:'KEY: VALUE'",
 		help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
 		set:  setHeader, key: wholeValue, secret: true},
+	{name: "bearer-token-file", scope: oneSource, value: "NAME:FILE",
+		help: "send Authorization: Bearer with what the file holds", set: setTokenFile},
 	{name: "ca-file", scope: oneSource, value: "NAME:FILE",
 		help: "certificates that an https source is verified against", set: func(s *sourceConfig, v string) error {
-			s.caFile = v
-			return s.mustBeHTTPS()
+			return s.setTLS(&s.caFile, v)
+		}},
+	{name: "cert-file", scope: oneSource, value: "NAME:FILE",
+		help: "certificate that an https source is shown ...", set: func(s *sourceConfig, v string) error {
+			return s.setTLS(&s.certFile, v)
+		}},
+	{name: "key-file", scope: oneSource, value: "NAME:FILE",
+		help: "... and its key, if that is in another file", set: func(s *sourceConfig, v string) error {
+			return s.setTLS(&s.keyFile, v)
+		}},
+	{name: "server-name", scope: oneSource, value: "NAME:HOST",
+		help: "name in the certificate of an https source", set: func(s *sourceConfig, v string) error {
+			return s.setTLS(&s.serverName, v)
 		}},
 	{name: "insecure", scope: sourceList, value: "NAME,...",
 		help: "do not verify the certificates of these", set: func(s *sourceConfig, _ string) error {
@@ -121,6 +135,8 @@ var options = []option{
 		}},
 	{name: "raw", scope: sourceList, value: "NAME,...",
 		help: "do not add exporter_name", set: func(s *sourceConfig, _ string) error { s.raw = true; return nil }},
+	{name: "any-exit", scope: sourceList, value: "NAME,...",
+		help: "take what these commands print whatever their exit status", set: setAnyExit},
 	{name: "require", scope: sourceList, value: "NAME,...",
 		help: "answer 503 when one of these is down", set: func(s *sourceConfig, _ string) error { s.require = true; return nil }},
 
@@ -173,6 +189,7 @@ func appendUsage(dst []byte) []byte {
 }
 
 func main() {
+	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
@@ -266,6 +283,7 @@ type program struct {
 	pages       pages
 	connections connections
 	refusals    atomic.Uint64 // requests without a right password or certificate
+	lastScrape  atomic.Pointer[scraped]
 	tls         serverTLS
 	passwords   *passwords // nil if none are demanded
 	watched     []*watched // the files that flags name
@@ -287,7 +305,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = newLog(c, stderr)
 	for _, sc := range c.sources {
-		s := newSource(life, sc, p)
+		s := newSource(life, sc, p.log, &p.windows, p.watch)
 		p.sources = append(p.sources, s)
 		for _, path := range s.paths {
 			p.endpoints[path] = append(p.endpoints[path], s)
@@ -298,9 +316,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	}
 	if c.basicAuth != "" {
 		p.passwords = newPasswords()
-		p.passwords.watched = p.watch("--web.basic-auth-file", func(texts [][]byte) error {
-			return inFile(c.basicAuth, p.passwords.set(texts))
-		}, c.basicAuth)
+		p.passwords.watched = p.watch(p.passwords.set, flagFile{"--web.basic-auth-file", c.basicAuth})
 	}
 	return p
 }
@@ -368,8 +384,8 @@ func (l *logWriter) flush(d time.Duration) {
 }
 
 // watch has files read at start, by loadFiles, and again when they change.
-func (p *program) watch(flag string, set func(texts [][]byte) error, names ...string) *watched {
-	w := &watched{flag: flag, names: names, set: set, log: p.log}
+func (p *program) watch(set func(texts [][]byte) error, files ...flagFile) *watched {
+	w := &watched{files: files, set: set, log: p.log}
 	p.watched = append(p.watched, w)
 	return w
 }
@@ -942,11 +958,26 @@ func (f *flags) checkSources() {
 		case s.interval > 0 && len(params) > 0:
 			f.fault("--interval %s: not together with a placeholder", s.name)
 		}
+		if s.keyFile != "" && s.certFile == "" {
+			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
+		}
+		if s.tokenFile != "" && s.hasLogin() {
+			f.fault("--bearer-token-file %s: not together with a user in the URL or --header Authorization", s.name)
+		}
 		if needs != "" && !f.alone(s) {
 			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %s:/%s",
 				s.name, needs, s.name, s.name)
 		}
 	}
+}
+
+// hasLogin reports whether the flags say how to log in to an exporter.
+func (s *sourceConfig) hasLogin() bool {
+	u, _, err := parseURL(s.target)
+	return err == nil && u.User != nil || slices.ContainsFunc(s.headers, func(line string) bool {
+		key, _, _ := parseHeader(line)
+		return key == "Authorization"
+	})
 }
 
 // alone reports whether no other source is served where s is.
@@ -1043,10 +1074,34 @@ func setHeader(s *sourceConfig, value string) error {
 	return err
 }
 
+func setAnyExit(s *sourceConfig, _ string) error {
+	if s.kind != "exec" {
+		return errors.New("only a command has an exit status")
+	}
+	s.anyExit = true
+	return nil
+}
+
+func setTokenFile(s *sourceConfig, value string) error {
+	if s.kind != "http" {
+		return errors.New("only an http source is sent a token")
+	}
+	return setFile(&s.tokenFile, value)
+}
+
+// setTLS sets an option for TLS.
+func (s *sourceConfig) setTLS(option *string, value string) error {
+	if value == "" {
+		return errors.New("want a value")
+	}
+	*option = value
+	return s.mustBeHTTPS()
+}
+
 // mustBeHTTPS says why an option for TLS is not for this source.
 func (s *sourceConfig) mustBeHTTPS() error {
 	if s.kind != "http" || !strings.HasPrefix(s.target, "https://") {
-		return errors.New("only an https source is verified")
+		return errors.New("only an https source has TLS")
 	}
 	return nil
 }
@@ -1260,11 +1315,11 @@ type serverTLS struct {
 
 // watch has the files read that the flags name.
 func (t *serverTLS) watch(c *config, watch watcher) {
-	names := []string{c.tlsCert, c.tlsKey}
+	files := []flagFile{{"--web.tls-cert-file", c.tlsCert}, {"--web.tls-key-file", c.tlsKey}}
 	if t.clients = c.tlsClientCA != ""; t.clients {
-		names = append(names, c.tlsClientCA)
+		files = append(files, flagFile{"--web.tls-client-ca-file", c.tlsClientCA})
 	}
-	t.watched = watch("--web.tls-cert-file", t.set, names...)
+	t.watched = watch(t.set, files...)
 }
 
 // current returns what the next handshake is done with.
@@ -1276,20 +1331,19 @@ func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
 // set keeps what the files hold. A client without a certificate may connect, so that it
 // can be told what is missing.
 func (t *serverTLS) set(texts [][]byte) error {
-	names := t.watched.names
-	cert, err := tls.X509KeyPair(texts[0], texts[1])
+	cert, err := newCertificate(texts[0], texts[1])
 	if err != nil {
-		return fmt.Errorf("%s, %s: %w", names[0], names[1], err)
+		return err
 	}
 	c := &tls.Config{
-		Certificates: []tls.Certificate{cert},
+		Certificates: []tls.Certificate{*cert},
 		MinVersion:   tls.VersionTLS12,
 		NextProtos:   []string{"http/1.1"},
 	}
 	if t.clients {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
 		if c.ClientCAs, err = newPool(texts[2]); err != nil {
-			return fmt.Errorf("%s: %w", names[2], err)
+			return &fileError{2, err}
 		}
 	}
 	t.config.Store(c)
@@ -1623,6 +1677,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
+	defer p.noteScrape(r.RemoteAddr, time.Now())
 	ctx, cancel := context.WithTimeout(r.Context(), forSources)
 	defer cancel()
 	defer context.AfterFunc(p.stopping, cancel)()
@@ -1640,6 +1695,22 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		return
 	}
 	p.send(w, r, shared)
+}
+
+// scraped is what the page at / says of a scrape.
+type scraped struct {
+	by   string // " by " and the client's address, or nothing for a Unix socket
+	end  time.Time
+	took time.Duration
+}
+
+// noteScrape notes a scrape that has just ended, for the page at /.
+func (p *program) noteScrape(client string, began time.Time) {
+	last := &scraped{end: time.Now(), took: time.Since(began)}
+	if host, _, err := net.SplitHostPort(client); err == nil {
+		last.by = " by " + host
+	}
+	p.lastScrape.Store(last)
 }
 
 // selected returns the sources with the names, in their own order, or nil if no source has
@@ -1884,84 +1955,373 @@ func eachChoice(headers []string, do func(choice string, params []string, weight
 
 // ---- The overview page
 
-// index answers with what the appliance holds, for people.
+// index answers with the state of every source, for the person on call.
 func (p *program) index(w http.ResponseWriter) {
-	var rows []byte
-	var up, down, samples int
-	var size int64
-	for _, s := range p.sources {
-		c := s.status.snapshot()
-		rows = s.appendRow(rows, c)
-		samples += c.last.samples
-		size += c.last.bytes
-		if c.last.failure != nil {
-			down++
-		} else if c.fetched {
-			up++
-		}
-	}
-	b := fmt.Appendf(nil, "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content=\"width=device-width\">"+
-		"<title>reverse_exporter</title><style>%s</style><h1>reverse_exporter</h1>\n<p>%d sources: <span class=up>%d up</span>, ", style, len(p.sources), up)
-	b = fmt.Appendf(b, "<span%s>%d down</span>, %d not fetched yet. ", classIf(down > 0, "down"), down, len(p.sources)-up-down)
-	b = fmt.Appendf(b, "%d samples, %s. Version %s, started %s.\n<p>Endpoints:", samples, sizeText(size), escapeHTML.Replace(version), ago(p.started))
-	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
-		b = fmt.Appendf(b, ` <a href=".%s">%[1]s</a>`, escapeHTML.Replace(path))
-	}
-	for _, w := range p.watched {
-		if w.broken.Load() {
-			b = fmt.Appendf(b, "\n<p class=down>%s: a changed file cannot be taken up, see the log", escapeHTML.Replace(w.flag))
-		}
-	}
-	b = append(b, "\n<table><thead><tr><th>Source<th>State<th>Kind<th>From<th>Took<th>Samples<th>Size<th>Last success<th>Error</thead>"...)
-	h := w.Header()
 	sum := sha256.Sum256([]byte(style))
-	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
+	h := w.Header()
+	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+
+		base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
-	w.Write(append(append(b, rows...), "\n</table>\n"...))
+	w.Write(p.appendIndex(nil))
+}
+
+// appendIndex appends the page at /.
+func (p *program) appendIndex(dst []byte) []byte {
+	host, _ := os.Hostname()
+	rows, conflicts := p.rows(), p.unmerged()
+	dst = appendBanner(dst, host, rows, len(conflicts))
+	dst = p.appendFacts(dst)
+	dst = append(dst, "\n<table><thead><tr><th>State<th>Source<th>From<th>Took<th>Timeout"+
+		"<th>Samples<th>Size<th>Last success<th>Failures</thead><tbody>"...)
+	for _, r := range rows {
+		dst = r.appendLine(dst)
+		dst = r.appendFailure(dst)
+	}
+	dst = append(dst, "\n</table>"...)
+	dst = appendUnmerged(dst, conflicts)
+	return p.appendLinks(dst)
+}
+
+// row is a source as the page shows it.
+type row struct {
+	*source
+	counts
+	state sourceState
+}
+
+// sourceState is the state of a source, in the order that the page has them.
+type sourceState int
+
+const (
+	isDown sourceState = iota
+	neverAsked
+	onDemand // a command that cannot be run without a parameter
+	isUp
+)
+
+// String returns the name of a state.
+func (s sourceState) String() string { return [...]string{"down", "never asked", "on demand", "up"}[s] }
+
+// class returns the class that colours a state.
+func (s sourceState) class() string { return [...]string{"down", "wait", "call", "up"}[s] }
+
+// mark returns what tells a state without its colour.
+func (s sourceState) mark() string { return [...]string{"✖", "○", "◇", "●"}[s] }
+
+// rows returns all sources in the order of their states, then of the flags.
+func (p *program) rows() []row {
+	var rows []row
+	for _, s := range p.sources {
+		c := s.status.snapshot()
+		rows = append(rows, row{s, c, s.stateOf(c)})
+	}
+	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(a.state, b.state) })
+	return rows
+}
+
+// stateOf returns the state that a source is in by its counts.
+func (s *source) stateOf(c counts) sourceState {
+	switch {
+	case c.last.failure != nil:
+		return isDown
+	case c.fetched:
+		return isUp
+	}
+	if c, ok := s.fetcher.(*command); ok && c.needs() != "" {
+		return onDemand
+	}
+	return neverAsked
+}
+
+// appendBanner appends the head of the page, and in a line how the host is.
+func appendBanner(dst []byte, host string, rows []row, conflicts int) []byte {
+	var n [isUp + 1]int // by state
+	for _, r := range rows {
+		n[r.state]++
+	}
+	state, text := sumUp(n)
+	heading := escapeHTML.Replace(state.mark() + " " + text + " – " + host)
+	// Without its URL, the refresh of a page that was left at a #link would only scroll there.
+	dst = fmt.Appendf(dst, "<!doctype html><html lang=en><meta charset=utf-8>"+
+		`<meta name=viewport content="width=device-width"><meta http-equiv=refresh content="15;url=./">`+
+		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[1]s</h1>", heading, style, state.class())
+	dst = appendDown(dst, rows[:n[isDown]])
+	dst = fmt.Appendf(dst, "<p class=dim>%d of %d up", n[isUp], len(rows))
+	for _, state := range []sourceState{onDemand, neverAsked} {
+		if n[state] > 0 {
+			dst = fmt.Appendf(dst, ", %d %s", n[state], state)
+		}
+	}
+	if conflicts > 0 {
+		dst = fmt.Appendf(dst, ", <a href=#-unmerged>conflicts: %d</a>", conflicts)
+	}
+	return append(dst, "</header>"...)
+}
+
+// sumUp says how the sources are as a whole, of how many are in each state.
+func sumUp(n [isUp + 1]int) (sourceState, string) {
+	switch {
+	case n[isDown] > 0:
+		return isDown, fmt.Sprintf("%d down", n[isDown])
+	case n[isUp] == 0:
+		return neverAsked, "nothing asked yet"
+	case n[neverAsked] > 0:
+		return isUp, fmt.Sprintf("%d up", n[isUp])
+	}
+	return isUp, "all up"
+}
+
+// appendDown appends links to the rows of the sources that are down.
+func appendDown(dst []byte, rows []row) []byte {
+	for i, r := range rows {
+		separator := ", "
+		if i == 0 {
+			separator = "<p>"
+		}
+		dst = fmt.Appendf(dst, "%s<a href=#%s>%[2]s</a>", separator, r.name)
+	}
+	return dst
+}
+
+// appendFacts appends what there is to know of the program itself.
+func (p *program) appendFacts(dst []byte) []byte {
+	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s · started %s · ",
+		escapeHTML.Replace(version+revision()), ago(p.started))
+	if last := p.lastScrape.Load(); last != nil {
+		dst = fmt.Appendf(dst, "last scrape %s%s, took %s",
+			ago(last.end), escapeHTML.Replace(last.by), durationText(last.took))
+	} else {
+		dst = append(dst, "not scraped yet"...)
+	}
+	dst = fmt.Appendf(dst, " · this page: %s, renewed every 15 s", time.Now().UTC().Format("15:04:05 UTC"))
+	for _, w := range p.watched {
+		if w.broken.Load() {
+			dst = fmt.Appendf(dst, "\n<p class=wait>▲ %s: the changed file was not taken up; the log says why",
+				escapeHTML.Replace(w.files[0].flag))
+		}
+	}
+	return dst
+}
+
+// revision returns what the program was built from, in parentheses, or nothing if its build
+// does not say.
+func revision() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	revision, changes := "", ""
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value[:min(len(s.Value), 7)]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			changes = " with changes"
+		}
+	}
+	if revision == "" {
+		return ""
+	}
+	return " (" + revision + changes + ")"
+}
+
+// appendLine appends the line of a source.
+func (r row) appendLine(dst []byte) []byte {
+	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s>", r.state.class(), r.name)
+	dst = r.appendState(dst)
+	if r.state == onDemand {
+		dst = append(append(dst, "<td>"...), r.name...)
+	} else {
+		dst = fmt.Appendf(dst, `<td><a href=".%s?exporter_name=%s">%[2]s</a>`, escapeHTML.Replace(r.paths[0]), r.name)
+	}
+	dst = append(append(dst, "<td>"...), escapeHTML.Replace(r.from())...)
+	dst = r.appendLast(dst)
+	var failures uint64
+	for _, n := range r.failures {
+		failures += n
+	}
+	return fmt.Appendf(dst, "<td>%s<td>%s", ago(r.lastSuccess), grouped(failures))
+}
+
+// appendState appends the state of a source and for how long it has been in it.
+func (r row) appendState(dst []byte) []byte {
+	since := ""
+	if r.state == isDown {
+		since = r.since.UTC().Format(` title="since 2006-01-02 15:04:05 UTC"`)
+	}
+	dst = fmt.Appendf(dst, "<td%s>%s %s", since, r.state.mark(), r.state)
+	if r.fetched {
+		dst = fmt.Appendf(dst, " <i>%s</i>", ageText(r.since))
+	}
+	return dst
+}
+
+// appendLast appends what the last fetch took and brought.
+func (r row) appendLast(dst []byte) []byte {
+	if !r.fetched {
+		return append(dst, "<td>–<td>–<td>–<td>–"...)
+	}
+	limit := r.timeout.Seconds()
+	dst = fmt.Appendf(dst, "<td>%s<td><meter max=%.4g high=%.4g value=%.3g></meter> %s", durationText(r.last.duration),
+		limit, 0.8*limit, r.last.duration.Seconds(), durationText(r.timeout))
+	if r.state == isDown && r.last.samples == 0 {
+		return append(dst, "<td>–<td>–"...)
+	}
+	return fmt.Appendf(dst, "<td>%s<td>%s", grouped(uint64(r.last.samples)), sizeText(r.last.bytes))
+}
+
+// from returns where a source is, and where it can be asked for if nobody has done so.
+func (r row) from() string {
+	from := r.String()
+	if r.kind != "http" {
+		from = r.kind + " " + from
+	}
+	if !r.fetched {
+		from += ", served on " + strings.Join(r.paths, ", ")
+	}
+	return from
+}
+
+// appendFailure appends a line with the error of a source that is down, or has been within
+// an hour.
+func (r row) appendFailure(dst []byte) []byte {
+	f := r.lastFailure
+	if f == nil || r.state == isUp && time.Since(r.lastFailureTime) > time.Hour {
+		return dst
+	}
+	dst = fmt.Appendf(dst, "\n<tr class=\"why %s\"><td><td colspan=8>", r.state.class())
+	if r.state == isUp {
+		dst = fmt.Appendf(dst, "failed %s: ", ago(r.lastFailureTime))
+	}
+	dst = fmt.Appendf(dst, "<b>%s:</b> %s", f.reason, escapeHTML.Replace(f.err.Error()))
+	if todo, ok := advice[f.reason]; ok && r.state == isDown {
+		dst = fmt.Appendf(dst, " <i>→ %s</i>", strings.ReplaceAll(todo, "NAME", r.name))
+	}
+	return dst
+}
+
+// advice says what to do about a failure, by its reason, with NAME for the source.
+var advice = map[string]string{
+	"connect":      "is it running? Is the address right? (in a container, localhost is the container)",
+	"tls":          "is the certificate valid today, for this host name, and by a CA that --ca-file NAME:FILE names?",
+	"status":       "its own log may say why; a password or token is given by --header NAME:@FILE",
+	"content_type": "most exporters have their metrics at /metrics",
+	"encoding":     "a proxy between the two may compress, or say that it does",
+	"read":         "it closed the connection too early: its own log may say why",
+	"too_large":    "if so much is right: --max-bytes NAME:SIZE",
+	"timeout":      "is it overloaded? If it needs longer: --timeout NAME:DURATION, and a longer scrape_timeout",
+	"parse":        "promtool check metrics says more about what it delivers",
+	"exit":         "the log has what it wrote to standard error",
+	"start":        "is it installed here, and may this user run it?",
+	"file":         "does the job that writes it still run, and may this user read it?",
+	"internal":     "please report it, with what the log says",
+}
+
+// unmerged is a metric family that is not served as it came.
+type unmerged struct {
+	family  string
+	sources []string // the names of those concerned
+	served  string   // how it is served instead, and why
+}
+
+// unmerged returns what could not be merged as it came when this was last tried.
+func (p *program) unmerged() []unmerged { return nil }
+
+// appendUnmerged appends what could not be merged as it came.
+func appendUnmerged(dst []byte, all []unmerged) []byte {
+	const most = 20
+	if len(all) == 0 {
+		return dst
+	}
+	dst = append(dst, "\n<h2 id=-unmerged>Could not be merged as it came</h2><ul>"...)
+	for _, u := range all[:min(len(all), most)] {
+		dst = fmt.Appendf(dst, "\n<li><b>%s</b> of %s: %s", escapeHTML.Replace(u.family),
+			escapeHTML.Replace(strings.Join(u.sources, ", ")), escapeHTML.Replace(u.served))
+	}
+	if len(all) > most {
+		dst = fmt.Appendf(dst, "\n<li>and %s more", grouped(uint64(len(all)-most)))
+	}
+	return append(dst, "\n</ul>"...)
+}
+
+// appendLinks appends links to all that the program serves.
+func (p *program) appendLinks(dst []byte) []byte {
+	dst = append(dst, "\n<footer>"...)
+	paths := slices.Sorted(maps.Keys(p.endpoints))
+	for _, path := range paths {
+		dst = fmt.Appendf(dst, `<a href=".%s">%[1]s</a> `, escapeHTML.Replace(path))
+	}
+	return fmt.Appendf(dst, `<a href=".%s?exporter_name=%s">status metrics alone</a> `+
+		`<a href="./-/healthy">/-/healthy</a></footer>`+"\n", escapeHTML.Replace(paths[0]), ownName)
 }
 
 // escapeHTML makes text of what may hold the marks of HTML.
 var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
 
-// style is the look of the page at /.
-const style = `:root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;margin:1.5em auto;max-width:80em;padding:0 1em}` +
-	`table{border-collapse:collapse;width:100%}tr{border-bottom:1px solid #8886}th,td{text-align:left;padding:.3em .8em .3em 0;vertical-align:top;white-space:nowrap}` +
-	`th{font-weight:normal;opacity:.7}.w{white-space:normal;overflow-wrap:anywhere}.up{color:#197a3d}.down{color:#c6263e;font-weight:bold}` +
-	`@media(prefers-color-scheme:dark){.up{color:#4cc38a}.down{color:#ff8589}a{color:#8ab4f8}}` +
-	`@media(max-width:60em){thead{display:none}tr,td{display:block}tr{padding:.6em 0}td{padding:0}td[title]::before{content:attr(title) ": ";opacity:.7}}`
+// style is the look of the page at /. On a phone a source is a line, and its cells are shown
+// where they are news.
+const style = `
+:root{color-scheme:light dark;--fg:#1a1d21;--dim:#5b6470;--bg:#fff;--line:#e1e5e9;--link:#0b57d0}
+.down{--c:#b3152f;--t:#fdecef}.wait{--c:#8a6100;--t:#fbf3df}.call{--c:var(--dim)}.up{--c:#197a3d;--t:#e8f5ec}
+@media(prefers-color-scheme:dark){
+:root{--fg:#e6e8eb;--dim:#9aa4b0;--bg:#14171a;--line:#2c3238;--link:#8ab4f8}
+.down{--c:#ff8589;--t:#35171c}.wait{--c:#e0b34a;--t:#2e2612}.up{--c:#4cc38a;--t:#12291d}}
+body{margin:0 auto;max-width:84em;padding:1em;background:var(--bg);color:var(--fg);
+font:15px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums}
+a{color:var(--link)}.dim,i{color:var(--dim);font-style:normal}p{margin:.6em 0 1em}
+h1{margin:0;font-size:1.4em;color:var(--c)}h2{margin:1.6em 0 .3em;font-size:1em}ul{margin:0;padding-left:1.2em}
+header{display:flex;flex-wrap:wrap;gap:.2em 1.4em;align-items:baseline;padding:.6em 1em;border-radius:6px;
+background:var(--t)}header p{margin:0}p.wait{color:var(--c)}
+table{border-collapse:collapse;width:100%}
+th{position:sticky;top:0;background:var(--bg);color:var(--dim);font-weight:500;text-align:left;
+box-shadow:inset 0 -1px var(--line)}
+th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}
+td{border-top:1px solid var(--line)}
+tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
+:is(th,td):is(:nth-child(4),:nth-child(n+6)){text-align:right}:is(th,td):last-child{padding-right:0}
+td:first-child{color:var(--c);font-weight:600}td i{font-weight:400}
+td:nth-child(2) a{color:inherit;font-weight:600;text-decoration-color:var(--dim)}
+td:nth-child(3){width:99%;max-width:0;overflow:hidden;text-overflow:ellipsis}
+td:nth-child(3):hover,.down td:nth-child(3),.why td{white-space:normal;overflow-wrap:anywhere}
+td:nth-child(3),td:nth-child(5){color:var(--dim)}
+meter{width:5em;height:.8em;vertical-align:baseline}
+.why td{border:0;padding-top:0;text-align:left}.why.down b{color:var(--c)}
+footer{margin-top:2em}footer a{margin-right:1.2em}
+@media(max-width:66em){:is(th,td):is(:nth-child(5),:nth-child(7)){display:none}}
+@media(max-width:46em){
+thead,td{display:none}table,tbody{display:block}
+tr{display:flex;flex-wrap:wrap;gap:0 .8em;border-top:1px solid var(--line);padding:.4em 0}
+td{border:0;padding:0}td:first-child{min-width:6.6em}
+td:nth-child(2){flex:1;overflow:hidden;text-overflow:ellipsis}
+td:nth-child(-n+2),.up td:nth-child(4),.down td:nth-child(3),.down td:nth-child(8){display:block}
+.down td:nth-child(2){flex:1 0 60%}.down td:nth-child(3){flex:1 0 50%;max-width:none}
+.down td:nth-child(8):before{content:"last up: "}
+.why{border:0;padding-top:0}.why td:first-child{display:none}}
+`
 
-// appendRow appends a source to the table of the page at /.
-func (s *source) appendRow(dst []byte, c counts) []byte {
-	state, took := "", ""
-	if c.last.failure != nil {
-		state = "down"
-	} else if c.fetched {
-		state = "up"
+// durationText says how long a duration is, in seconds or milliseconds.
+func durationText(d time.Duration) string {
+	if d >= 999500*time.Microsecond {
+		return shortNumber(d.Seconds()) + " s"
 	}
-	if c.fetched {
-		took = c.last.duration.Round(100 * time.Microsecond).String()
-	}
-	link := escapeHTML.Replace(s.name)
-	if c, ok := s.fetcher.(*command); !ok || c.needs() == "" {
-		link = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, escapeHTML.Replace(s.paths[0]), link)
-	}
-	dst = fmt.Appendf(dst, "\n<tr><td>%s<td%s>%s<td title=Kind>%s<td title=From class=w>%s",
-		link, classIf(state != "", state), cmp.Or(state, "not fetched yet"), s.kind, escapeHTML.Replace(s.String()))
-	dst = fmt.Appendf(dst, "<td title=Took>%s<td title=Samples>%d<td title=Size>%s<td title=\"Last success\">%s",
-		took, c.last.samples, sizeText(c.last.bytes), ago(c.lastSuccess))
-	if c.last.failure != nil {
-		dst = append(append(dst, "<td title=Error class=w>"...), escapeHTML.Replace(c.last.failure.err.Error())...)
-	}
-	return dst
+	return shortNumber(max(0.1, float64(d)/1e6)) + " ms"
 }
 
-// classIf returns a class attribute, or nothing.
-func classIf(so bool, class string) string {
-	if so {
-		return " class=" + class
+// shortNumber formats a number with one decimal if it is small and that says anything.
+func shortNumber(f float64) string {
+	if f < 9.95 {
+		return strings.TrimSuffix(strconv.FormatFloat(f, 'f', 1, 64), ".0")
 	}
-	return ""
+	return strconv.FormatFloat(f, 'f', 0, 64)
+}
+
+// grouped formats a number with thin spaces between groups of three digits.
+func grouped(n uint64) string {
+	if n < 1000 {
+		return strconv.FormatUint(n, 10)
+	}
+	return fmt.Sprintf("%s\u202f%03d", grouped(n/1000), n%1000)
 }
 
 // sizeText says how large n bytes are.
@@ -1977,18 +2337,24 @@ func sizeText(n int64) string {
 
 // ago says how long ago a time was.
 func ago(t time.Time) string {
+	if t.IsZero() {
+		return "never"
+	}
+	return ageText(t) + " ago"
+}
+
+// ageText says how long it is since a time.
+func ageText(t time.Time) string {
 	d := time.Since(t)
 	switch {
-	case t.IsZero():
-		return "never"
 	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s ago", int(d.Seconds()))
+		return fmt.Sprintf("%d s", int(d.Seconds()))
 	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min ago", int(d.Minutes()))
+		return fmt.Sprintf("%d min", int(d.Minutes()))
 	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h ago", int(d.Hours()))
+		return fmt.Sprintf("%d h", int(d.Hours()))
 	}
-	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+	return fmt.Sprintf("%d d", int(d.Hours()/24))
 }
 
 // ---- Small modes
@@ -1998,6 +2364,10 @@ func (p *program) check(stdout io.Writer) int {
 	var faults []error
 	for _, w := range p.watched {
 		faults = append(faults, w.load())
+	}
+	if c := p.tls.config.Load(); c != nil && time.Now().After(c.Certificates[0].Leaf.NotAfter) {
+		faults = append(faults, fmt.Errorf("--web.tls-cert-file: the certificate expired on %s",
+			c.Certificates[0].Leaf.NotAfter.UTC().Format(time.RFC3339)))
 	}
 	for _, s := range p.sources {
 		if err := s.check(); err != nil {

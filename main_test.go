@@ -8,6 +8,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	cryptorand "crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -986,7 +987,8 @@ func TestOpenMetrics(t *testing.T) {
 		{"HTTP, capitals", overHTTP(strings.Replace(head, "application/openmetrics-text", "Application/OpenMetrics-Text", 1) + length(body) + body), ""},
 		{"HTTP, no newline", overHTTP(head + length(body[1:]) + strings.TrimSuffix(body, "\n")), ""},
 		{"HTTP, cut", overHTTP(head + "\r\n" + cut), "parse"},
-		{"HTTP, cut in a line", overHTTP(head + "\r\n" + cut[:len(cut)-3]), "read"},
+		{"HTTP, cut in a line", overHTTP(head + "\r\n" + cut[:len(cut)-3]), "parse"},
+		{"HTTP until close, no newline", overHTTP(head + "\r\n" + strings.TrimSuffix(body, "\n")), ""},
 		{"HTTP, cut before the end", overHTTP(head + length(body) + cut), "read"},
 		{"HTTP, gzip of a cut body", overHTTP(head + "Content-Encoding: gzip\r\n" + length(zipped(cut)) + zipped(cut)), "parse"},
 		{"HTTP, gzip cut", overHTTP(head + "Content-Encoding: gzip\r\n\r\n" + zipped(body)[:60]), "read"},
@@ -1067,11 +1069,15 @@ func TestRequest(t *testing.T) {
 		t.Errorf("asked for %s, want %s", got.URL, want)
 	}
 	for header, want := range map[string]string{
-		"Accept": accept, "Accept-Encoding": "identity", timeoutHeader: "3.6", "Authorization": "", "User-Agent": "reverse_exporter/dev",
+		"Accept": accept, "Accept-Encoding": "identity", "Authorization": "", "User-Agent": "reverse_exporter/dev",
 	} {
 		if h := got.Header.Get(header); h != want {
 			t.Errorf("%s: %q, want %q", header, h, want)
 		}
+	}
+	// What is left of 2 s, less a tenth.
+	if limit, err := strconv.ParseFloat(got.Header.Get(timeoutHeader), 64); err != nil || limit > 1.8 || limit <= 0 {
+		t.Errorf("%s: %v, %v", timeoutHeader, limit, err)
 	}
 }
 
@@ -1158,6 +1164,460 @@ func TestSmallFiles(t *testing.T) {
 		if cap(e.buf) > 2*len(e.buf) {
 			t.Fatalf("%d bytes for %q", cap(e.buf), e.buf)
 		}
+	}
+}
+
+// TestContentTypes reads as text what may be text, whatever it is said to be, and refuses
+// what cannot be.
+func TestContentTypes(t *testing.T) {
+	f := func(header, mediaType string, format bodyFormat) {
+		t.Helper()
+		if gotType, got := judgeType(header); gotType != mediaType || got != format {
+			t.Errorf("%q: %q, %d, want %q, %d", header, gotType, got, mediaType, format)
+		}
+	}
+	f("", "", formatText)
+	f("text/plain", "text/plain", formatText)
+	f("Text/Plain ;charset", "text/plain", formatText)
+	f(`text/plain; version="0.0.4; charset=utf-8; charset=utf-8`, "text/plain", formatText)
+	f("text/plain charset=utf-8", "text/plain", formatText)
+	f("text/plain,text/plain", "text/plain", formatText)
+	f("; charset=utf-8", "", formatText)
+	f("application/openmetrics-text; version=1.0.0; version=0.0.1", "application/openmetrics-text", formatOpenMetrics)
+	f("text/html; charset=UTF-8", "text/html", formatUnlikely)
+	f("application/json", "application/json", formatUnlikely)
+	f("application/octet-stream", "application/octet-stream", formatUnlikely)
+	f("text/x-prom", "text/x-prom", formatUnlikely)
+	f("plain", "plain", formatUnlikely)
+	f("text/<b>", "text/", formatUnlikely)
+	f("application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited", "application/vnd.google.protobuf", formatProtobuf)
+	f("application/x-protobuf", "application/x-protobuf", formatProtobuf)
+}
+
+// TestContentEncodings judges a Content-Encoding by what it means.
+func TestContentEncodings(t *testing.T) {
+	f := func(header string, zipped bool, unreadable string) {
+		t.Helper()
+		if gotZipped, got := judgeEncoding(header); gotZipped != zipped || got != unreadable {
+			t.Errorf("%q: %v, %q, want %v, %q", header, gotZipped, got, zipped, unreadable)
+		}
+	}
+	for _, none := range []string{"", "identity", "utf-8", "UTF8", "none", "text/plain", "binary", " , ", "identity,identity", "null"} {
+		f(none, false, "")
+	}
+	for _, zipped := range []string{"gzip", "GZIP", "x-gzip", "identity, gzip", "gzip,", "utf-8 ,gzip"} {
+		f(zipped, true, "")
+	}
+	f("br", false, "br")
+	f("Zstd", false, "zstd")
+	f("deflate", false, "deflate")
+	f("gzip, br", false, "br")
+	f("gzip, gzip", false, "gzip, twice")
+}
+
+// TestOddAnswers takes what an exporter means, and tells what is wrong with what it is not.
+func TestOddAnswers(t *testing.T) {
+	const ok, body = "HTTP/1.1 200 OK\r\n", "a 1\n"
+	length := func(text string) string { return fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(text), text) }
+	for _, c := range []struct{ name, answer, reason, err string }{
+		{"html", ok + "Content-Type: text/html\r\n" + length(body), "", ""},
+		{"html that is none", ok + "Content-Type: text/html; charset=utf-8\r\n" + length("<html>"), "content_type", "the exporter answered text/html: is the path right? line 1"},
+		{"html that is empty", ok + "Content-Type: text/html\r\n" + length(""), "content_type", "the exporter answered text/html, without a sample"},
+		{"html of blanks", ok + "Content-Type: text/html\r\n" + length(" \n\n"), "content_type", "the exporter answered text/html, without a sample"},
+		{"html that is cut", ok + "Content-Type: text/html\r\nContent-Length: 9\r\n\r\n" + body, "read", "unexpected EOF"},
+		{"protobuf", ok + "Content-Type: application/vnd.google.protobuf\r\n" + length(""), "content_type", "application/vnd.google.protobuf, which it was not asked for"},
+		{"charset as encoding", ok + "Content-Encoding: utf-8\r\n" + length(body), "", ""},
+		{"encodings in lines", ok + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n" + length(zipped(body)), "", ""},
+		{"brotli", ok + "Content-Encoding: br\r\n" + length(body), "encoding", "the encoding br, which"},
+		{"gzip twice", ok + "Content-Encoding: gzip, gzip\r\n" + length(zipped(zipped(body))), "encoding", "gzip, twice"},
+		{"HTTP/1.0, whole", "HTTP/1.0 200 OK\r\n\r\n" + body, "", ""},
+		{"HTTP/1.0, cut", "HTTP/1.0 200 OK\r\n\r\na 1\nb 12", "read", "the body lacks its last newline, and only the end of the connection ends it"},
+		{"mark", ok + length("\ufeff"+body), "", ""},
+		{"mark alone", ok + length("\ufeff"), "", ""},
+		{"mark in gzip", ok + "Content-Encoding: gzip\r\n" + length(zipped("\ufeff"+body)), "", ""},
+		{"mark before OpenMetrics", ok + "Content-Type: application/openmetrics-text\r\n" + length("\ufeffa 1\n# EOF\n"), "", ""},
+		{"half a mark", ok + length("\xef\xbb"), "parse", "line 1"},
+		{"two marks", ok + length("\ufeff\ufeff"+body), "parse", "line 1"},
+		{"endless empty gzip", ok + "Content-Encoding: gzip\r\n\r\n" + strings.Repeat(zipped(""), 1<<13), "too_large", "--max-bytes"},
+		{"empty gzip", ok + "Content-Encoding: gzip\r\n\r\n" + strings.Repeat(zipped(""), 10) + zipped(body), "", ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			p, _ := newTestProgram(t, "--http", "x="+rawServer(t, c.answer, false), "--max-bytes", "64KiB")
+			r := &result{}
+			f := p.sources[0].fetcher.fetch(t.Context(), r, nil)
+			switch {
+			case f == nil && c.reason != "" || f != nil && f.reason != c.reason:
+				t.Errorf("%+v, want %s", f, c.reason)
+			case f != nil:
+				wantContains(t, f.err.Error(), c.err)
+			}
+			if f != nil && len(r.bodies) > 0 {
+				t.Errorf("%d samples of a body that failed", r.samples())
+			}
+		})
+	}
+}
+
+// TestStrayBytes writes nothing to standard error of what exporters send after an answer.
+func TestStrayBytes(t *testing.T) {
+	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na 1\nsecret"
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	closed := make(chan error, 1)
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		http.ReadRequest(bufio.NewReader(conn))
+		io.WriteString(conn, answer)
+		_, err = conn.Read(make([]byte, 1)) // the client gives the connection up, and says so then
+		conn.Close()
+		closed <- err
+	}()
+	cmd := programCommand("--http", "x=http://"+l.Addr().String()+"/", "--interval", "x:1h", "--log.format", "json", "--log.level", "debug",
+		"--web.listen-address", "127.0.0.1:0")
+	log := &syncBuffer{}
+	cmd.Stderr = log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-closed; err == nil {
+		t.Error("there was another request at the connection")
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	cmd.Wait()
+	wantContains(t, log.String(), `"msg":"source is up"`)
+	for line := range strings.Lines(log.String()) {
+		if !strings.HasPrefix(line, `{"time":`) || strings.Contains(line, "secret") {
+			t.Errorf("on standard error: %s", line)
+		}
+	}
+}
+
+// TestSameAuthority follows redirects to the exporter, however it writes itself, with all
+// headers, and to nobody else.
+func TestSameAuthority(t *testing.T) {
+	for _, c := range []struct {
+		url, host, location string
+		follows             bool
+	}{
+		{"http://h/metrics", "", "/m", true},
+		{"http://h/metrics", "", "http://h:80/m", true},
+		{"http://h:80/metrics", "", "http://H/m", true},
+		{"https://h/metrics", "", "https://h:443/m", true},
+		{"http://h:9100/metrics", "", "http://h/m", false},
+		{"http://h/metrics", "", "https://h/m", false},
+		{"http://h/metrics", "", "//h2/m", false},
+		{"http://h/metrics", "", "http://h:8080/m", false},
+		{"http://h:9100/metrics", "app.example", "http://app.example/m", true},
+		{"http://h:9100/metrics", "app.example", "http://App.example:9100/m", true},
+		{"http://h:9100/metrics", "app.example:8080", "http://app.example:8080/m", true},
+		{"http://h:9100/metrics", "app.example", "http://h:9100/m", true},
+		{"http://h:9100/metrics", "app.example", "https://app.example/m", false},
+		{"http://h:9100/metrics", "app.example", "http://app.example:8080/m", false},
+		{"http://[fe80::1%25eth0]:9100/metrics", "", "http://[fe80::1%25eth0]:9100/m", true},
+	} {
+		from, _ := url.Parse(c.url)
+		first := &http.Request{URL: from, Host: c.host, Header: http.Header{"Authorization": {"x"}}}
+		to, _ := from.Parse(c.location)
+		next := &http.Request{URL: to, Header: http.Header{}}
+		err := stayThere(next, []*http.Request{first})
+		if (err == nil) != c.follows {
+			t.Errorf("%s, %s to %s: %v", c.url, c.host, c.location, err)
+		}
+		if err == nil && (next.URL.Host != from.Host || next.Host != c.host || next.Header.Get("Authorization") != "x") {
+			t.Errorf("%s, %s to %s: asks %s as %q", c.url, c.host, c.location, next.URL, next.Host)
+		}
+	}
+}
+
+// TestFixedParameters keeps a scraper from adding to the parameters that a URL has.
+func TestFixedParameters(t *testing.T) {
+	p, _ := newTestProgram(t, "--http", "x=http://h/probe?module=http_2xx", "--params", "x:*")
+	for query, want := range map[string]string{
+		"module=icmp":                     "",
+		"module=icmp&target=a":            "target=a",
+		"Module=icmp&target=a&target=b":   "Module=icmp&target=a&target=b",
+		"exporter_name=x&mod%75le=icmp&a": "a=",
+	} {
+		given, _ := url.ParseQuery(query)
+		a, err := p.sources[0].arguments(given)
+		if err != nil || a.id != want || a.standard != (want == "") {
+			t.Errorf("%s: %q, standard %v, %v, want %q", query, a.id, a.standard, err, want)
+		}
+	}
+}
+
+// TestLocalhost finds an exporter at either address of localhost, without a resolver.
+func TestLocalhost(t *testing.T) {
+	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
+		l, err := net.Listen("tcp", addr)
+		if err != nil {
+			t.Logf("not tested: %v", err)
+			continue
+		}
+		exporter := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })}
+		go exporter.Serve(l)
+		defer exporter.Close()
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		p, _ := newTestProgram(t, "--http", "x=http://LocalHost:"+port)
+		if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f != nil {
+			t.Errorf("%s: %v", l.Addr(), f.err)
+		}
+	}
+}
+
+// TestZone asks an exporter at a link-local address.
+func TestZone(t *testing.T) {
+	e := newExporter(&sourceConfig{target: "http://[fe80::1%25lo]:9100"}, nil, nil)
+	if got := e.String(); got != "http://[fe80::1%lo]:9100/metrics" {
+		t.Errorf("shown as %s", got)
+	}
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		addrs, _ := i.Addrs()
+		for _, addr := range addrs {
+			ip := addr.(*net.IPNet).IP
+			if !ip.IsLinkLocalUnicast() || ip.To4() != nil {
+				continue
+			}
+			l, err := net.Listen("tcp", fmt.Sprintf("[%s%%%s]:0", ip, i.Name))
+			if err != nil {
+				continue // not usable yet
+			}
+			exporter := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })}
+			go exporter.Serve(l)
+			defer exporter.Close()
+			p, _ := newTestProgram(t, "--http", fmt.Sprintf("x=http://[%s%%25%s]:%d/", ip, i.Name, l.Addr().(*net.TCPAddr).Port))
+			if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f != nil {
+				t.Errorf("%s: %v", l.Addr(), f.err)
+			}
+			return
+		}
+	}
+	t.Log("no link-local address to test with")
+}
+
+// TestClientCertificate logs in to an exporter with a certificate and a token, which are
+// taken up when they change, at open connections, too.
+func TestClientCertificate(t *testing.T) {
+	ca, other, dir := newAuthority(t), newAuthority(t), t.TempDir()
+	cert, err := tls.LoadX509KeyPair(ca.issue(t, dir, "exporter"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	exporter := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Authorization") != "Bearer two" {
+			w.WriteHeader(http.StatusUnauthorized)
+		}
+		fmt.Fprintf(w, "serial %s\n", r.TLS.PeerCertificates[0].SerialNumber)
+	}))
+	exporter.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool()}
+	exporter.TLS.ClientCAs.AppendCertsFromPEM([]byte(ca.pem))
+	exporter.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	exporter.StartTLS()
+	defer exporter.Close()
+	read := func(name string) string {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(text)
+	}
+	other.issue(t, dir, "wrong")
+	both := replaceFile(t, dir, "both", read("wrong.pem")+read("wrong.key"))
+	token := replaceFile(t, dir, "token", "one\n")
+	p, log := newTestProgram(t, "--http", "none="+exporter.URL, "--insecure", "none",
+		"--http", "name="+exporter.URL, "--ca-file", "name:"+dir+"/ca.pem", "--server-name", "name:elsewhere",
+		"--http", "x="+exporter.URL, "--ca-file", "x:"+writeFile(t, dir, "ca.pem", ca.pem), "--server-name", "x:localhost",
+		"--cert-file", "x:"+both, "--bearer-token-file", "x:"+token)
+	if !p.loadFiles() {
+		t.Fatal(log)
+	}
+	want := func(reason, err string) {
+		t.Helper()
+		r := &result{}
+		f := p.sources[2].fetcher.fetch(t.Context(), r, nil)
+		switch {
+		case f == nil && reason != "" || f != nil && f.reason != reason:
+			t.Errorf("%+v, want %s", f, reason)
+		case f != nil:
+			wantContains(t, f.err.Error(), err)
+		}
+	}
+	if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f == nil || f.reason != "tls" {
+		t.Errorf("without a certificate: %+v", f)
+	} else {
+		wantContains(t, f.err.Error(), "--cert-file none:FILE")
+	}
+	if f := p.sources[1].fetcher.fetch(t.Context(), &result{}, nil); f == nil || f.reason != "tls" {
+		t.Errorf("with another name: %+v", f)
+	} else {
+		wantContains(t, f.err.Error(), "not elsewhere")
+	}
+	want("tls", "remote error: tls:")
+	ca.issue(t, dir, "right")
+	replaceFile(t, dir, "both", read("right.pem")+read("right.key"))
+	want("status", "401")
+	replaceFile(t, dir, "token", "two\r\n")
+	want("", "")
+	replaceFile(t, dir, "token", "two words, secret")
+	want("", "") // the old one stays
+	replaceFile(t, dir, "both", read("wrong.pem")+read("wrong.key"))
+	want("tls", "remote error: tls:")
+	wantContains(t, log.String(), token+": want one token")
+	if strings.Contains(log.String(), "secret") {
+		t.Errorf("a token is logged:\n%s", log)
+	}
+}
+
+// TestLoginFlags refuses options of an exporter's login that do not go together, or not with
+// the source, and shows nothing secret.
+func TestLoginFlags(t *testing.T) {
+	f := func(args string, want ...string) {
+		t.Helper()
+		_, faults := parseFlags(strings.Fields("--http s=https://h --http p=http://u:secret@h --exec c=cmd " + args))
+		if len(faults) != len(want) {
+			t.Errorf("%s: %q, want %q", args, faults, want)
+		}
+		for _, part := range want {
+			wantContains(t, strings.Join(faults, "\n"), part)
+		}
+		if strings.Contains(strings.Join(faults, "\n"), "secret") {
+			t.Errorf("%s: a secret is told: %q", args, faults)
+		}
+	}
+	f("--cert-file s:a --key-file s:b --server-name s:h --bearer-token-file s:t --any-exit c")
+	f("--key-file s:b", "--key-file s: needs --cert-file s:FILE")
+	f("--cert-file p:a --server-name p:h", "--cert-file p:a: only an https source", "--server-name p:h: only an https source")
+	f("--cert-file s: --bearer-token-file s:", "--cert-file s:: want a value", "--bearer-token-file s:: want the name of a file")
+	f("--bearer-token-file p:t", "--bearer-token-file p: not together with a user in the URL")
+	f("--bearer-token-file s:t --header s:authorization:secret", "--bearer-token-file s: not together with")
+	f("--bearer-token-file c:t", "--bearer-token-file c:t: only an http source")
+	f("--any-exit s,c", "--any-exit s: only a command")
+}
+
+// TestCheckSources finds what is wrong with files, folders and programs before there is a
+// scrape.
+func TestCheckSources(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, "a.prom", "a 1\n")
+	writeFile(t, dir, "windows", "#!/usr/bin/env sh\r\necho a 1\r\n")
+	writeFile(t, dir, "plain", "#!/bin/sh\necho a 1\n")
+	os.Chmod(filepath.Join(dir, "plain"), 0o644)
+	for _, c := range []struct{ flag, what, want string }{
+		{"--file", dir + "/a.prom", "ok"},
+		{"--file", dir + "/*.prom", "ok"},
+		{"--file", dir + "/*.none", "ok"},
+		{"--file", dir + "/none/*.prom", "--file x: open " + dir + "/none/: no such file"},
+		{"--file", "'" + dir + "/*.prom'", "--file x: open '" + dir + "/: no such file"},
+		{"--exec", "sh -c true", "ok"},
+		{"--exec", dir + "/windows", "its #! line ends in a carriage return"},
+		{"--exec", dir + "/plain", "chmod +x " + dir + "/plain"},
+		{"--exec", dir + "/none", "no such file"},
+		{"--exec", "no-such-program", "there is no such program in PATH"},
+	} {
+		p, _ := newTestProgram(t, c.flag, "x="+c.what)
+		var out bytes.Buffer
+		if code := p.check(&out); (code == 0) != (c.want == "ok") {
+			t.Errorf("%s %s: exit status %d", c.flag, c.what, code)
+		}
+		wantContains(t, out.String(), c.want)
+	}
+}
+
+// TestGlobs expands globs as a shell does, and notices folders that are not there.
+func TestGlobs(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a.prom", "b.prom", ".job-a8f3.prom", "sub/c.prom", "sub/.d.prom", ".hidden/e.prom", "other/f.txt", "[x].prom"} {
+		os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755)
+		writeFile(t, dir, name, "")
+	}
+	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	f := func(pattern string, fails bool, want ...string) {
+		t.Helper()
+		names, err := expand(dir + pattern)
+		for i, name := range names {
+			names[i] = strings.TrimPrefix(name, dir+"/")
+		}
+		if !slices.Equal(names, want) || (err != nil) != fails {
+			t.Errorf("%s: %q, %v, want %q", pattern, names, err, want)
+		}
+	}
+	f("/*.prom", false, "[x].prom", "a.prom", "b.prom")
+	f("/?.prom", false, "a.prom", "b.prom")
+	f("/[.ab]*.prom", false, "a.prom", "b.prom")
+	f("/.*.prom", false, ".job-a8f3.prom")
+	f(`/\.j*`, false, ".job-a8f3.prom")
+	f(`/\[x].prom`, false, "[x].prom")
+	f("/*.none", false)
+	f("/*/*.prom", false, "sub/c.prom")
+	f("/*/c.prom", false, "sub/c.prom")
+	f("/.h*/*", false, ".hidden/e.prom")
+	f("/sub//*", false, "sub//c.prom")
+	f("/s*//c*", false, "sub//c.prom")
+	f("/none/*.prom", true)
+	f("/none/*/x.prom", true)
+	f("/a.prom/*", true)
+	f("/fifo/*", true)
+	f("/f*/*", false)
+	f("'/*.prom", true) // a quote that reached the program
+	t.Chdir(dir)
+	if names, err := expand("*.prom"); err != nil || !slices.Equal(names, []string{"[x].prom", "a.prom", "b.prom"}) {
+		t.Errorf("in the current folder: %q, %v", names, err)
+	}
+	if os.Getuid() == 0 {
+		return // who may read everything
+	}
+	os.Chmod(filepath.Join(dir, "sub"), 0)
+	f("/sub/*", true)
+	f("/*/*.txt", true, "other/f.txt")
+}
+
+// TestHalfFiles takes no file that may be half written, and names that differ for each.
+func TestHalfFiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, c := range []struct{ text, reason string }{
+		{"", ""},
+		{"\n", ""},
+		{"a 1\n", ""},
+		{"a 1\nb 12", "file"},
+		{"a", "file"},
+		{"\ufeff", "file"},
+		{"\ufeffa 1\n", ""},
+		{"# TYPE a counter\na_total 1\n# EOF", ""}, // OpenMetrics has an end of its own
+		{"\ufeff# EOF\n", ""},
+		{"a 1\n# EO", "file"},
+	} {
+		p, _ := newTestProgram(t, "--file", "x="+writeFile(t, dir, "m.prom", c.text))
+		f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil)
+		if f == nil && c.reason != "" || f != nil && f.reason != c.reason {
+			t.Errorf("%q: %+v, want %s", c.text, f, c.reason)
+		}
+	}
+	if a, b := readable("a\xff"), readable("a\xfe"); a == b || !utf8.ValidString(a) || readable("é") != "é" {
+		t.Errorf("%s and %s", a, b)
+	}
+}
+
+// TestManyFiles does not go on reading after the end of its time.
+func TestManyFiles(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 100 {
+		writeFile(t, dir, fmt.Sprint(i), "a 1\n")
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := &result{}
+	if f := p.sources[0].fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
+		t.Errorf("%d files were opened, %v", len(r.files), f)
 	}
 }
 
@@ -2420,12 +2880,41 @@ func TestSplitWords(t *testing.T) {
 	f(`'' "" a''`, "", "", "a")
 	f("a\\\nb \"c\\\nd\"", "ab", "cd")
 	f("a \\\n  b \\\n\tc \"\\\n\" \\\n", "a", "b", "c", "")
-	f("$HOME `x` * | > ; # ~", "$HOME", "`x`", "*", "|", ">", ";", "#", "~")
+	f("$HOME `x` * # ~ a|b http://h/?a=1&b=2", "$HOME", "`x`", "*", "#", "~", "a|b", "http://h/?a=1&b=2")
+	f(`'|' "||" \; '>x' "2>&1" 'a;' {{l="x"}} /a=b`, "|", "||", ";", ">x", "2>&1", "a;", `{{l=x}}`, "/a=b")
 	for _, line := range []string{`'a`, `"a`, `a\`, `"a\`, `"a\"`} {
 		if words, err := splitWords(line); err == nil {
 			t.Errorf("%s: taken as %q", line, words)
 		}
 	}
+}
+
+// TestShellWords refuses what only a shell could mean, with what to write, and repeats
+// nothing that may be secret.
+func TestShellWords(t *testing.T) {
+	f := func(line, want string) {
+		t.Helper()
+		_, err := parseCommand(line)
+		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
+			t.Errorf("%s: %v, want %s", line, err, want)
+		}
+	}
+	for _, words := range []string{"|", "||", "&&", ";", "&", ">", ">>", "<", "2>&1", ">x", "2>/dev/null", "&>x", "<<E", "<(x)", "x; y", "|x"} {
+		f("a --key secret "+words+" b", `write NAME=sh -c '…'`)
+	}
+	f(`a 'secret b' | c`, `write NAME=sh -c "…"`)
+	f(`a 'secret b' "c" | d`, `write NAME=sh -c '…', with '\'' for each '`)
+	f(`a 'secret\b' | d`, `write NAME=sh -c '…', with '\'' for each '`)
+	f(`a {disk} | b`, `write NAME=sh -c '…' sh {x}, with "$1"`)
+	f(`FOO=secret a`, `write NAME=env FOO=…`)
+	f(`_f1='secret b' a`, `write NAME=env _f1=…`)
+	f(`echo a{l="secret"}`, `{{ and }} are literal braces`)
+	f(`echo a{l='secret'}b`, `{{ and }} are literal braces`)
+	f(`printf 'a{l="secret"} 1'`, `{{ and }} are literal braces`)
+	f(`printf "a{l=\"secret\"} 1"`, `{{ and }} are literal braces`)
+	f(`echo {{}}{l="secret"}`, `{{ and }} are literal braces`)
+	f(`a {password:secret}`, `a placeholder is {NAME}`)
+	f(`awk '{print $secret}'`, `{{ and }} are literal braces`)
 }
 
 func TestPlaceholders(t *testing.T) {
@@ -2551,11 +3040,12 @@ func TestCommandFails(t *testing.T) {
 	dir := t.TempDir()
 	for line, want := range map[string]string{
 		"no-such-program": "there is no such program in PATH",
-		writeFile(t, dir, "no-interpreter", "#!/no/such/sh\n"): "the interpreter that its #! line names",
-		writeFile(t, dir, "no-format", "a 1\n"):                "it has no #! line",
-		"testdata/appliance/backup.prom":                       "permission denied",
-		"testdata/nowhere":                                     "no such file",
-		"./testdata":                                           "permission denied",
+		writeFile(t, dir, "no-interpreter", "#!/no/such/sh\n"):    "the interpreter that its #! line names",
+		writeFile(t, dir, "no-format", "a 1\n"):                   "it has no #! line",
+		"testdata/appliance/backup.prom":                          "it is not executable: chmod +x testdata/appliance/backup.prom",
+		"testdata/nowhere":                                        "no such file",
+		"./testdata":                                              "is a directory",
+		writeFile(t, dir, "windows", "#!/bin/sh\r\necho a 1\r\n"): "its #! line ends in a carriage return",
 	} {
 		p, _ := newTestProgram(t, "--exec", "x="+line)
 		r := fetchOnce(p.sources[0])
@@ -2566,11 +3056,11 @@ func TestCommandFails(t *testing.T) {
 	}
 }
 
-// TestEnvironment gives a command the program's environment and its time limit.
+// TestEnvironment gives a command the program's environment and its time limit, less a margin.
 func TestEnvironment(t *testing.T) {
 	t.Setenv("OF_THE_PROGRAM", "7")
 	_, r, _ := runScript(t, `echo "limit $SCRAPE_TIMEOUT_SECONDS"; echo "own $OF_THE_PROGRAM"`, "--timeout", "1500ms")
-	if got := pageText(merge(r.bodies)); !strings.Contains(got, `limit{exporter_name="x"} 1.5`) || !strings.Contains(got, `own{exporter_name="x"} 7`) {
+	if got := pageText(merge(r.bodies)); !strings.Contains(got, `limit{exporter_name="x"} 1.35`) || !strings.Contains(got, `own{exporter_name="x"} 7`) {
 		t.Errorf("%s%v", got, r.failure)
 	}
 }
@@ -2687,6 +3177,96 @@ func TestPipeHeldOutside(t *testing.T) {
 	defer exec.Command("pkill", "-f", marker).Run()
 	if r.failure != nil || r.samples() < 2 || r.samples() > 100 {
 		t.Errorf("%d samples, %v", r.samples(), r.failure)
+	}
+}
+
+// TestEndOfRun gives a run that is cut off the time to tidy up, and takes nothing of it.
+func TestEndOfRun(t *testing.T) {
+	lock := filepath.Join(t.TempDir(), "lock")
+	for name, script := range map[string]string{
+		"trap":     `trap 'rm "$lock"; exit 0' TERM; >"$lock"; echo a 1; sleep 100 & wait`,
+		"no trap":  `echo a 1; sleep 100`,
+		"ignoring": `trap '' TERM; echo a 1; while :; do sleep 100; done`,
+	} {
+		_, r, _ := runScript(t, "lock="+lock+"\n"+script, "--timeout", "1s", "--any-exit", "x")
+		if r.failure == nil || r.failure.reason != "timeout" || len(r.bodies) > 0 || r.exit.known {
+			t.Errorf("%s: %d bodies, exit %+v, %+v", name, len(r.bodies), r.exit, r.failure)
+		}
+	}
+	if _, err := os.Stat(lock); err == nil {
+		t.Error("the trap did not run")
+	}
+}
+
+// TestAnyExit takes what a command printed although it ended with another status than 0,
+// but not one that a signal ended.
+func TestAnyExit(t *testing.T) {
+	for script, reason := range map[string]string{
+		`echo a 1; exit 2`:      "",
+		`exit 1`:                "",
+		`echo a; exit 2`:        "parse",
+		`echo a 1; kill -9 $$`:  "exit",
+		`echo a 1; kill -15 $$`: "exit",
+	} {
+		_, r, _ := runScript(t, script, "--any-exit", "x")
+		if r.failure == nil && reason != "" || r.failure != nil && r.failure.reason != reason {
+			t.Errorf("%s: %+v, want %s", script, r.failure, reason)
+		}
+		if known := reason != "exit"; r.exit.known != known || known && r.exit.code == 0 {
+			t.Errorf("%s: exit %+v", script, r.exit)
+		}
+	}
+	if _, r, _ := runScript(t, `exit 3`); r.failure == nil || r.exit != (exitStatus{true, 3}) {
+		t.Errorf("without --any-exit: exit %+v, %+v", r.exit, r.failure)
+	}
+}
+
+// TestStandardError logs what a good run writes there at debug only.
+func TestStandardError(t *testing.T) {
+	_, _, log := runScript(t, `echo a 1; echo warning >&2`)
+	if strings.Contains(log.String(), "warning") {
+		t.Errorf("logged:\n%s", log)
+	}
+	_, _, log = runScript(t, `echo a 1; echo warning >&2`, "--log.level", "debug")
+	wantContains(t, log.String(), `level=DEBUG msg="the command wrote to standard error" source=x stderr="warning\n"`)
+	_, _, log = runScript(t, `echo a; echo warning >&2`)
+	wantContains(t, log.String(), "reason=parse", `stderr="warning\n"`)
+}
+
+// TestCutOutput takes no output that somebody was still to write the end of.
+func TestCutOutput(t *testing.T) {
+	for script, reason := range map[string]string{
+		`printf 'a 1'`: "",
+		`printf 'a 1'; (sleep 100; printf 2345) &`:         "exit",
+		`echo 'a 1'; (sleep 100; printf 2345) &`:           "",
+		`(sleep 100; printf 2345) & : nothing was written`: "",
+	} {
+		_, r, _ := runScript(t, script)
+		if r.failure == nil && reason != "" || r.failure != nil && r.failure.reason != reason {
+			t.Errorf("%s: %+v, want %s", script, r.failure, reason)
+		}
+	}
+	setsid, err := exec.LookPath("setsid")
+	if err != nil {
+		t.Skip("setsid is not installed")
+	}
+	dir := t.TempDir()
+	_, r, _ := runScript(t, "cd "+dir+"; mkfifo left; printf 'a 1'; "+setsid+" sh -c 'echo >left; sleep 2; printf 2345' & read line <left")
+	if r.failure == nil || r.failure.reason != "exit" {
+		t.Errorf("held outside the group: %d samples, %+v", r.samples(), r.failure)
+	}
+}
+
+// TestOtherGroup ends a command that has gone to the group of its parent.
+func TestOtherGroup(t *testing.T) {
+	cmd := exec.Command("sleep", "100") // its group is that of the test, not its own
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if killed, left, err := waitOrKill(ctx, cmd); !killed || left || err == nil {
+		t.Errorf("killed %v, left %v, %v", killed, left, err)
 	}
 }
 
@@ -3409,7 +3989,7 @@ func TestTLS(t *testing.T) {
 		t.Errorf("a broken certificate is logged %d times:\n%s", n, log)
 	}
 	_, page := ask(t, client, "https://"+addr+"/")
-	wantContains(t, page, "--web.tls-cert-file: a changed file cannot be taken up")
+	wantContains(t, page, "--web.tls-cert-file: the changed file was not taken up")
 	ca.issue(t, dir, "server")
 	if serial() == second {
 		t.Error("no certificate is taken after a broken one")
@@ -4542,35 +5122,189 @@ func TestHealthcheck(t *testing.T) {
 	}
 }
 
-// TestIndex shows what the appliance holds, and nothing that could run in a browser.
-func TestIndex(t *testing.T) {
+// TestOverview shows what is down first, with all that may help, and nothing that could run
+// in a browser.
+func TestOverview(t *testing.T) {
 	odd := writeFile(t, t.TempDir(), `<script>"&.prom`, "a 1\n}\n")
-	args := []string{"--file", "odd=" + odd, "--exec", "disk=smart {disk}", "--path", "disk:/smart", backup, "--path", "/metrics"}
-	p, _ := newTestProgram(t, args...)
+	p, _ := newTestProgram(t, backup, "--file", "odd="+odd, "--exec", "disk=smart --token=hunter2 {disk}", "--path", "disk:/smart",
+		"--http", "quiet=http://user:hunter2@localhost:1/metrics?key=hunter2", "--path", "quiet:/quiet", "--path", "/metrics")
+	host, _ := os.Hostname()
 	before := get(t, p, "/").Body.String()
-	wantContains(t, before, "0 up", "not fetched yet")
+	wantContains(t, before, "<title>○ nothing asked yet – "+host+"</title>", "0 of 4 up, 1 on demand, 3 never asked", "not scraped yet")
 	get(t, p, "/metrics")
 	w := get(t, p, "/")
 	page := w.Body.String()
-	wantContains(t, page, `<meta charset=utf-8>`, `<meta name=viewport content="width=device-width">`, "3 sources:", "1 up", "1 down", "1 not fetched yet", "2 samples", "Version dev",
-		`<a href="./metrics">/metrics</a>`, `<a href="./smart">/smart</a>`, `<a href="./metrics?exporter_name=backup">backup</a><td class=up>up<td title=Kind>file`,
-		`&lt;script&gt;&quot;&amp;.prom`, "line 2, column 1: expected a metric name", "<td>disk<td>not fetched yet<td title=Kind>exec<td title=From class=w>smart<td")
-	if strings.Contains(page, "<script") {
-		t.Error("a value is not escaped")
+	wantContains(t, page, "<title>✖ 1 down – "+host+"</title>", "<h1>✖ 1 down – "+host+"</h1>",
+		"<p><a href=#odd>odd</a><p class=dim>1 of 4 up, 1 on demand, 1 never asked</header>",
+		"reverse_exporter dev", " by 192.0.2.1, took ", "renewed every 15 s",
+		`<a href="./metrics?exporter_name=odd">odd</a><td>file `, `&lt;script&gt;&quot;&amp;.prom`,
+		"<td colspan=8><b>parse:</b> ", "line 2, column 1: expected a metric name <i>→ promtool check metrics says more",
+		"<td>○ never asked<td>", "http://localhost:1/metrics, served on /quiet<td>–<td>–<td>–<td>–<td>never<td>0",
+		"<td>◇ on demand<td>disk<td>exec smart, served on /smart<td>–",
+		`<a href="./metrics">/metrics</a> <a href="./quiet">/quiet</a> <a href="./smart">/smart</a>`,
+		`<a href="./metrics?exporter_name=reverse_exporter">`)
+	wantOrder(t, page, " id=odd>", " id=quiet>", " id=disk>", " id=backup>")
+	for _, unwanted := range []string{"<script", "hunter2", " style=", "Could not be merged"} {
+		if strings.Contains(page, unwanted) {
+			t.Errorf("%s is on the page:\n%s", unwanted, page)
+		}
 	}
-	csp := w.Header().Get("Content-Security-Policy")
-	wantContains(t, csp, "default-src 'none'", "style-src 'sha256-", "frame-ancestors 'none'")
-	if w.Header().Get("Cache-Control") != "no-store" || w.Header().Get("X-Content-Type-Options") != "nosniff" || w.Header().Get("Content-Type") != "text/html; charset=utf-8" {
-		t.Error(w.Header())
+	_, look, _ := strings.Cut(page, "<style>")
+	look, _, _ = strings.Cut(look, "</style>")
+	sum := sha256.Sum256([]byte(look))
+	wantContains(t, w.Header().Get("Content-Security-Policy"), "default-src 'none'", "frame-ancestors 'none'",
+		"style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
+	if h := w.Header(); h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" ||
+		h.Get("Content-Type") != "text/html; charset=utf-8" {
+		t.Error(h)
 	}
-	args = nil
-	for i := range 20 {
-		args = append(args, "--http", fmt.Sprintf("source-%d=http://source-%d.monitoring.example:9100/metrics", i, i), "--timeout", fmt.Sprintf("source-%d:1ms", i))
+}
+
+// wantOrder wants parts in a text, one after another.
+func wantOrder(t *testing.T, text string, parts ...string) {
+	t.Helper()
+	rest := text
+	for _, part := range parts {
+		_, after, ok := strings.Cut(rest, part)
+		if !ok {
+			t.Fatalf("%q is not in its place in:\n%s", part, text)
+		}
+		rest = after
 	}
-	p, _ = newTestProgram(t, args...)
+}
+
+// TestOverviewRecovery shows the error of a source that is up again for an hour.
+func TestOverviewRecovery(t *testing.T) {
+	dir := t.TempDir()
+	p, _ := newTestProgram(t, "--file", "cron="+dir+"/cron.prom")
 	get(t, p, "/metrics")
-	if page := get(t, p, "/").Body.String(); len(page) > 30_000 {
-		t.Errorf("%d bytes for 20 sources", len(page))
+	wantContains(t, get(t, p, "/").Body.String(), "<tr class=down id=cron>", `<td title="since `, "<i>→ does the job that writes it still run")
+	writeFile(t, dir, "cron.prom", "a 1\n")
+	get(t, p, "/metrics")
+	page := get(t, p, "/").Body.String()
+	wantContains(t, page, "● all up – ", "<tr class=up id=cron><td>● up <i>", ` s ago: <b>file:</b> `)
+	if strings.Contains(page, "→") {
+		t.Errorf("there is advice though all is well:\n%s", page)
+	}
+	p.sources[0].status.lastFailureTime = time.Now().Add(-61 * time.Minute)
+	if page := get(t, p, "/").Body.String(); strings.Contains(page, "<b>file:</b>") {
+		t.Errorf("an error of long ago is shown:\n%s", page)
+	}
+}
+
+// TestOverviewSince has a state begin when it changes between up and down, and not when the
+// reason does.
+func TestOverviewSince(t *testing.T) {
+	var st status
+	start := time.Now()
+	for i, step := range []struct {
+		failure *failure
+		since   int // the step that began the state
+	}{
+		{nil, 0}, {nil, 0}, {fail("connect", "x"), 2}, {fail("timeout", "y"), 2}, {nil, 4}, {nil, 4},
+	} {
+		at := start.Add(time.Duration(i) * time.Minute)
+		st.count(true, &result{start: at, end: at, failure: step.failure})
+		st.count(false, &result{start: at, end: at, failure: fail("parse", "of another's arguments")})
+		if want := start.Add(time.Duration(step.since) * time.Minute); !st.snapshot().since.Equal(want) {
+			t.Errorf("step %d: the state holds since %v, want %v", i, st.snapshot().since, want)
+		}
+	}
+	if c := st.snapshot(); c.lastFailure.reason != "timeout" || !c.lastFailureTime.Equal(start.Add(3*time.Minute)) {
+		t.Errorf("the last failure is %v at %v", c.lastFailure, c.lastFailureTime)
+	}
+}
+
+// TestOverviewAdvice has something to say to each reason that a fetch can fail for. Busy is
+// none: it is a scrape that found no place.
+func TestOverviewAdvice(t *testing.T) {
+	for kind, all := range reasons {
+		for _, reason := range all {
+			if advice[reason] == "" && reason != "busy" {
+				t.Errorf("nothing is said about %s of a source of kind %s", reason, kind)
+			}
+		}
+	}
+}
+
+// TestOverviewSize keeps the page small: it is loaded again every 15 s.
+func TestOverviewSize(t *testing.T) {
+	dir := t.TempDir()
+	t.Chdir(dir)
+	for sources, limit := range map[int]int{11: 8_000, 60: 25_000} {
+		var args []string
+		for i := range sources {
+			name := fmt.Sprintf("appliance-service-%02d", i)
+			args = append(args, "--file", name+"="+name+".prom")
+			if i >= 5 {
+				writeFile(t, dir, name+".prom", "a 1\n")
+			}
+		}
+		p, _ := newTestProgram(t, args...)
+		get(t, p, "/metrics")
+		page := get(t, p, "/").Body.String()
+		wantContains(t, page, "✖ 5 down", fmt.Sprintf("%d of %d up", sources-5, sources))
+		t.Logf("%d bytes for %d sources", len(page), sources)
+		if len(page) > limit {
+			t.Errorf("%d bytes for %d sources, want %d at most", len(page), sources, limit)
+		}
+	}
+}
+
+// TestOverviewUnmerged lists what could not be merged as it came, and no more than fits.
+func TestOverviewUnmerged(t *testing.T) {
+	if list := appendUnmerged(nil, nil); len(list) > 0 {
+		t.Errorf("without any: %s", list)
+	}
+	all := []unmerged{{"<b>", []string{"c1", "c2"}, "the types differ: served untyped"}}
+	for range 1020 {
+		all = append(all, unmerged{family: "more"})
+	}
+	list := string(appendUnmerged(nil, all))
+	wantContains(t, list, "<h2 id=-unmerged>", "<li><b>&lt;b&gt;</b> of c1, c2: the types differ: served untyped", "<li>and 1\u202f001 more")
+	if n := strings.Count(list, "<b>more</b>"); n != 19 {
+		t.Errorf("%d families after the first, want 19", n)
+	}
+	wantContains(t, string(appendBanner(nil, "host", nil, 2)), "<a href=#-unmerged>conflicts: 2</a>")
+}
+
+// TestOverviewUnits writes numbers as the page has them.
+func TestOverviewUnits(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0:                         "0.1 ms",
+		49 * time.Microsecond:     "0.1 ms",
+		540 * time.Microsecond:    "0.5 ms",
+		2 * time.Millisecond:      "2 ms",
+		9940 * time.Microsecond:   "9.9 ms",
+		9960 * time.Microsecond:   "10 ms",
+		812 * time.Millisecond:    "812 ms",
+		999 * time.Millisecond:    "999 ms",
+		999600 * time.Microsecond: "1 s",
+		8900 * time.Millisecond:   "8.9 s",
+		10 * time.Second:          "10 s",
+		2 * time.Minute:           "120 s",
+	} {
+		if got := durationText(d); got != want {
+			t.Errorf("%v is %q, want %q", d, got, want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0", 999: "999", 1000: "1\u202f000", 1002003: "1\u202f002\u202f003"} {
+		if got := grouped(n); got != want {
+			t.Errorf("%d is %q, want %q", n, got, want)
+		}
+	}
+	synctest.Test(t, func(t *testing.T) { // time stands still
+		for d, want := range map[time.Duration]string{
+			0: "0 s ago", 119 * time.Second: "119 s ago", 2 * time.Minute: "2 min ago", 119 * time.Minute: "119 min ago",
+			2 * time.Hour: "2 h ago", 47 * time.Hour: "47 h ago", 48 * time.Hour: "2 d ago",
+		} {
+			if got := ago(time.Now().Add(-d)); got != want {
+				t.Errorf("%v is %q, want %q", d, got, want)
+			}
+		}
+	})
+	if got := ago(time.Time{}); got != "never" {
+		t.Errorf("no time at all is %q", got)
 	}
 }
 

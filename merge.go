@@ -1134,7 +1134,7 @@ func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
 
 	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
-		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.flag)
+		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
 	}
 
 	if p.tls.clients || p.passwords != nil {
