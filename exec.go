@@ -749,7 +749,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	}
 	defer in.windows.Put(w)
 	r.buffers, w.body = &in.buffers, in.buffers.get()
-	e, err := read(withoutMark(b), openMetrics, &in.added, w, int(budget))
+	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(budget))
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}
@@ -1443,6 +1443,9 @@ func eachLine(text []byte, do func(line string) error) error {
 type files struct {
 	intake  *intake
 	pattern string // the name of one, or a glob
+
+	mu      sync.Mutex      // guards hanging
+	hanging map[string]bool // files whose read has not come back
 }
 
 // checkPattern says why a file source cannot have the pattern.
@@ -1480,13 +1483,88 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	if err != nil {
 		failed = &failure{reason: "file", err: err}
 	}
+	return cmp.Or(failed, fs.readAll(ctx, r, names))
+}
+
+// fileRead is the reading of one file of a glob.
+type fileRead struct {
+	result
+	done chan struct{} // closed when the read has come back
+}
+
+// readAll reads the files of a glob. A read that does not come back, from a dead disk say,
+// costs its own file only: the others are read meanwhile.
+func (fs *files) readAll(ctx context.Context, r *result, names []string) *failure {
+	const patience = time.Second
+	var reads []*fileRead
 	for _, name := range names {
-		failed = cmp.Or(failed, fs.read(ctx, r, name))
 		if ctx.Err() != nil {
 			break
 		}
+		fr := fs.begin(ctx, r, name)
+		reads = append(reads, fr)
+		if fr.wait(ctx, time.After(patience)) {
+			r.bytes, r.held = fr.bytes, fr.held
+		}
 	}
+	var failed *failure
+	for i, fr := range reads {
+		if !fr.wait(ctx, nil) {
+			failed = cmp.Or(failed, fail("timeout", "%s: its read does not come back", names[i]))
+			continue
+		}
+		r.bodies = append(r.bodies, fr.bodies...)
+		r.files = append(r.files, fr.files...)
+		failed = cmp.Or(failed, fr.failure)
+	}
+	if n := len(names) - len(reads); n > 0 {
+		failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", n))
+	}
+	r.buffers = &fs.intake.buffers
 	return failed
+}
+
+// wait waits until a read has come back, ctx is done or the time is over. It reports whether
+// the read has come back.
+func (fr *fileRead) wait(ctx context.Context, over <-chan time.Time) bool {
+	select {
+	case <-fr.done:
+		return true
+	case <-over:
+	case <-ctx.Done():
+	}
+	select {
+	case <-fr.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// begin begins to read a file, unless an earlier read of it has not come back or too many
+// others have not.
+func (fs *files) begin(ctx context.Context, r *result, name string) *fileRead {
+	const most = 16
+	fr := &fileRead{result: result{bytes: r.bytes, held: r.held}, done: make(chan struct{})}
+	fs.mu.Lock()
+	defer fs.mu.Unlock()
+	if fs.hanging[name] || len(fs.hanging) >= most {
+		fr.failure = fail("timeout", "%s: an earlier read does not come back", name)
+		close(fr.done)
+		return fr
+	}
+	if fs.hanging == nil {
+		fs.hanging = map[string]bool{}
+	}
+	fs.hanging[name] = true
+	go func() {
+		fr.failure = fs.read(ctx, &fr.result, name)
+		fs.mu.Lock()
+		delete(fs.hanging, name)
+		fs.mu.Unlock()
+		close(fr.done)
+	}()
+	return fr
 }
 
 // expand returns what a glob matches. As in a shell, a leading * matches no dot files.
@@ -2269,11 +2347,9 @@ func (st *status) addFailure(reason string) {
 
 // logFetch logs a fetch of a source: a change of its state for all to see.
 func logFetch(log *slog.Logger, name string, r *result, e event) {
-	level, message, attrs := slog.LevelDebug, "fetched", []any{"source", name}
 	f := r.failure
-	if f == nil && r.stderr != "" {
-		log.Debug("the command wrote to standard error", "source", name, "stderr", r.stderr)
-	}
+	level, message := slog.LevelDebug, "fetched"
+	attrs := []any{"exporter_name", name}
 	switch {
 	case f == nil && e.changed:
 		level, message = slog.LevelInfo, "source is up"
@@ -2282,14 +2358,20 @@ func logFetch(log *slog.Logger, name string, r *result, e event) {
 	case f != nil:
 		message = "fetch failed"
 	}
-	if e.unlogged > 0 {
-		attrs = append(attrs, "unlogged_changes", e.unlogged)
-	}
 	if f != nil {
 		attrs = append(attrs, "reason", f.reason, "err", f.err)
 		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
 			attrs = append(attrs, "stderr", detail)
 		}
 	}
+	if e.unlogged > 0 {
+		attrs = append(attrs, "unlogged_changes", e.unlogged)
+	}
+	if level == slog.LevelDebug {
+		attrs = append(attrs, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
+	}
 	log.Log(context.Background(), level, message, attrs...)
+	if f == nil && r.stderr != "" {
+		log.Debug("the command wrote to standard error", "exporter_name", name, "stderr", r.stderr)
+	}
 }

@@ -293,15 +293,15 @@ type program struct {
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
 
-	toldMu sync.Mutex // guards told
-	told   map[string]bool
+	process  atomic.Pointer[processMetrics]
+	warnedMu sync.Mutex // guards warned
+	warned   map[string]bool
 }
 
 // newProgram makes what runs of flags that are good. Its fetches end with life.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	p := &program{listen: c.listen, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]bool{}}
-	p.pages.freed.L = &p.pages.mu
-	p.pages.turn = make(chan struct{}, 1)
+	p := &program{listen: c.listen, endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{}}
+	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = newLog(c, stderr)
 	for _, sc := range c.sources {
@@ -1678,23 +1678,47 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		return
 	}
 	defer p.noteScrape(r.RemoteAddr, time.Now())
-	ctx, cancel := context.WithTimeout(r.Context(), forSources)
-	defer cancel()
-	defer context.AfterFunc(p.stopping, cancel)()
-	await(ctx, shares)
-	late := ctx.Err() == context.DeadlineExceeded
-	shared := p.pages.open(r.Context(), sources, acceptsQuotes(r.Header.Values("Accept")), func() []*result { return resultsOf(shares) }, p.render)
-	leave(shares, late)
-	if shared == nil {
+	sp, err := p.openPage(r, sources, shares, forSources, forAll)
+	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	defer p.pages.close(shared)
-	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
-	if down := required(sources, shared.results); len(down) > 0 {
-		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
+	control := http.NewResponseController(w)
+	control.SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
+	if err != nil {
+		http.Error(w, "no room for another page before the deadline", http.StatusServiceUnavailable)
 		return
 	}
-	p.send(w, r, shared)
+	p.send(w, r, sp)
+	if len(sp.conflicts) > 0 || sp.duplicates > 0 {
+		control.Flush() // logging may block
+		p.report(&sp.findings)
+	}
+}
+
+// openPage waits for what the sources have for a scrape, then for a page of it, until the
+// scrape's deadline.
+func (p *program) openPage(
+	r *http.Request, sources []*source, shares []share, forSources, forAll time.Duration,
+) (*sharedPage, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), forAll)
+	defer cancel()
+	waiting, stopWaiting := context.WithTimeout(ctx, forSources)
+	defer stopWaiting()
+	forget := context.AfterFunc(p.stopping, stopWaiting)
+	defer forget()
+	await(waiting, shares)
+	expired := waiting.Err() == context.DeadlineExceeded
+	defer leave(shares, expired)
+	process := p.processNow()
+	return p.pages.open(ctx, &pageRequest{
+		sources: sources,
+		quoted:  acceptsQuotes(r.Header.Values("Accept")),
+		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
+		newest:  func() []*result { return resultsOf(shares) },
+		render: func(ctx context.Context, results []*result, quoted bool) (*page, error) {
+			return p.render(ctx, sources, results, quoted, process)
+		},
+	})
 }
 
 // scraped is what the page at / says of a scrape.
@@ -1740,7 +1764,8 @@ func (p *program) patience(sources []*source, header string) (forSources, forAll
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.tellOnce("", "a --timeout is longer than the deadline that a scraper announces", "timeout", longest, "deadline", d)
+		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces",
+			"timeout", longest, "deadline", d)
 	}
 	return d - margin(d), d
 }
@@ -1830,25 +1855,28 @@ func required(sources []*source, results []*result) []string {
 	return down
 }
 
-// send writes a page to a scraper, which must read 256 KiB every 10 s.
+// send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
 func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
+	defer p.pages.close(sp)
+	if down := required(sp.sources, sp.results); len(down) > 0 {
+		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
+		return
+	}
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 	if sp.quoted {
 		h.Set("Content-Type", "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8")
 	}
 	h.Set("Vary", "Accept, Accept-Encoding")
-	chunks, size := sp.page().chunks, sp.page().size
+	chunks, size := sp.chunks, sp.size
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
-		zipped := sp.zipped()
-		chunks, size = [][]byte{zipped}, len(zipped)
+		chunks, size = [][]byte{sp.zipped}, len(sp.zipped)
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("Content-Length", strconv.Itoa(size))
 	if r.Method == http.MethodHead {
 		return
 	}
-	p.pages.begin(sp)
 	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
 	defer out.untilCut()()
 	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
@@ -2398,16 +2426,18 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		p.log.Error("nothing to print", "path", path, "err", err)
 		return 1
 	}
-	ctx, cancel := context.WithTimeout(ctx, forSources)
+	waiting, cancel := context.WithTimeout(ctx, forSources)
 	defer cancel()
-	await(ctx, shares)
+	await(waiting, shares)
 	results := resultsOf(shares)
-	leave(shares, ctx.Err() == context.DeadlineExceeded)
-	page := net.Buffers(p.render(sources, results, false).chunks)
-	if _, err := page.WriteTo(stdout); err != nil {
+	leave(shares, waiting.Err() == context.DeadlineExceeded)
+	pg, _ := p.render(context.Background(), sources, results, false, p.processNow())
+	chunks := net.Buffers(pg.chunks)
+	if _, err := chunks.WriteTo(stdout); err != nil {
 		p.log.Error("failed to print", "err", err)
 		return 1
 	}
+	p.report(&pg.findings)
 	if slices.ContainsFunc(results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}

@@ -1,9 +1,9 @@
-// This file turns bodies into one valid exposition.
+// This file turns results into a page that scrapers share.
 //
-// read labels the lines of one body and sorts them by metric family into an
-// exposition, which does not change while anybody has it. merge puts any number of expositions
-// on one page. It works on families and refers to their lines as ranges of
-// bytes: its work grows with the families, not with the samples.
+// A labeller reads one body, adds the labels of its source to the samples, and sorts
+// them by metric family into an exposition, which never changes again. merge puts any
+// number of expositions on one page. It moves families and refers to their lines as
+// ranges of bytes: its work grows with the number of families, not of samples.
 
 package main
 
@@ -16,11 +16,11 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
-	"maps"
 	"math"
-	"net/http"
+	"math/bits"
 	"os"
 	"runtime"
+	"runtime/metrics"
 	"slices"
 	"strconv"
 	"strings"
@@ -32,11 +32,12 @@ import (
 
 // ---- Labelling
 
-// Failures of a body that is longer than --max-bytes, and of one of which more than
-// four times that would have to be held.
+// Failures of a body that is longer than --max-bytes, and of one that would take more
+// than four times that in memory.
 var (
 	errTooLarge = errors.New("larger than --max-bytes allows")
-	errTooMuch  = fmt.Errorf("so many metric families or so much in added labels that it would take four times --max-bytes in memory: %w", errTooLarge)
+	errTooMuch  = fmt.Errorf("so many metric families or so much in added labels that it would take "+
+		"four times --max-bytes in memory: %w", errTooLarge)
 )
 
 // addedLabels are what a source adds to each of its samples.
@@ -44,7 +45,7 @@ type addedLabels struct {
 	names   []string
 	text    []byte // as it stands between the braces
 	seen    uint64 // see nameBit
-	telling bool   // exporter_name is among them
+	telling bool   // they tell its series from those of all other bodies
 }
 
 // add appends a label.
@@ -57,131 +58,115 @@ func (a *addedLabels) add(name, value string) {
 	a.seen |= nameBit([]byte(name))
 }
 
-// has reports whether a label of that name is among them.
+// has reports whether a label of that name is added.
 func (a *addedLabels) has(name []byte) bool {
 	return slices.ContainsFunc(a.names, func(added string) bool { return added == string(name) })
 }
 
-// reader makes the exposition of one body.
-type reader struct {
-	p      parser
-	e      *exposition
-	added  *addedLabels
-	prefix []byte         // what begins the samples under way, up to their own labels
-	taken  [][]byte       // names given to labels of the sample under way
-	bare   bool           // write underscores for what needs quotes
-	given  map[string]int // bare names of its labels, with how many wanted each
-
-	hash    *hasher
-	origins map[[2]uint64][2]uint64 // by bare series, of which series it is
-}
-
-// workspace is the memory that a body is read with. What is left in it after that
-// serves to read another.
+// workspace is the memory that a body is read with. Once that is done, what is left in
+// it can be used to read another.
 type workspace struct {
 	window []byte // of the parser
 	body   []byte // of the exposition
 }
 
-// read takes a body whole, or fails; it may be OpenMetrics. It holds no more than
-// limit bytes.
-func read(src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int) (*exposition, error) {
-	r := reader{
+// labelBody reads a whole body, of the text format or OpenMetrics, into an exposition
+// that takes no more than limit bytes.
+func labelBody(
+	src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int,
+) (*exposition, error) {
+	l := labeller{
 		p:     parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics},
 		e:     &exposition{buf: w.body[:0], telling: added.telling},
 		added: added,
 	}
-	err := r.read(limit)
-	w.window, w.body = nil, r.e.buf
-	if cap(r.p.buf) <= 2*windowSize { // one that a long line made larger is not worth its memory
-		w.window = r.p.buf
+	err := l.readLines(limit)
+	w.window, w.body = nil, l.e.buf
+	if cap(l.p.buf) <= 2*windowSize { // a long line makes it larger, and is rare
+		w.window = l.p.buf
 	}
 	switch {
 	case err != nil:
 		return nil, err
-	case len(r.e.buf) < cap(r.e.buf)/4: // there may be many as small
-		r.e.buf = slices.Clone(r.e.buf)
+	case len(l.e.buf) < cap(l.e.buf)/4: // as it is, a thousand small files would hold a thousand large buffers
+		l.e.buf = slices.Clone(l.e.buf)
 	default:
 		w.body = nil // it is the exposition's now
 	}
-	return r.e, nil
+	return l.e, nil
 }
 
-// read reads the lines of the body, until its end or until more than limit bytes
-// would have to be held, and brings the families into order.
-func (r *reader) read(limit int) error {
-	for r.p.next() {
-		switch r.p.kind {
+// labeller makes the exposition of one body.
+type labeller struct {
+	p        parser
+	e        *exposition
+	added    *addedLabels
+	prefix   []byte            // what samples of this name begin with: name, brace and added labels
+	exported [][]byte          // new names of the sample's labels that give way to added ones
+	bare     map[string]string // the sample's label names that need quotes, without; nil to keep quotes
+}
+
+// readLines reads the body to its end and brings its families into order. It fails if
+// more than limit bytes would have to be held.
+func (l *labeller) readLines(limit int) error {
+	for l.p.next() {
+		switch l.p.kind {
 		case sampleLine:
-			r.sample()
+			l.sample()
 		case helpLine:
-			r.help()
+			l.keepHelp()
 		case typeLine:
-			r.typ()
+			l.keepType()
 		}
-		if r.e.held() > limit {
+		if l.e.held() > limit {
 			return errTooMuch
 		}
-		if cap(r.e.buf)-len(r.e.buf) < 1<<10 {
-			r.grow(limit)
+		if size := len(l.e.buf); cap(l.e.buf)-size < 1<<10 { // append would leave four times as much garbage
+			l.e.buf = slices.Grow(l.e.buf, max(min(size, limit-size), 0)+2<<10)
 		}
 	}
-	if r.p.err != nil {
-		return r.p.err
+	if l.p.err != nil {
+		return l.p.err
 	}
-	return r.e.regroup(limit)
+	return l.e.regroup(limit)
 }
 
-// grow doubles the buffer, but for what is beyond limit. To let append do it, by
-// a quarter at a time, leaves four times as much for the garbage collector.
-func (r *reader) grow(limit int) {
-	size := len(r.e.buf)
-	buf := make([]byte, size, max(min(2*size, limit), size)+2<<10)
-	copy(buf, r.e.buf)
-	r.e.buf = buf
-}
-
-// readText takes a body that is there already, and ends in a newline.
-func readText(text []byte) (*exposition, error) {
-	r := reader{p: parserOf(text), e: &exposition{}, added: &addedLabels{}}
-	err := r.read(math.MaxInt32)
-	return r.e, err
-}
-
-// sample appends a sample, with the labels that are added to it, to its family.
-func (r *reader) sample() {
-	if !r.p.repeated {
-		r.enter()
+// sample appends a sample with its added labels to its family.
+func (l *labeller) sample() {
+	if !l.p.repeated {
+		l.enter()
 	}
-	if r.p.plain && r.p.seen()&r.added.seen == 0 {
-		r.relay()
+	if l.p.plain && l.p.seen()&l.added.seen == 0 {
+		l.relay()
 	} else {
-		r.relabel()
+		l.relabel()
 	}
-	f := r.last()
-	f.lines.to = uint32(len(r.e.buf))
-	r.e.samples++
-	if r.p.seen()&boundNames != 0 || r.p.buf[r.p.value] == '-' {
-		f.contradict(&r.p)
+	f := l.last()
+	f.lines.to = uint32(len(l.e.buf))
+	l.e.samples++
+	if l.p.seen()&boundNames != 0 || l.p.valueText()[0] == '-' {
+		f.contradict(&l.p)
 	}
 }
 
 // enter makes the family of the sample's name the last one.
-func (r *reader) enter() {
-	if f := r.last(); f == nil || !f.takes(r.e.text(f.name), r.p.name) && !r.renames() {
-		r.begin()
+func (l *labeller) enter() {
+	if f := l.last(); f == nil || !f.covers(l.e.text(f.name), l.p.name) {
+		if !l.rename() {
+			l.begin()
+		}
 	}
-	r.prefix = append(append(r.prefix[:0], r.p.name...), '{')
-	if len(r.added.text) > 0 {
-		r.prefix = append(append(r.prefix, r.added.text...), ',')
+	l.prefix = append(append(l.prefix[:0], l.p.name...), '{')
+	if len(l.added.text) > 0 {
+		l.prefix = append(append(l.prefix, l.added.text...), ',')
 	}
 }
 
 // boundNames are the bits of the labels that bound a bucket or a quantile.
 var boundNames = nameBit([]byte("le")) | nameBit([]byte("quantile"))
 
-// contradict notes which types the sample speaks against: the strictest parsers
-// take no bound that is no number, and no bucket or count below zero.
+// contradict notes which types the sample speaks against: the strictest parsers refuse
+// a bound that is not a number, and a bucket or count below zero.
 func (f *family) contradict(p *parser) {
 	bucket := false
 	for i := len(p.labels) - 1; i >= 0 && p.labels[i].seen&boundNames != 0; i-- {
@@ -200,132 +185,139 @@ func (f *family) contradict(p *parser) {
 	}
 }
 
-// renames makes a family of OpenMetrics that has no samples yet the last one, under the
-// name of this sample, if the text format has that name for it: foo_total for the
-// counter foo, foo_info for the info foo, which is a gauge here. One other family may
-// stand between: foo_created.
-func (r *reader) renames() bool {
-	n := len(r.e.families)
-	for i := n - 1; i >= max(0, n-2) && r.p.openMetrics; i-- {
-		f := r.e.families[i]
-		suffix, ok := bytes.CutPrefix(r.p.name, r.e.text(f.name))
-		ok = ok && (f.metricType == counter && string(suffix) == "_total" || f.metricType == gauge && string(suffix) == "_info")
-		if ok && f.lines.from == f.lines.to {
-			f.name = r.e.copy(r.p.name)
+// rename makes a family of OpenMetrics that has no samples yet the last one, under the
+// name of this sample, if that is its name in the text format: foo_total for the counter
+// foo, foo_info for the info foo, which is a gauge here. One other family, foo_created,
+// may stand between.
+func (l *labeller) rename() bool {
+	n := len(l.e.families)
+	for i := n - 1; i >= max(0, n-2) && l.p.openMetrics; i-- {
+		f := l.e.families[i]
+		suffix, ok := bytes.CutPrefix(l.p.name, l.e.text(f.name))
+		isTotal := f.metricType == counter && string(suffix) == "_total"
+		isInfo := f.metricType == gauge && string(suffix) == "_info"
+		if ok && (isTotal || isInfo) && f.lines.from == f.lines.to {
+			f.name = l.e.add(l.p.name)
 			f.lines = span{f.name.to, f.name.to}
-			r.e.families = append(slices.Delete(r.e.families, i, i+1), f)
+			l.e.families = append(slices.Delete(l.e.families, i, i+1), f)
 			return true
 		}
 	}
 	return false
 }
 
-// relay appends a plain sample as it came, behind its name and the added labels.
-func (r *reader) relay() {
-	out := append(r.e.buf, r.prefix...)
-	if len(r.p.labels) == 0 {
+// relay appends a plain sample as it came, after its name and the added labels.
+func (l *labeller) relay() {
+	out := append(l.e.buf, l.prefix...)
+	if len(l.p.labels) == 0 {
 		out = out[:len(out)-1]
-		if len(r.added.text) > 0 {
+		if len(l.added.text) > 0 {
 			out = append(out, '}')
 		}
 	}
-	r.e.buf = append(out, r.p.tail()...)
+	l.e.buf = append(out, l.p.tail()...)
 }
 
-// relabel appends a sample that has to be written anew: it is not plain, or one
-// of its labels gives way to one that is added.
-func (r *reader) relabel() {
-	out, open := r.appendName(r.e.buf), byte('{')
-	if len(out) > len(r.e.buf)+len(r.p.name) { // quoted, in braces
+// relabel appends a sample that has to be written anew: it is not plain, or one of its
+// labels gives way to an added one.
+func (l *labeller) relabel() {
+	out, open := l.appendName(l.e.buf), byte('{')
+	if len(out) > len(l.e.buf)+len(l.p.name) { // quoted, in braces
 		open = ','
 	}
-	if len(r.added.text) > 0 {
-		out = append(append(out, open), r.added.text...)
+	if len(l.added.text) > 0 {
+		out = append(append(out, open), l.added.text...)
 		open = ','
 	}
-	r.taken, r.given = r.taken[:0], nil
-	for _, l := range r.p.labels {
-		out = r.appendLabel(append(out, open), l)
+	l.exported = l.exported[:0]
+	if l.bare != nil {
+		l.renameLabels()
+	}
+	for _, lb := range l.p.labels {
+		out = l.appendLabel(append(out, open), lb)
 		open = ','
 	}
 	if open == ',' {
 		out = append(out, '}')
 	}
-	out = append(append(out, ' '), r.p.valueText()...)
-	if len(r.p.stamp) > 0 {
-		out = append(append(out, ' '), r.p.stamp...)
+	out = append(append(out, ' '), l.p.valueText()...)
+	if len(l.p.stamp) > 0 {
+		out = append(append(out, ' '), l.p.stamp...)
 	}
-	r.e.buf = append(out, '\n')
+	l.e.buf = append(out, '\n')
 }
 
-// appendName appends the name of the sample, in a brace if it needs quotes.
-func (r *reader) appendName(dst []byte) []byte {
-	if isBareName(r.p.name) {
-		return append(dst, r.p.name...)
+// appendName appends the name of the sample, after a brace if it needs quotes.
+func (l *labeller) appendName(dst []byte) []byte {
+	if isBareName(l.p.name) {
+		return append(dst, l.p.name...)
 	}
-	return append(append(append(dst, `{"`...), r.p.name...), '"')
+	return append(append(append(dst, `{"`...), l.p.name...), '"')
 }
 
-// appendLabel appends a label of the sample, under a free name if its own is
-// taken by an added one.
-func (r *reader) appendLabel(dst []byte, l label) []byte {
-	name := r.p.labelName(l)
-	if r.added.has(name) {
-		name = r.exported(name)
+// appendLabel appends a label of the sample, under another name if its own is an added
+// label's, or needs quotes that this exposition does without.
+func (l *labeller) appendLabel(dst []byte, lb label) []byte {
+	name := l.p.labelName(lb)
+	if l.added.has(name) {
+		name = l.exportedName(name)
 	}
-	if r.bare {
-		name = r.bareLabel(name)
+	if bare, ok := l.bare[string(name)]; ok {
+		name = []byte(bare)
 	}
 	if isBareLabel(name) {
 		dst = append(dst, name...)
 	} else {
 		dst = append(append(append(dst, '"'), name...), '"')
-		r.last().quoted = true
+		l.last().quoted = true
 	}
 	dst = append(dst, `="`...)
-	return append(appendRespelled(dst, r.p.labelText(l), `\"n`), '"')
+	return append(appendRespelled(dst, l.p.labelText(lb), `\"n`), '"')
 }
 
-// exported returns the name under which a label of the sample gives way to an
-// added one: as in Prometheus, with exported_ before it until it is free.
-func (r *reader) exported(name []byte) []byte {
-	n := len(r.taken)
-	r.taken = slices.Grow(r.taken, 1)[:n+1]
-	free := append(r.taken[n][:0], name...)
+// exportedName returns the name under which a label of the sample gives way to an added
+// one: as in Prometheus, with exported_ before it until no other label has it.
+func (l *labeller) exportedName(name []byte) []byte {
+	n := len(l.exported)
+	l.exported = slices.Grow(l.exported, 1)[:n+1]
+	free := append(l.exported[n][:0], name...)
 	same := func(name []byte) bool { return bytes.Equal(name, free) }
-	for r.added.has(free) || slices.ContainsFunc(r.taken[:n], same) || r.p.hasLabel(free) {
+	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || l.p.hasLabel(free) {
 		free = slices.Insert(free, 0, []byte("exported_")...)
 	}
-	r.taken[n] = free
+	l.exported[n] = free
 	return free
 }
 
-// bareLabel returns the name of a label of the sample with underscores for what
-// needs quotes, and with a number behind them if another label has that.
-func (r *reader) bareLabel(name []byte) []byte {
-	if isBareLabel(name) {
-		return name
-	}
-	if len(r.given) == 0 {
-		r.given = map[string]int{}
-		for _, l := range r.p.labels {
-			if name := r.p.labelName(l); isBareLabel(name) {
-				r.given[string(name)] = 1
-			}
+// renameLabels finds a name without quotes for each label of the sample that needs some.
+// Labels that would get the same name are numbered in the order of the names they have:
+// a series stays the same series when an exporter writes its labels in another order.
+func (l *labeller) renameLabels() {
+	clear(l.bare)
+	used := map[string]int{} // by name, the last number tried
+	for _, lb := range l.p.labels {
+		if name := l.p.labelName(lb); isBareLabel(name) {
+			used[string(name)] = 1
 		}
 	}
-	name = bytes.ReplaceAll(underscores(name), []byte(":"), []byte("_"))
-	wanted := string(name)
-	for r.given[string(name)] > 0 {
-		r.given[wanted]++
-		name = strconv.AppendInt([]byte(wanted+"_"), int64(r.given[wanted]), 10)
+	for _, lb := range l.p.byName() {
+		name := l.p.labelName(lb)
+		if isBareLabel(name) {
+			continue
+		}
+		wanted := strings.ReplaceAll(string(underscores(name)), ":", "_")
+		free := wanted
+		for used[free] > 0 {
+			used[wanted]++
+			free = wanted + "_" + strconv.Itoa(used[wanted])
+		}
+		used[free] = 1
+		l.bare[string(name)] = free
 	}
-	r.given[string(name)] = 1
-	return name
 }
 
-// underscores returns a name with an underscore for each character that needs
-// quotes: what Prometheus calls escaping=underscores.
+// underscores returns a name with an underscore for each character that needs quotes:
+// what Prometheus calls escaping=underscores.
 func underscores(name []byte) []byte {
 	if isBareName(name) {
 		return name
@@ -340,64 +332,64 @@ func underscores(name []byte) []byte {
 	return out
 }
 
-// help keeps the HELP text of a family, if it is the first.
-func (r *reader) help() {
-	f := r.last()
-	if f == nil || !bytes.Equal(r.e.text(f.name), r.p.name) || f.lines.from < f.lines.to {
-		f = r.begin()
+// keepHelp keeps the HELP text of a family, if it is the first.
+func (l *labeller) keepHelp() {
+	f := l.last()
+	if f == nil || !bytes.Equal(l.e.text(f.name), l.p.name) || f.lines.from < f.lines.to {
+		f = l.begin()
 	}
 	if f.help.from == f.help.to {
-		text := bytes.TrimRight(r.p.text, "\r") // which would be taken for a part of the line's end
-		if r.p.openMetrics {
+		text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
+		if l.p.openMetrics {
 			text = []byte(unquoteHelp.Replace(string(text)))
 		}
-		f.help.from = uint32(len(r.e.buf))
-		r.e.buf = appendRespelled(r.e.buf, text, `\n`)
-		f.help.to = uint32(len(r.e.buf))
+		f.help.from = uint32(len(l.e.buf))
+		l.e.buf = appendRespelled(l.e.buf, text, `\n`)
+		f.help.to = uint32(len(l.e.buf))
 		f.lines = span{f.help.to, f.help.to}
 	}
 }
 
-// escape makes of a text what stands for it in a label value.
+// escape turns a text into what stands for it in a label value.
 var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
-// unescape makes of a label value or a quoted name what it means.
+// unescape turns a label value or a quoted name into what it stands for.
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
-// unquoteHelp takes away the escape that OpenMetrics has and the text format has not.
+// unquoteHelp removes the escape of quotes, which the text format does not have in HELP.
 var unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
 
-// typ keeps the type of a family. Untyped is no opinion; two opinions make two
-// families, until regroup.
-func (r *reader) typ() {
-	f := r.last()
-	differs := f != nil && f.metricType != untyped && r.p.metricType != untyped && f.metricType != r.p.metricType
-	if f == nil || differs || !bytes.Equal(r.e.text(f.name), r.p.name) {
-		f = r.begin()
+// keepType keeps the type of a family. Untyped is no opinion; two opinions make two
+// families, which regroup joins.
+func (l *labeller) keepType() {
+	f := l.last()
+	differs := f != nil && f.metricType != untyped && l.p.metricType != untyped && f.metricType != l.p.metricType
+	if f == nil || differs || !bytes.Equal(l.e.text(f.name), l.p.name) {
+		f = l.begin()
 	}
-	if r.p.metricType != untyped {
-		f.metricType = r.p.metricType
+	if l.p.metricType != untyped {
+		f.metricType = l.p.metricType
 	}
 }
 
-// last returns the family that the last line belongs to, nil before the first.
-func (r *reader) last() *family {
-	if n := len(r.e.families); n > 0 {
-		return &r.e.families[n-1]
+// last returns the family of the last line, nil before the first.
+func (l *labeller) last() *family {
+	if n := len(l.e.families); n > 0 {
+		return &l.e.families[n-1]
 	}
 	return nil
 }
 
 // begin begins a family of the name that the parser stands at.
-func (r *reader) begin() *family {
-	name := r.e.copy(r.p.name)
+func (l *labeller) begin() *family {
+	name := l.e.add(l.p.name)
 	none := span{name.to, name.to}
-	r.e.families = append(r.e.families, family{name: name, help: none, lines: none, quoted: !isBareName(r.p.name)})
-	return r.last()
+	l.e.families = append(l.e.families, family{name: name, help: none, lines: none, quoted: !isBareName(l.p.name)})
+	return l.last()
 }
 
-// appendRespelled appends a text as it stands in a body, with a backslash
-// doubled unless one of escapes is behind it, and newlines escaped.
+// appendRespelled appends a text as it stands in a body: newlines are escaped, and a
+// backslash is doubled unless one of escapes follows it.
 func appendRespelled(dst, text []byte, escapes string) []byte {
 	if bytes.IndexByte(text, '\\') < 0 && bytes.IndexByte(text, '\n') < 0 {
 		return append(dst, text...)
@@ -420,22 +412,32 @@ func appendRespelled(dst, text []byte, escapes string) []byte {
 
 // ---- One exposition
 
-// exposition is one body with its labels added, its families in the order of
-// their names. It does not change while anybody has it, so that scrapes can share it.
+// exposition is one body with its labels added and its families in the order of their
+// names. It never changes, so that scrapes can share it.
 type exposition struct {
 	buf      []byte // names, HELP texts and lines of the families
 	families []family
 	samples  int
 	telling  bool // its labels tell its series from those of all other bodies
-	quoted   bool // some of its families are
-	escaped  bool // its names had quotes, so others may have its series, too
-
-	dropped   int      // samples left out because without quotes another series is the same
-	repeating []string // families that those were of
+	quoted   bool // a name in it needs quotes
 }
 
 // text returns a range of the exposition.
 func (e *exposition) text(s span) []byte { return e.buf[s.from:s.to] }
+
+// add appends text to the buffer.
+func (e *exposition) add(text []byte) span {
+	from := uint32(len(e.buf))
+	e.buf = append(e.buf, text...)
+	return span{from, uint32(len(e.buf))}
+}
+
+// held is the memory that the exposition and a page made of it take, in bytes.
+func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
+
+// familySize is the memory that a family takes, in bytes: 28 here, as much again while
+// their slice grows, and 72 while it is merged.
+const familySize = 128
 
 // span is a range of an exposition's buf.
 type span struct{ from, to uint32 }
@@ -450,12 +452,8 @@ type family struct {
 	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
 
-// familySize is the memory that a family takes, in bytes: 28 here, as much again
-// while their slice grows, 48 when it is merged and its lines of metadata.
-const familySize = 128
-
-// takes reports whether samples of a name belong to the family.
-func (f *family) takes(family, sample []byte) bool {
+// covers reports whether samples of a name belong to the family.
+func (f *family) covers(family, sample []byte) bool {
 	suffix, ok := bytes.CutPrefix(sample, family)
 	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix)))
 }
@@ -472,13 +470,13 @@ func (t metricType) claims(suffix string) bool {
 	return false
 }
 
-// regroup brings the families into order. Where a body scattered a family over
-// several places, or typed it behind its samples, it lays the buffer anew, if
-// two buffers are within limit.
+// regroup brings the families into order. If the body scattered a family over several
+// places, or typed one after its samples, it writes the buffer anew, which fails if both
+// buffers take more than limit bytes.
 func (e *exposition) regroup(limit int) error {
 	e.sort()
 	e.quoted = slices.ContainsFunc(e.families, func(f family) bool { return f.quoted })
-	if e.grouped() {
+	if e.isGrouped() {
 		return nil
 	}
 	if len(e.buf)+e.held() > limit {
@@ -486,89 +484,22 @@ func (e *exposition) regroup(limit int) error {
 	}
 	e.adopt()
 	whole := exposition{buf: make([]byte, 0, len(e.buf))}
-	for _, g := range groupsOf(gather([]*exposition{e})) {
+	for _, g := range groupsOf(e.groups(0)) {
 		whole.join(g)
 	}
 	e.buf, e.families = whole.buf, whole.families
 	return nil
 }
 
-// held is the memory that the exposition takes, and a page made of it, in bytes.
-func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
-
-// unquoted returns the exposition for scrapers that know no quotes: as it is but
-// for the quoted families, and those with underscores apart, as series of them may
-// have fallen together.
-func (e *exposition) unquoted() []*exposition {
-	if !e.quoted {
-		return []*exposition{e}
-	}
-	rest := &exposition{buf: e.buf, telling: e.telling}
-	r := reader{e: &exposition{telling: e.telling, escaped: true}, added: &addedLabels{}, bare: true}
-	r.hash, r.origins = newHasher(), map[[2]uint64][2]uint64{}
-	for _, f := range e.families {
-		if f.quoted {
-			r.rewrite(e, f)
-		} else {
-			rest.families = append(rest.families, f)
-		}
-	}
-	r.e.regroup(math.MaxInt) // which is enough for all that was read before
-	return []*exposition{rest, r.e}
-}
-
-// rewrite adds a family of another exposition with underscores for what needs quotes.
-func (r *reader) rewrite(from *exposition, f family) {
-	text := from.text(f.lines)
-	r.p = parser{window: window{buf: text}, line: line{labels: r.p.labels}}
-	r.p.name = underscores(from.text(f.name))
-	r.begin().metricType = f.metricType
-	r.p.text = from.text(f.help)
-	r.help()
-	var name, bare []byte
-	for r.p.next() {
-		if !bytes.Equal(r.p.name, name) {
-			name, bare = r.p.name, underscores(r.p.name)
-		}
-		series := r.hash.series(&r.p)
-		before := r.last().lines.to
-		r.p.name = bare // the parser repeats only names that are bare already
-		r.sample()
-		r.distinguish(series, before)
-	}
-}
-
-// distinguish takes the last sample back if, without quotes, it is of the same series
-// as one of another series was. The line before it ends at before.
-func (r *reader) distinguish(series [2]uint64, before uint32) {
-	f := r.last()
-	line := span{max(before, f.lines.from), f.lines.to}
-	text := r.e.text(line)
-	p := parserOf(text)
-	p.next()
-	bare := r.hash.series(&p)
-	if first, there := r.origins[bare]; there && first != series {
-		r.e.buf, f.lines.to = r.e.buf[:line.from], line.from
-		r.e.samples--
-		r.e.dropped++
-		r.e.repeating = append(r.e.repeating, string(r.e.text(f.name)))
-		return
-	}
-	r.origins[bare] = series
-}
-
 // sort sorts the families by name, and those of one name as they came.
 func (e *exposition) sort() {
 	slices.SortFunc(e.families, func(a, b family) int {
-		if c := bytes.Compare(e.text(a.name), e.text(b.name)); c != 0 {
-			return c
-		}
-		return cmp.Compare(a.lines.from, b.lines.from)
+		return cmp.Or(bytes.Compare(e.text(a.name), e.text(b.name)), cmp.Compare(a.lines.from, b.lines.from))
 	})
 }
 
-// grouped reports whether each family, in order, is there once and has lines.
-func (e *exposition) grouped() bool {
+// isGrouped reports whether each family has lines, and is there once.
+func (e *exposition) isGrouped() bool {
 	for i, f := range e.families {
 		if f.lines.from == f.lines.to || i > 0 && bytes.Equal(e.text(e.families[i-1].name), e.text(f.name)) {
 			return false
@@ -577,297 +508,385 @@ func (e *exposition) grouped() bool {
 	return true
 }
 
-// adopt makes the untyped families that a histogram or summary of the body claims
-// pieces of that.
+// adopt makes untyped families that a histogram or summary of the body claims pieces of
+// that.
 func (e *exposition) adopt() {
-	var found []int
-	claimed := false
-	for i, f := range e.families {
-		name := e.text(f.name)
-		if i == 0 || !bytes.Equal(name, e.text(e.families[i-1].name)) {
-			claimed = e.claims(name)
-		}
-		if claimed && f.metricType == untyped {
-			found = append(found, i)
+	groups := groupsOf(e.groups(0))
+	var found []*family
+	for _, g := range groups {
+		for _, i := range claimedBy(groups, g, g.types()) {
+			for p := groups[i].first; p != nil; p = p.next {
+				if p.metricType == untyped {
+					found = append(found, p.family)
+				}
+			}
 		}
 	}
-	for _, i := range found {
-		e.families[i].fold(e)
+	for _, f := range found {
+		f.fold(e)
 	}
-	e.sort()
 }
 
-// claims reports whether a histogram or summary claims the name. Three names at
-// most look at all pieces of one family, so that this stays linear.
-func (e *exposition) claims(name []byte) bool {
-	end := max(bytes.LastIndexByte(name, '_'), 0)
-	base, suffix := name[:end], string(name[end:])
-	if !histogram.claims(suffix) {
-		return false
-	}
-	i, _ := slices.BinarySearchFunc(e.families, base, func(f family, name []byte) int {
-		return bytes.Compare(e.text(f.name), name)
-	})
-	for ; i < len(e.families) && bytes.Equal(e.text(e.families[i].name), base); i++ {
-		if e.families[i].metricType.claims(suffix) {
-			return true
-		}
-	}
-	return false
-}
-
-// fold gives a family the name of the one that claims it. Its HELP text says what
-// h_count is, not what h is, and goes.
+// fold gives a family the name of the one that claims it.
 func (f *family) fold(e *exposition) {
 	f.name.to = f.name.from + uint32(bytes.LastIndexByte(e.text(f.name), '_'))
-	f.help.to = f.help.from
+	f.help.to = f.help.from // it says what h_count is, not what h is
 }
 
-// join appends the pieces of one family that another exposition holds: the
-// first HELP text, the type, and all lines. Without lines there is no family.
-func (e *exposition) join(pieces group) {
-	f := family{name: e.copy(pieces.name()), metricType: pieces.metricType()}
-	for _, piece := range pieces {
-		if f.help.from == f.help.to {
-			f.help = e.copy(piece.text(piece.help))
+// join appends one family of another exposition: the first HELP text, the type, and all
+// lines. Without lines there is no family.
+func (e *exposition) join(g group) {
+	whole := family{name: e.add(g.name()), metricType: g.types().agreed()}
+	for p := g.first; p != nil; p = p.next {
+		if whole.help.from == whole.help.to {
+			whole.help = e.add(p.text(p.help))
 		}
-		f.quoted = f.quoted || piece.quoted
-		f.noHistogram = f.noHistogram || piece.noHistogram
-		f.noSummary = f.noSummary || piece.noSummary
+		whole.quoted = whole.quoted || p.quoted
+		whole.noHistogram = whole.noHistogram || p.noHistogram
+		whole.noSummary = whole.noSummary || p.noSummary
 	}
-	f.lines.from = uint32(len(e.buf))
-	for _, piece := range pieces {
-		e.copy(piece.text(piece.lines))
+	whole.lines.from = uint32(len(e.buf))
+	for p := g.first; p != nil; p = p.next {
+		e.add(p.text(p.run))
 	}
-	if f.lines.to = uint32(len(e.buf)); f.lines.from < f.lines.to {
-		e.families = append(e.families, f)
+	if whole.lines.to = uint32(len(e.buf)); whole.lines.from < whole.lines.to {
+		e.families = append(e.families, whole)
 	}
 }
 
-// copy appends text to the buffer.
-func (e *exposition) copy(text []byte) span {
-	from := uint32(len(e.buf))
-	e.buf = append(e.buf, text...)
-	return span{from, uint32(len(e.buf))}
-}
+// typeSet has a bit for each type that was given to one family.
+type typeSet uint8
 
-// with joins two opinions on the type of one family.
-func (t metricType) with(other metricType) metricType {
-	switch {
-	case t == untyped || t == other:
-		return other
-	case other == untyped:
-		return t
+// agreed returns the one type in the set beside untyped, which is no opinion.
+func (ts typeSet) agreed() metricType {
+	ts &^= 1 << untyped
+	switch bits.OnesCount8(uint8(ts)) {
+	case 0:
+		return untyped
+	case 1:
+		return metricType(bits.TrailingZeros8(uint8(ts)))
 	}
 	return conflicting
 }
 
+// unquoted returns the exposition for scrapers that do not know quoted names: the
+// families without any as they are, and the others with underscores.
+func (e *exposition) unquoted() []*exposition {
+	if !e.quoted {
+		return []*exposition{e}
+	}
+	rest := &exposition{buf: e.buf, telling: e.telling}
+	l := labeller{e: &exposition{telling: e.telling}, added: &addedLabels{}, bare: map[string]string{}}
+	for _, f := range e.families {
+		if f.quoted {
+			l.rewrite(e, f)
+		} else {
+			rest.families = append(rest.families, f)
+		}
+	}
+	l.e.regroup(math.MaxInt)
+	return []*exposition{rest, l.e}
+}
+
+// rewrite adds a family of another exposition, with underscores for what needs quotes.
+func (l *labeller) rewrite(from *exposition, f family) {
+	l.p = parserOf(from.text(f.lines))
+	l.p.name = underscores(from.text(f.name))
+	l.begin().metricType = f.metricType
+	l.p.text = from.text(f.help)
+	l.keepHelp()
+	for l.p.next() {
+		l.p.name = underscores(l.p.name) // the parser sets the name anew unless it is bare and repeated
+		l.sample()
+	}
+}
+
 // ---- Merging
 
-// merge puts bodies on one page: families in the order of their names, the
-// samples of each in the order of the bodies.
-func merge(bodies []*exposition) *page {
-	parts := gather(bodies)
-	groups := groupsOf(parts)
-	v := judge(groups)
-	if len(v) > 0 {
-		groups = groupsOf(settle(parts, v))
-	}
-	pg := &page{conflicts: v.conflicts()}
-	for _, e := range bodies {
-		pg.duplicates += e.dropped
-		pg.repeating = append(pg.repeating, slices.Compact(slices.Clone(e.repeating))...)
-	}
-	for _, g := range groups {
-		pg.addFamily(g)
-	}
-	pg.flush()
-	return pg
+// merged is what is to be on a page: metric families in the order of their names.
+type merged struct {
+	groups []group
+	findings
 }
 
-// page is one valid exposition, ready to be written. It refers to long runs of
-// lines where they are and holds the rest.
-type page struct {
-	chunks     [][]byte
-	size       int
+// findings are what could not be merged as it came.
+type findings struct {
+	conflicts  []string // families served untyped, in order
 	duplicates int      // samples left out because an earlier body has the series
 	repeating  []string // families that those were of, in order
-	conflicts  []string // families served untyped, in order
-	tail       []byte   // the chunk being filled
 }
 
-// part is what one body has of a family on a page.
+// part is what one body has of a family: all its lines, or a run of them.
 type part struct {
 	body *exposition
-	rank int32  // of the body
-	at   uint32 // where its lines begin in the body
 	*family
+	run  span
+	rank int32 // of the body, in the order of the flags
+	next *part // of the same family
 }
 
 // text returns a range of the part's body.
 func (p *part) text(s span) []byte { return p.body.text(s) }
 
-// group is all parts of one family, by body.
-type group []part
+// group is all parts of one family on the page, by body.
+type group struct{ first, last *part }
 
-// name returns the name of the family.
-func (g group) name() []byte { return g[0].text(g[0].name) }
-
-// metricType returns what the parts agree on.
-func (g group) metricType() metricType {
-	t := untyped
-	for _, p := range g {
-		t = t.with(p.metricType)
-	}
-	return t
+// groupOf returns a group of one part.
+func groupOf(body *exposition, f *family, run span, rank int32) group {
+	p := &part{body: body, family: f, run: run, rank: rank}
+	return group{p, p}
 }
 
-// contradicts reports whether a sample of the group speaks against the type.
-func (g group) contradicts(t metricType) bool {
-	return slices.ContainsFunc(g, func(p part) bool {
-		return t == histogram && p.noHistogram || t == summary && p.noSummary
-	})
+// merge merges bodies. Each is one exposition, or two if some of its families had to be
+// written anew. It fails if ctx ends.
+func merge(ctx context.Context, bodies [][]*exposition) (*merged, error) {
+	groups := gather(bodies, 0)
+	m := &merged{}
+	m.groups, m.conflicts = settle(groups, judge(groups))
+	return m, m.dropRepeats(ctx)
 }
 
-// gather lists the families of all bodies.
-func gather(bodies []*exposition) []part {
-	n := 0
-	for _, e := range bodies {
-		n += len(e.families)
+// gather lists the families of bodies by name. Those of each body are in order, so all
+// that takes is merging lists.
+func gather(bodies [][]*exposition, rank int32) []group {
+	if half := len(bodies) / 2; half > 0 {
+		return mergeGroups(gather(bodies[:half], rank), gather(bodies[half:], rank+int32(half)))
 	}
-	parts := make([]part, 0, n)
-	for rank, e := range bodies {
-		for i := range e.families {
-			parts = append(parts, part{e, int32(rank), e.families[i].lines.from, &e.families[i]})
+	var groups []group
+	for _, body := range bodies { // there is one at most
+		for _, e := range body {
+			groups = mergeGroups(groups, e.groups(rank))
 		}
-	}
-	return parts
-}
-
-// groupsOf sorts parts by name, and puts those of one name into a group.
-func groupsOf(parts []part) []group {
-	slices.SortFunc(parts, func(a, b part) int {
-		if c := bytes.Compare(a.text(a.name), b.text(b.name)); c != 0 {
-			return c
-		}
-		return cmp.Or(cmp.Compare(a.rank, b.rank), cmp.Compare(a.at, b.at))
-	})
-	groups := make([]group, 0, len(parts))
-	for len(parts) > 0 {
-		n := 1
-		for n < len(parts) && bytes.Equal(parts[n].text(parts[n].name), parts[0].text(parts[0].name)) {
-			n++
-		}
-		groups = append(groups, parts[:n])
-		parts = parts[n:]
 	}
 	return groups
 }
 
-// verdicts say, by name, which families of a page cannot stay as they are.
-type verdicts map[string]verdict
-
-type verdict uint8
-
-const (
-	toSplit verdict = iota + 1 // into untyped families, one for each sample name
-	toFold                     // into the histogram or summary that claims the name
-)
-
-// judge finds the families whose types differ or that have samples which no such
-// type has, those whose names a histogram or summary of any body claims although
-// they have another type, and those that can be folded because they have none.
-func judge(groups []group) verdicts {
-	v := verdicts{}
-	for _, g := range groups {
-		t := g.metricType()
-		below := claimed(groups, g)
-		clash := t == conflicting || g.contradicts(t)
-		for _, c := range below {
-			clash = clash || c.metricType() != untyped || c.contradicts(t)
-		}
-		if clash {
-			v[string(g.name())] = toSplit
-		}
-		for _, c := range below {
-			if c.metricType() != untyped {
-				v[string(c.name())] = toSplit
-			} else if v[string(g.name())] != toSplit {
-				v[string(c.name())] = toFold
-			}
-		}
+// groups lists the families of an exposition, or their pieces until it is grouped.
+func (e *exposition) groups(rank int32) []group {
+	parts := make([]part, len(e.families))
+	groups := make([]group, len(e.families))
+	for i := range parts {
+		f := &e.families[i]
+		parts[i] = part{body: e, family: f, run: f.lines, rank: rank}
+		groups[i] = group{&parts[i], &parts[i]}
 	}
-	return v
+	return groups
 }
 
-// claimed lists the groups whose names a histogram or summary in g claims.
-func claimed(groups []group, g group) []group {
-	var found []group
-	for _, suffix := range []string{"_bucket", "_count", "_sum"} {
-		if !slices.ContainsFunc(g, func(p part) bool { return p.metricType.claims(suffix) }) {
-			continue
+// mergeGroups merges two lists that are in order.
+func mergeGroups(a, b []group) []group {
+	switch {
+	case len(a) == 0:
+		return b
+	case len(b) == 0:
+		return a
+	}
+	all := make([]group, 0, len(a)+len(b))
+	for len(a) > 0 && len(b) > 0 {
+		switch order := bytes.Compare(a[0].name(), b[0].name()); {
+		case order < 0:
+			all, a = append(all, a[0]), a[1:]
+		case order > 0:
+			all, b = append(all, b[0]), b[1:]
+		default:
+			a[0].join(b[0])
+			all, a, b = append(all, a[0]), a[1:], b[1:]
 		}
-		name := append(slices.Clone(g.name()), suffix...)
-		i, ok := slices.BinarySearchFunc(groups, name, func(g group, name []byte) int {
-			return bytes.Compare(g.name(), name)
-		})
-		if ok {
-			found = append(found, groups[i])
+	}
+	return append(append(all, a...), b...)
+}
+
+// join adds the parts of another group, which mostly come after all of this.
+func (g *group) join(other group) {
+	if g.last.compare(other.first) <= 0 {
+		g.last.next, g.last = other.first, other.last
+		return
+	}
+	var both group
+	for a, b := g.first, other.first; a != nil || b != nil; {
+		if b == nil || a != nil && a.compare(b) <= 0 {
+			a = both.add(a)
+		} else {
+			b = both.add(b)
 		}
+	}
+	*g = both
+}
+
+// compare says which of two parts of one family comes first: by body, then as they came.
+func (p *part) compare(other *part) int {
+	if p.body != other.body {
+		return cmp.Compare(p.rank, other.rank)
+	}
+	return cmp.Compare(p.run.from, other.run.from)
+}
+
+// add adds a part and returns the one that followed it where it was.
+func (g *group) add(p *part) (next *part) {
+	if g.last == nil {
+		g.first = p
+	} else {
+		g.last.next = p
+	}
+	g.last, next, p.next = p, p.next, nil
+	return next
+}
+
+// name returns the name of the family.
+func (g group) name() []byte { return g.first.text(g.first.name) }
+
+// types returns the types that the parts have.
+func (g group) types() typeSet {
+	var types typeSet
+	for p := g.first; p != nil; p = p.next {
+		types |= 1 << p.metricType
+	}
+	return types
+}
+
+// contradicts reports whether a sample of the group speaks against the type.
+func (g group) contradicts(t metricType) bool {
+	found := false
+	for p := g.first; p != nil; p = p.next {
+		found = found || t == histogram && p.noHistogram || t == summary && p.noSummary
 	}
 	return found
 }
 
-// conflicts lists the families that are split, in order.
-func (v verdicts) conflicts() []string {
-	names := slices.Sorted(maps.Keys(v))
-	return slices.DeleteFunc(names, func(name string) bool { return v[name] != toSplit })
+// find returns where in groups the family of a name is, or would be.
+func find(groups []group, name []byte) (i int, found bool) {
+	return slices.BinarySearchFunc(groups, name, func(g group, name []byte) int {
+		return bytes.Compare(g.name(), name)
+	})
 }
 
-// settle returns the parts as the verdicts want them.
-func settle(parts []part, v verdicts) []part {
-	settled := make([]part, 0, len(parts))
-	for _, p := range parts {
-		switch v[string(p.text(p.name))] {
-		case toSplit:
-			settled = append(settled, p.split()...)
-		case toFold:
-			folded := *p.family
-			folded.fold(p.body)
-			p.family = &folded
-			fallthrough
-		default:
-			settled = append(settled, p)
+// verdict says whether a family can stay as it is.
+type verdict uint8
+
+const (
+	stays   verdict = iota
+	toSplit         // into untyped families, one for each sample name
+	toFold          // into the histogram or summary that claims the name
+)
+
+// judge returns a verdict on each group. A family is split if its types differ, if it
+// has samples that its type does not allow, or if it is a histogram or summary that
+// claims the name of a family with another type, which is split, too. One without a type
+// whose name is claimed is folded.
+func judge(groups []group) []verdict {
+	verdicts := make([]verdict, len(groups))
+	for i, g := range groups {
+		types := g.types()
+		t := types.agreed()
+		if t == conflicting || g.contradicts(t) {
+			verdicts[i] = toSplit
 		}
-	}
-	return settled
-}
-
-// split returns the lines of a family as untyped families, one for each sample
-// name, of which there are four at most.
-func (p *part) split() []part {
-	var all []part
-	for at := p.lines.from; at < p.lines.to; {
-		name := p.text(p.body.sampleName(at))
-		i := slices.IndexFunc(all, func(q part) bool { return bytes.Equal(q.text(q.name), name) })
-		if i < 0 {
-			i = len(all)
-			e := &exposition{telling: p.body.telling, escaped: p.body.escaped}
-			f := &family{name: e.copy(name)}
-			if bytes.Equal(name, p.text(p.name)) {
-				f.help = e.copy(p.text(p.help))
+		claimed := claimedBy(groups, g, types)
+		for _, c := range claimed {
+			if groups[c].types().agreed() != untyped || groups[c].contradicts(t) {
+				verdicts[i] = toSplit
 			}
-			f.lines.from = uint32(len(e.buf))
-			all = append(all, part{e, p.rank, at, f})
 		}
-		end := at + uint32(bytes.IndexByte(p.body.buf[at:], '\n')) + 1
-		all[i].lines.to = all[i].body.copy(p.text(span{at, end})).to
-		at = end
+		for _, c := range claimed {
+			if groups[c].types().agreed() != untyped {
+				verdicts[c] = toSplit
+			} else if verdicts[i] != toSplit {
+				verdicts[c] = toFold
+			}
+		}
 	}
-	return all
+	return verdicts
 }
 
-// sampleName returns where the name of the line at stands.
+// claimedBy lists the groups whose names a histogram or summary in g claims.
+func claimedBy(groups []group, g group, types typeSet) []int {
+	if types&(1<<histogram|1<<summary) == 0 {
+		return nil
+	}
+	var claimed []int
+	for _, suffix := range []string{"_bucket", "_count", "_sum"} {
+		if types&(1<<histogram) == 0 && !summary.claims(suffix) {
+			continue
+		}
+		if i, found := find(groups, append(slices.Clone(g.name()), suffix...)); found {
+			claimed = append(claimed, i)
+		}
+	}
+	return claimed
+}
+
+// settle carries out the verdicts. It returns the names of the families that are split,
+// too: they are in conflict.
+func settle(groups []group, verdicts []verdict) (settled []group, conflicts []string) {
+	rest := groups[:0]
+	var changed []group
+	for i, g := range groups {
+		switch verdicts[i] {
+		case toSplit:
+			conflicts = append(conflicts, string(g.name()))
+			for p := g.first; p != nil; p = p.next {
+				changed = p.appendSplit(changed)
+			}
+		case toFold:
+			for p := g.first; p != nil; p = p.next {
+				folded := *p.family
+				folded.fold(p.body)
+				changed = append(changed, groupOf(p.body, &folded, p.run, p.rank))
+			}
+		default:
+			rest = append(rest, g)
+		}
+	}
+	return mergeGroups(rest, groupsOf(changed)), conflicts
+}
+
+// groupsOf sorts groups and joins those of one family.
+func groupsOf(pieces []group) []group {
+	slices.SortFunc(pieces, func(a, b group) int {
+		return cmp.Or(bytes.Compare(a.name(), b.name()), a.first.compare(b.first))
+	})
+	groups := pieces[:0]
+	for _, g := range pieces {
+		if n := len(groups); n > 0 && bytes.Equal(groups[n-1].name(), g.name()) {
+			groups[n-1].join(g)
+		} else {
+			groups = append(groups, g)
+		}
+	}
+	return groups
+}
+
+// appendSplit appends the lines of a part as untyped families, one for each sample name,
+// of which there are four at most.
+func (p *part) appendSplit(dst []group) []group {
+	if p.metricType != conflicting && !p.metricType.claims("_sum") { // all its samples have the family's name
+		f := *p.family
+		f.metricType = conflicting
+		return append(dst, groupOf(p.body, &f, p.run, p.rank))
+	}
+	before := len(dst)
+	for at := p.run.from; at < p.run.to; {
+		name := p.body.sampleName(at)
+		run := span{at, at + uint32(bytes.IndexByte(p.body.buf[at:], '\n')) + 1}
+		i := before + slices.IndexFunc(dst[before:], func(g group) bool { return bytes.Equal(g.name(), p.text(name)) })
+		switch {
+		case i < before:
+			f := &family{name: name, metricType: conflicting, quoted: p.quoted}
+			if bytes.Equal(p.text(name), p.text(p.name)) {
+				f.help = p.help
+			}
+			dst = append(dst, groupOf(p.body, f, run, p.rank))
+		case dst[i].last.run.to == at:
+			dst[i].last.run.to = run.to
+		default:
+			dst[i].add(&part{body: p.body, family: dst[i].first.family, run: run, rank: p.rank})
+		}
+		at = run.to
+	}
+	return dst
+}
+
+// sampleName returns where the name in the line at stands.
 func (e *exposition) sampleName(at uint32) span {
 	if e.buf[at] != '{' {
 		return span{at, at + uint32(bytes.IndexAny(e.buf[at:], "{ "))}
@@ -882,37 +901,145 @@ func (e *exposition) sampleName(at uint32) span {
 	return span{at + 2, end}
 }
 
+// dropRepeats leaves out samples whose series an earlier body has.
+func (m *merged) dropRepeats(ctx context.Context) error {
+	for i, g := range m.groups {
+		if !g.mayRepeat() {
+			continue
+		}
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		distinct, repeats := g.distinct()
+		if repeats > 0 {
+			m.groups[i] = distinct
+			m.duplicates += repeats
+			m.repeating = append(m.repeating, string(g.name()))
+		}
+	}
+	return nil
+}
+
+// mayRepeat reports whether two bodies may have the same series in the family.
+func (g group) mayRepeat() bool {
+	untold := false
+	for p := g.first; p != nil; p = p.next {
+		untold = untold || !p.body.telling
+	}
+	return untold && g.first.rank != g.last.rank
+}
+
+// distinct returns a group without the samples whose series an earlier body has, and how
+// many those are. What one body has twice stays. Series are told apart by 128 bits of
+// keyed hash: two of a million have the same with a probability of 10⁻²⁷.
+func (g group) distinct() (distinct group, repeats int) {
+	first, second := maphash.MakeSeed(), maphash.MakeSeed()
+	ranks := map[[2]uint64]int32{} // of the first body that has the series
+	var series []byte
+	for p := g.first; p != nil; p = p.next {
+		rest := *p
+		lines := parserOf(p.text(p.run))
+		for lines.next() {
+			series = lines.appendSeries(series[:0])
+			hash := [2]uint64{maphash.Bytes(first, series), maphash.Bytes(second, series)}
+			if rank, found := ranks[hash]; !found {
+				ranks[hash] = p.rank
+			} else if rank != p.rank {
+				kept := rest // even if it has no lines: it may have the HELP text or the type
+				kept.run.to = p.run.from + uint32(lines.start)
+				rest.run.from = p.run.from + uint32(lines.pos)
+				distinct.add(&kept)
+				repeats++
+			}
+		}
+		distinct.add(&rest)
+	}
+	return distinct, repeats
+}
+
+// appendSeries appends the sample's name and its labels in the order of their names. An
+// empty label is no label.
+func (p *parser) appendSeries(dst []byte) []byte {
+	dst = append(dst, p.name...)
+	for _, l := range p.byName() {
+		if value := p.labelText(l); len(value) > 0 {
+			dst = append(append(dst, '"'), p.labelName(l)...)
+			dst = append(append(dst, '"'), value...)
+		}
+	}
+	return dst
+}
+
+// addOwn puts the program's own metrics on the page, after all others. Of a family that a
+// source has too, the source's HELP text and type stay, and its samples where they are of
+// the same series.
+func (m *merged) addOwn(own ...[]*exposition) {
+	n := len(m.groups)
+	for _, g := range gather(own, math.MaxInt32-1) {
+		at, found := find(m.groups[:n], g.name())
+		if !found {
+			m.groups = append(m.groups, g)
+			continue
+		}
+		if m.groups[at].types().agreed() != untyped {
+			yielding := *g.first.family
+			yielding.metricType = untyped
+			g.first.family = &yielding
+		}
+		m.groups[at].join(g)
+		m.groups[at], _ = m.groups[at].distinct()
+	}
+}
+
+// page is one valid exposition, ready to be written. It refers to long runs of lines
+// where they are and holds the rest.
+type page struct {
+	chunks [][]byte
+	size   int
+	tail   []byte // the chunk being filled
+	findings
+}
+
+// write writes the page. It fails if ctx ends.
+func (m *merged) write(ctx context.Context) (*page, error) {
+	pg := &page{findings: m.findings}
+	for _, g := range m.groups {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		pg.addFamily(g)
+	}
+	pg.flush()
+	return pg, nil
+}
+
 // addFamily adds one family: its HELP and TYPE lines and all its samples.
 func (pg *page) addFamily(g group) {
 	if cap(pg.tail)-len(pg.tail) < 1<<10 {
 		pg.flush()
 		pg.tail = make([]byte, 0, 32<<10)
 	}
-	for _, p := range g {
+	for p := g.first; p != nil; p = p.next {
 		if p.help.from < p.help.to {
-			pg.addMetadata("# HELP ", g.name(), p.text(p.help))
+			pg.addMetadata("# HELP ", g, p.text(p.help))
 			break
 		}
 	}
-	pg.addMetadata("# TYPE ", g.name(), []byte(typeNames[g.metricType()]))
-	if g.mayRepeat() {
-		pg.addDistinct(g)
-		return
-	}
-	for _, p := range g {
-		pg.addLines(p.text(p.lines))
+	pg.addMetadata("# TYPE ", g, []byte(typeNames[g.types().agreed()]))
+	for p := g.first; p != nil; p = p.next {
+		pg.addLines(p.text(p.run))
 	}
 }
 
 // addMetadata adds a HELP or TYPE line.
-func (pg *page) addMetadata(what string, name, text []byte) {
-	pg.tail = append(pg.tail, what...)
-	if isBareName(name) {
-		pg.tail = append(pg.tail, name...)
+func (pg *page) addMetadata(what string, g group, text []byte) {
+	out, name := append(pg.tail, what...), g.name()
+	if g.first.quoted && !isBareName(name) {
+		out = append(append(append(out, '"'), name...), '"')
 	} else {
-		pg.tail = append(append(append(pg.tail, '"'), name...), '"')
+		out = append(out, name...)
 	}
-	pg.tail = append(append(append(pg.tail, ' '), text...), '\n')
+	pg.tail = append(append(append(out, ' '), text...), '\n')
 }
 
 // addLines adds lines: short ones are copied, long ones referred to.
@@ -935,240 +1062,215 @@ func (pg *page) flush() {
 	}
 }
 
-// mayRepeat reports whether two bodies may have the same series in the family.
-func (g group) mayRepeat() bool {
-	untold := func(p part) bool { return !p.body.telling || p.body.escaped }
-	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
-}
-
-// addDistinct adds the samples of a family but for those whose series an earlier
-// body has.
-func (pg *page) addDistinct(g group) {
-	hash := newHasher()
-	before := pg.duplicates
-	ranks := map[[2]uint64]int32{} // of the first body that has the series
-	for _, part := range g {
-		lines := part.text(part.lines)
-		p := parserOf(lines)
-		kept := 0
-		for p.next() {
-			series := hash.series(&p)
-			rank, there := ranks[series]
-			if !there {
-				ranks[series] = part.rank
-			} else if rank != part.rank {
-				pg.addLines(lines[kept:p.start])
-				pg.duplicates++
-				kept = p.pos
-			}
-		}
-		pg.addLines(lines[kept:])
-	}
-	if pg.duplicates > before {
-		pg.repeating = append(pg.repeating, string(g.name()))
-	}
-}
-
-// hasher tells series apart by 128 bits of keyed hash: of a million, two share one
-// with a probability of 10⁻²⁷.
-type hasher struct {
-	seeds [2]maphash.Seed
-	key   []byte
-}
-
-// newHasher returns one with keys of its own.
-func newHasher() *hasher {
-	return &hasher{seeds: [2]maphash.Seed{maphash.MakeSeed(), maphash.MakeSeed()}}
-}
-
-// series hashes the series of the parser's sample.
-func (h *hasher) series(p *parser) [2]uint64 {
-	h.key = p.appendSeries(h.key[:0])
-	return [2]uint64{maphash.Bytes(h.seeds[0], h.key), maphash.Bytes(h.seeds[1], h.key)}
-}
-
-// appendSeries appends a spelling of the sample's series that does not depend
-// on the order of its labels. An empty label is no label.
-func (p *parser) appendSeries(dst []byte) []byte {
-	dst = append(dst, p.name...)
-	for _, l := range p.byName() {
-		if value := p.labelText(l); len(value) > 0 {
-			dst = append(append(dst, '"'), p.labelName(l)...)
-			dst = append(append(dst, '"'), value...)
-		}
-	}
-	return dst
-}
-
 // ---- Status metrics
 
-// render merges results with the status metrics that tell of them. Those have
-// the counts of the page itself, so a page with any is merged again.
-func (p *program) render(sources []*source, results []*result, quoted bool) *page {
-	bodies := []*exposition{nil} // a place for the status metrics
+// render merges results with the status metrics that tell of them and with those of the
+// process. It fails if ctx ends.
+func (p *program) render(
+	ctx context.Context, sources []*source, results []*result, quoted bool, process *exposition,
+) (*page, error) {
+	var bodies [][]*exposition
 	for _, r := range results {
 		for _, e := range r.bodies {
 			if quoted {
-				bodies = append(bodies, e)
+				bodies = append(bodies, []*exposition{e})
 			} else {
-				bodies = append(bodies, e.unquoted()...)
+				bodies = append(bodies, e.unquoted())
 			}
 		}
 	}
-	var conflicts, duplicates int
-	for {
-		own, err := readText(p.appendStatus(nil, sources, results, conflicts, duplicates))
-		if err != nil {
-			panic(err)
-		}
-		bodies[0] = own
-		pg := merge(bodies)
-		if len(pg.conflicts) == conflicts && pg.duplicates == duplicates {
-			return pg
-		}
-		conflicts, duplicates = len(pg.conflicts), pg.duplicates
-		for _, name := range pg.conflicts {
-			p.tellOnce(name, "the types of a metric family are in conflict: served untyped", "family", name)
-		}
-		for _, name := range pg.repeating {
-			p.tellOnce(name, "the same series is there twice, from sources without a telling label or by names that lost their quotes: the first is served", "family", name)
-		}
+	m, err := merge(ctx, bodies)
+	if err != nil {
+		return nil, err
+	}
+	var status ownMetrics
+	status.addSources(sources, results)
+	status.addProgram(p, &m.findings)
+	m.addOwn([]*exposition{status.finish()}, []*exposition{process})
+	return m.write(ctx)
+}
+
+// report logs what could not be merged, once for each family. It may block as long as
+// nobody reads the log, so the page has to be sent and closed before.
+func (p *program) report(found *findings) {
+	for _, name := range found.conflicts {
+		p.warnOnce(name, "the types of a metric family are in conflict: served untyped", "family", name)
+	}
+	for _, name := range found.repeating {
+		p.warnOnce(name, "sources without a telling label have the same series: the first is served", "family", name)
 	}
 }
 
-// tellOnce logs what is worth a warning once for each subject, of which it keeps
-// a thousand in mind.
-func (p *program) tellOnce(subject, what string, attrs ...any) {
-	p.toldMu.Lock()
-	known := p.told[what+subject] || len(p.told) == 1000
+// warnOnce logs a warning once for each subject, until it has logged a thousand.
+func (p *program) warnOnce(subject, what string, attrs ...any) {
+	p.warnedMu.Lock()
+	known := p.warned[what+subject] || len(p.warned) == 1000
 	if !known {
-		p.told[what+subject] = true
+		p.warned[what+subject] = true
 	}
-	p.toldMu.Unlock()
+	p.warnedMu.Unlock()
 	if !known {
 		p.log.Warn(what, attrs...)
 	}
 }
 
-// appendStatus appends the status metrics of an endpoint's sources and of the
-// program itself.
-func (p *program) appendStatus(dst []byte, sources []*source, results []*result, conflicts, duplicates int) []byte {
-	m := &metrics{buf: dst}
+// ownMetrics makes an exposition of the program's own metrics.
+type ownMetrics struct{ exposition }
+
+// begin begins a metric family.
+func (m *ownMetrics) begin(name string, t metricType, help string) {
+	f := family{name: m.add([]byte(name)), help: m.add([]byte(help)), metricType: t}
+	f.lines = span{f.help.to, f.help.to}
+	m.families = append(m.families, f)
+}
+
+// sample adds a sample with the labels of pairs, one at least, to the family begun last.
+func (m *ownMetrics) sample(value float64, pairs ...string) {
+	f := &m.families[len(m.families)-1]
+	open := byte('{')
+	out := append(m.buf, m.text(f.name)...)
+	for i := 0; i < len(pairs); i += 2 {
+		out = append(append(append(out, open), pairs[i]...), `="`...)
+		out = append(append(out, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
+		open = ','
+	}
+	out = append(out, "} "...)
+	m.buf = append(strconv.AppendFloat(out, value, 'g', -1, 64), '\n')
+	f.lines.to = uint32(len(m.buf))
+}
+
+// one adds a family of one sample that tells of the program.
+func (m *ownMetrics) one(name string, t metricType, help string, value float64, pairs ...string) {
+	m.begin(name, t, help)
+	m.sample(value, append(pairs, "exporter_name", ownName)...)
+}
+
+// finish returns the exposition, without families that have no samples.
+func (m *ownMetrics) finish() *exposition {
+	m.families = slices.DeleteFunc(m.families, func(f family) bool { return f.lines.from == f.lines.to })
+	m.sort()
+	return &m.exposition
+}
+
+// addSources adds what is to be told of each source.
+func (m *ownMetrics) addSources(sources []*source, results []*result) {
 	counted := make([]counts, len(sources))
 	for i, s := range sources {
 		counted[i] = s.status.snapshot()
 	}
-	each := func(family, metricType, help string, value func(i int) float64) {
-		m.begin(ownName+"_source_"+family, metricType, help)
+	each := func(name string, t metricType, help string, value func(i int) float64) {
+		m.begin(ownName+"_source_"+name, t, help)
 		for i, s := range sources {
 			if v := value(i); !math.IsNaN(v) {
 				m.sample(v, "exporter_name", s.name)
 			}
 		}
 	}
-	each("up", "gauge", "Whether the source delivered for this scrape.", func(i int) float64 { return oneIf(results[i].failure == nil) })
-	each("scrape_duration_seconds", "gauge", "How long the fetch took.", func(i int) float64 {
+	each("up", gauge, "Whether the source delivered for this scrape.",
+		func(i int) float64 { return oneIf(results[i].failure == nil) })
+	each("scrape_duration_seconds", gauge, "How long the fetch took.", func(i int) float64 {
 		if results[i].start.IsZero() { // it missed the deadline
 			return math.NaN()
 		}
 		return results[i].end.Sub(results[i].start).Seconds()
 	})
-	each("samples_scraped", "gauge", "Samples that the source delivered.", func(i int) float64 { return float64(results[i].samples()) })
-	each("body_bytes", "gauge", "Size of what the source delivered, decompressed.", func(i int) float64 { return float64(results[i].bytes) })
-	each("last_success_timestamp_seconds", "gauge", "When the last fetch succeeded.", func(i int) float64 {
+	each("samples_scraped", gauge, "Samples that the source delivered.",
+		func(i int) float64 { return float64(results[i].samples()) })
+	each("body_bytes", gauge, "Size of what the source delivered, decompressed.",
+		func(i int) float64 { return float64(results[i].bytes) })
+	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded.", func(i int) float64 {
 		if counted[i].lastSuccess.IsZero() {
 			return math.NaN()
 		}
 		return unixSeconds(counted[i].lastSuccess)
 	})
-	each("fetches_total", "counter", "Fetches that ended and were not abandoned by their scrapers.", func(i int) float64 { return float64(counted[i].fetches) })
-	m.begin(ownName+"_source_failures_total", "counter", "Failed fetches, and scrapes that found the source busy.")
+	each("fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
+		func(i int) float64 { return float64(counted[i].fetches) })
+	m.begin(ownName+"_source_failures_total", counter, "Failed fetches, and scrapes that found the source busy.")
 	for i, s := range sources {
 		for _, reason := range reasons[s.kind] {
 			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
 		}
 	}
-	m.begin(ownName+"_file_mtime_seconds", "gauge", "When the file was last modified.")
+	m.begin(ownName+"_file_mtime_seconds", gauge, "When the file was last modified.")
 	for i, s := range sources {
 		for _, f := range results[i].files {
 			m.sample(unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
 		}
 	}
-	p.appendOwn(m, conflicts, duplicates)
-	return m.buf
 }
 
-// metrics writes the text format.
-type metrics struct {
-	buf    []byte
-	family string
-}
-
-// begin begins a metric family.
-func (m *metrics) begin(family, metricType, help string) {
-	m.family = family
-	m.buf = fmt.Appendf(m.buf, "# HELP %s %s\n# TYPE %s %s\n", family, help, family, metricType)
-}
-
-// sample adds a sample with the labels of pairs.
-func (m *metrics) sample(value float64, pairs ...string) {
-	m.buf = append(m.buf, m.family...)
-	for i := 0; i < len(pairs); i += 2 {
-		m.buf = append(append(append(m.buf, "{,"[min(i, 1)]), pairs[i]...), `="`...)
-		m.buf = append(append(m.buf, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
-	}
-	m.buf = append(m.buf, "} "...)
-	m.buf = append(strconv.AppendFloat(m.buf, value, 'g', -1, 64), '\n')
-}
-
-// appendOwn appends what is to be told of the page and the program. What needs
-// /proc is left out where there is none.
-func (p *program) appendOwn(m *metrics, conflicts, duplicates int) {
-	one := func(family, metricType, help string, value float64, pairs ...string) {
-		m.begin(family, metricType, help)
-		m.sample(value, append(pairs, "exporter_name", ownName)...)
-	}
-	one(ownName+"_conflicting_families", "gauge", "Metric families served untyped, as the sources disagree on them.", float64(conflicts))
-	one(ownName+"_duplicate_series_dropped", "gauge", "Samples left out, as an earlier source has the same series.", float64(duplicates))
-	one(ownName+"_build_info", "gauge", "The version of the program.", 1, "version", version, "goversion", runtime.Version())
-
-	m.begin(ownName+"_last_reload_successful", "gauge", "Whether the files that the flag names could be taken up when they last changed.")
+// addProgram adds what is to be told of the page and the program.
+func (m *ownMetrics) addProgram(p *program, found *findings) {
+	m.one(ownName+"_conflicting_families", gauge, "Metric families served untyped, as the sources disagree on them.",
+		float64(len(found.conflicts)))
+	m.one(ownName+"_duplicate_series_dropped", gauge, "Samples left out, as an earlier source has the same series.",
+		float64(found.duplicates))
+	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
+		"version", version, "goversion", runtime.Version())
+	m.begin(ownName+"_last_reload_successful", gauge,
+		"Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
 		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
 	}
-
 	if p.tls.clients || p.passwords != nil {
-		one(ownName+"_requests_refused_total", "counter", "Requests without a right password or client certificate.", float64(p.refusals.Load()))
+		m.one(ownName+"_requests_refused_total", counter, "Requests without a right password or client certificate.",
+			float64(p.refusals.Load()))
 	}
+}
 
-	var mem runtime.MemStats
-	runtime.ReadMemStats(&mem)
-	one("go_info", "gauge", "Information about the Go environment.", 1, "version", runtime.Version())
-	one("go_goroutines", "gauge", "Number of goroutines that currently exist.", float64(runtime.NumGoroutine()))
-	one("go_memstats_heap_alloc_bytes", "gauge", "Number of heap bytes allocated and currently in use.", float64(mem.HeapAlloc))
-	one("go_memstats_sys_bytes", "gauge", "Number of bytes obtained from system.", float64(mem.Sys))
+// processMetrics are the metrics of the process, as they were at a time.
+type processMetrics struct {
+	*exposition
+	read time.Time
+}
 
-	one("process_start_time_seconds", "gauge", "Start time of the process since unix epoch in seconds.", unixSeconds(p.started))
+// processNow returns the metrics of the process, at most a second old. It reads files, so
+// it is called before a scrape waits for its turn to render.
+func (p *program) processNow() *exposition {
+	kept := p.process.Load()
+	if kept == nil || time.Since(kept.read) >= time.Second {
+		kept = &processMetrics{readProcess(p.started), time.Now()}
+		p.process.Store(kept)
+	}
+	return kept.exposition
+}
+
+// readProcess reads the metrics of the process. Those that the system does not tell, as
+// where there is no /proc, are left out.
+func readProcess(started time.Time) *exposition {
+	var m ownMetrics
+	memory := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/total:bytes"}}
+	metrics.Read(memory) // runtime.ReadMemStats would stop the world
+	m.one("go_info", gauge, "Information about the Go environment.", 1, "version", runtime.Version())
+	m.one("go_goroutines", gauge, "Number of goroutines that currently exist.", float64(runtime.NumGoroutine()))
+	m.one("go_memstats_heap_alloc_bytes", gauge, "Number of heap bytes allocated and currently in use.",
+		float64(memory[0].Value.Uint64()))
+	m.one("go_memstats_sys_bytes", gauge, "Number of bytes obtained from system.", float64(memory[1].Value.Uint64()))
+
+	m.one("process_start_time_seconds", gauge, "Start time of the process since unix epoch in seconds.",
+		unixSeconds(started))
 	var usage syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &usage) == nil {
-		one("process_cpu_seconds_total", "counter", "Total user and system CPU time spent in seconds.",
+		m.one("process_cpu_seconds_total", counter, "Total user and system CPU time spent in seconds.",
 			float64(usage.Utime.Nano()+usage.Stime.Nano())/1e9)
 	}
 	var limit syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit) == nil {
-		one("process_max_fds", "gauge", "Maximum number of open file descriptors.", float64(limit.Cur))
+		m.one("process_max_fds", gauge, "Maximum number of open file descriptors.", float64(limit.Cur))
 	}
 	if fds, err := os.ReadDir("/proc/self/fd"); err == nil {
-		one("process_open_fds", "gauge", "Number of open file descriptors.", float64(len(fds)))
+		m.one("process_open_fds", gauge, "Number of open file descriptors.", float64(len(fds)))
 	}
 	statm, _ := os.ReadFile("/proc/self/statm")
 	if sizes := strings.Fields(string(statm)); len(sizes) >= 2 {
 		virtual, _ := strconv.ParseFloat(sizes[0], 64)
 		resident, _ := strconv.ParseFloat(sizes[1], 64)
 		page := float64(os.Getpagesize())
-		one("process_virtual_memory_bytes", "gauge", "Virtual memory size in bytes.", virtual*page)
-		one("process_resident_memory_bytes", "gauge", "Resident memory size in bytes.", resident*page)
+		m.one("process_virtual_memory_bytes", gauge, "Virtual memory size in bytes.", virtual*page)
+		m.one("process_resident_memory_bytes", gauge, "Resident memory size in bytes.", resident*page)
 	}
+	return m.finish()
 }
 
 // oneIf returns 1 for true.
@@ -1184,135 +1286,141 @@ func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
 
 // ---- Sharing pages
 
-// pages shares the page of scrapes that would render the same.
+// pages shares the pages of scrapes that would render the same.
 type pages struct {
-	mu    sync.Mutex // guards alive, and the readers and the time of each page
-	alive []*sharedPage
-	freed sync.Cond     // waits for a page to be made, to be closed, or to be old enough to be cut off
-	turn  chan struct{} // has room for the one who renders or compresses
+	turn  turn          // to render and to compress, which take much memory
+	freed chan struct{} // has room for one who tells that a page was closed
+
+	mu    sync.Mutex    // guards all below, and the readers and the compressed form of each page
+	alive []*sharedPage // oldest first
+	ratio float64       // of the last page, its compressed size to its plain size
 
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
 	writers sync.Pool // of *bufio.Writer
 }
 
-// maxPages is how many pages may be alive at once. When another is needed, one whose
-// readers have had their time is cut off.
+// maxPages is how many pages may be alive at once. When another is needed, the readers of
+// the oldest are cut off, unless it is younger than readTime.
 const maxPages, readTime = 8, 500 * time.Millisecond
 
-// sharedPage is a page, plain and compressed, and those who read it.
-type sharedPage struct {
+// pageRequest is what a scraper wants.
+type pageRequest struct {
 	sources []*source
-	results []*result
-	quoted  bool // names that need quotes have them, not underscores
-	readers int
-	sent    time.Time       // when the first reader began, zero before
-	ctx     context.Context // done when its readers are to be cut off
-	cut     context.CancelFunc
-
-	page   func() *page // renders it when it is first called
-	zipped func() []byte
+	quoted  bool             // names that need quotes have them, not underscores
+	gzip    bool             // it takes the page compressed
+	newest  func() []*result // holds the newest results of the sources
+	render  func(ctx context.Context, results []*result, quoted bool) (*page, error)
 }
 
-// open returns the page of what take returns, which render makes if nobody has it yet.
-// It waits until there is room for a page and no other is in the making, and only then
-// takes: so scrapes that wait hold nothing and end up with one page. It returns nil if
-// the client has left.
-func (ps *pages) open(client context.Context, sources []*source, quotes bool, take func() []*result, render func([]*source, []*result, bool) *page) *sharedPage {
+// sharedPage is a page and those who read it.
+type sharedPage struct {
+	*page
+	sources []*source
+	results []*result
+	quoted  bool
+	zipped  []byte // nil until a scraper wants it
+	made    time.Time
+	readers int
+	ctx     context.Context // done when its readers are to be cut off
+	cut     context.CancelFunc
+}
+
+// open returns a page of the newest results: one that is alive, or a new one, for which the
+// scrape waits its turn. It fails if ctx ends. Scrapes that wait hold no results, and once
+// the first of them has made a page, the others mostly find that it is theirs, too.
+func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, error) {
+	if sp := ps.join(want, want.gzip); sp != nil {
+		return sp, nil
+	}
+	if err := ps.turn.wait(ctx); err != nil {
+		return nil, err
+	}
+	defer ps.turn.pass()
+	var err error
+	sp := ps.join(want, false)
+	if sp == nil {
+		if sp, err = ps.make(ctx, want); err != nil {
+			return nil, err
+		}
+	}
+	if want.gzip && sp.zipped == nil {
+		err = ps.zip(ctx, sp)
+	}
+	if err != nil {
+		ps.close(sp)
+		return nil, err
+	}
+	return sp, nil
+}
+
+// join adds a reader to the page alive that would be the same, and returns it. It returns
+// nil if there is none, or none compressed if it has to be.
+func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
+	results := want.newest()
+	defer releaseAll(results) // a page alive holds them
+	quoted := want.quoted && slices.ContainsFunc(results, (*result).quoted)
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	for client.Err() == nil {
-		sp := &sharedPage{sources: sources, results: take(), readers: 1}
-		sp.quoted = quotes && slices.ContainsFunc(sp.results, (*result).quoted)
-		if i := slices.IndexFunc(ps.alive, sp.same); i >= 0 {
-			releaseAll(sp.results) // the other holds them
-			ps.alive[i].readers++
-			return ps.alive[i]
-		}
-		inMaking := func(sp *sharedPage) bool { return sp.sent.IsZero() }
-		if !slices.ContainsFunc(ps.alive, inMaking) && (len(ps.alive) < maxPages || ps.cutOldest()) {
-			ps.add(sp, render)
+	for _, sp := range ps.alive {
+		same := sp.quoted == quoted && slices.Equal(sp.sources, want.sources) && slices.Equal(sp.results, results)
+		if same && (sp.zipped != nil || !zipped) {
+			sp.readers++
 			return sp
 		}
-		releaseAll(sp.results)
-		ps.wait(client)
 	}
 	return nil
 }
 
-// same reports whether the pages would be the same.
-func (sp *sharedPage) same(other *sharedPage) bool {
-	return sp.quoted == other.quoted && slices.Equal(sp.sources, other.sources) && slices.Equal(sp.results, other.results)
-}
-
-// cutOldest cuts off the readers of the page that has been read for longest, if they
-// have had their time.
-func (ps *pages) cutOldest() bool {
-	for i, sp := range ps.alive {
-		if time.Since(sp.sent) >= readTime {
-			sp.cut()
-			ps.alive = slices.Delete(ps.alive, i, i+1)
-			return true
-		}
+// make renders a page once there is room for it.
+func (ps *pages) make(ctx context.Context, want *pageRequest) (*sharedPage, error) {
+	if err := ps.makeRoom(ctx); err != nil {
+		return nil, err
 	}
-	return false
-}
-
-// wait waits until there may be room for another page, or the client has left.
-func (ps *pages) wait(client context.Context) {
-	wake := func() {
-		ps.mu.Lock()
-		defer ps.mu.Unlock()
-		ps.freed.Broadcast()
+	results := want.newest()
+	quoted := want.quoted && slices.ContainsFunc(results, (*result).quoted)
+	pg, err := want.render(ctx, results, quoted)
+	if err != nil {
+		releaseAll(results)
+		return nil, err
 	}
-	defer time.AfterFunc(readTime, wake).Stop()
-	defer context.AfterFunc(client, wake)()
-	ps.freed.Wait()
-}
-
-// add makes a page one of those that are alive.
-func (ps *pages) add(sp *sharedPage, render func([]*source, []*result, bool) *page) {
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, quoted: quoted, readers: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
-	sp.page = sync.OnceValue(func() (pg *page) {
-		ps.exclusively(sp, func() { pg = render(sp.sources, sp.results, sp.quoted) })
-		return pg
-	})
-	sp.zipped = sync.OnceValue(func() (zipped []byte) {
-		pg := sp.page() // in a turn of its own
-		ps.exclusively(sp, func() { zipped = ps.zip(pg) })
-		return zipped
-	})
-	ps.alive = append(ps.alive, sp)
-}
-
-// begin notes that a reader begins.
-func (ps *pages) begin(sp *sharedPage) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if sp.sent.IsZero() {
-		sp.sent = time.Now()
-		ps.freed.Broadcast()
-	}
+	sp.made = time.Now()
+	ps.alive = append(ps.alive, sp)
+	return sp, nil
 }
 
-// exclusively runs what takes much memory for a page, unless its readers were cut off
-// before its turn came.
-func (ps *pages) exclusively(sp *sharedPage, do func()) {
-	ps.turn <- struct{}{}
-	defer func() { <-ps.turn }()
-	if sp.ctx.Err() != nil {
-		panic(http.ErrAbortHandler)
+// makeRoom waits until there is room for a page. It fails if ctx ends.
+func (ps *pages) makeRoom(ctx context.Context) error {
+	for wait := ps.cutOldest(); wait > 0; wait = ps.cutOldest() {
+		select {
+		case <-ps.freed:
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
-	do()
+	return nil
 }
 
-// releaseAll releases the results of a page.
-func releaseAll(results []*result) {
-	for _, r := range results {
-		r.release()
+// cutOldest cuts off the readers of the oldest page, if there is no room for another one.
+// It returns how long that has to wait if the oldest is too young.
+func (ps *pages) cutOldest() (wait time.Duration) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if len(ps.alive) < maxPages {
+		return 0
 	}
+	if wait = readTime - time.Since(ps.alive[0].made); wait <= 0 {
+		ps.alive[0].cut()
+		ps.alive = slices.Delete(ps.alive, 0, 1)
+	}
+	return wait
 }
 
-// close gives a page back. It is dropped with its last reader.
+// close takes a reader off a page, which is dropped with its last.
 func (ps *pages) close(sp *sharedPage) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -1322,22 +1430,93 @@ func (ps *pages) close(sp *sharedPage) {
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
 	releaseAll(sp.results)
-	ps.freed.Broadcast()
+	select {
+	case ps.freed <- struct{}{}:
+	default:
+	}
 }
 
-// zip returns a page compressed.
-func (ps *pages) zip(pg *page) []byte {
-	var out bytes.Buffer
+// releaseAll releases the results of a page.
+func releaseAll(results []*result) {
+	for _, r := range results {
+		r.release()
+	}
+}
+
+// zip compresses a page. It fails if ctx ends.
+func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
 	z, ok := ps.zippers.Get().(*gzip.Writer)
 	if !ok {
 		z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
 	}
-	defer ps.zippers.Put(z)
+	defer func() {
+		z.Reset(nil) // or it would hold the page
+		ps.zippers.Put(z)
+	}()
+	var out bytes.Buffer
+	out.Grow(int(1.1*ps.ratio*float64(sp.size)) + 1<<10) // or it would grow by doubling
 	z.Reset(&out)
-	for _, chunk := range pg.chunks {
+	for _, chunk := range sp.chunks {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		z.Write(chunk)
 	}
 	z.Close()
-	z.Reset(nil)
-	return out.Bytes()
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	sp.zipped = out.Bytes()
+	sp.made = time.Now() // who waited for it begins to read now
+	ps.ratio = float64(len(sp.zipped)) / float64(sp.size)
+	return nil
+}
+
+// turn is what only one can have at a time. Those who wait get it in order of arrival.
+type turn struct {
+	mu      sync.Mutex // guards all below
+	taken   bool
+	waiting []chan struct{} // each is closed when its turn has come
+}
+
+// wait waits for the turn. It fails if ctx ends before it comes.
+func (t *turn) wait(ctx context.Context) error {
+	t.mu.Lock()
+	if !t.taken {
+		t.taken = true
+		t.mu.Unlock()
+		return nil
+	}
+	mine := make(chan struct{})
+	t.waiting = append(t.waiting, mine)
+	t.mu.Unlock()
+	select {
+	case <-mine:
+		return nil
+	case <-ctx.Done():
+		t.leave(mine)
+		return ctx.Err()
+	}
+}
+
+// leave gives up waiting. If the turn has just come, it is passed on.
+func (t *turn) leave(mine chan struct{}) {
+	t.mu.Lock()
+	i := slices.Index(t.waiting, mine)
+	if i >= 0 {
+		t.waiting = slices.Delete(t.waiting, i, i+1)
+	}
+	t.mu.Unlock()
+	if i < 0 {
+		t.pass()
+	}
+}
+
+// pass hands the turn to the one who has waited longest.
+func (t *turn) pass() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.taken = len(t.waiting) > 0; t.taken {
+		close(t.waiting[0])
+		t.waiting = slices.Delete(t.waiting, 0, 1)
+	}
 }
