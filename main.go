@@ -1494,7 +1494,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	code := http.StatusUnauthorized
 	name, password, ok := r.BasicAuth()
 	if ok && strings.IndexByte(password, 0) < 0 { // the key stays the same with NULs at the end
-		code = p.passwords.check(r.Context(), name, password)
+		code = p.passwords.check(r.Context(), clientOf(r.RemoteAddr), name, password)
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
 	switch code {
@@ -1516,9 +1516,8 @@ type passwords struct {
 	watched *watched
 	users   atomic.Pointer[map[string]*user] // by name
 
-	key  []byte        // of digests
-	line chan struct{} // has room for those who stretch or wait to
-	turn chan struct{} // has room for the one who stretches
+	key  []byte // of digests
+	turn turn   // to stretch
 }
 
 // user is one user's password, stretched.
@@ -1530,7 +1529,7 @@ type user struct {
 
 // newPasswords returns passwords that are yet to get their users.
 func newPasswords() *passwords {
-	ps := &passwords{key: make([]byte, 32), line: make(chan struct{}, 1+16), turn: make(chan struct{}, 1)}
+	ps := &passwords{key: make([]byte, 32), turn: turn{most: 16}}
 	rand.Read(ps.key)
 	return ps
 }
@@ -1599,7 +1598,7 @@ const minIterations, maxIterations = 100_000, 2_000_000
 
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
 // wait to be checked or ctx is done. An unknown user costs as much as a known one.
-func (ps *passwords) check(ctx context.Context, name, password string) int {
+func (ps *passwords) check(ctx context.Context, client, name, password string) int {
 	ps.watched.refresh()
 	us := *ps.users.Load()
 	u, known := us[name]
@@ -1607,18 +1606,10 @@ func (ps *passwords) check(ctx context.Context, name, password string) int {
 	if known && u.knows(digest) {
 		return http.StatusOK
 	}
-	select {
-	case ps.line <- struct{}{}:
-		defer func() { <-ps.line }()
-	default:
+	if ps.turn.wait(ctx, client) != nil {
 		return http.StatusServiceUnavailable
 	}
-	select {
-	case ps.turn <- struct{}{}:
-		defer func() { <-ps.turn }()
-	case <-ctx.Done():
-		return http.StatusServiceUnavailable
-	}
+	defer ps.turn.pass()
 	if known && u.knows(digest) { // another request gave it meanwhile
 		return http.StatusOK
 	}
@@ -1711,6 +1702,7 @@ func (p *program) openPage(
 	defer leave(shares, expired)
 	process := p.processNow()
 	return p.pages.open(ctx, &pageRequest{
+		client:  clientOf(r.RemoteAddr),
 		sources: sources,
 		quoted:  acceptsQuotes(r.Header.Values("Accept")),
 		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
