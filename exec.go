@@ -90,7 +90,7 @@ type fetcher interface {
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, watch watcher) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16}}
-	s.intake = intake{maxBytes: c.maxBytes, added: newAddedLabels(c), windows: windows}
+	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: windows}
 	s.intake.budget.most = 4 * c.maxBytes
 	switch c.kind {
 	case "http":
@@ -851,11 +851,11 @@ func mostOf(held map[string]int) (client string, most int) {
 
 // intake takes the bodies of one source: it parses and labels them, within bounds.
 type intake struct {
-	maxBytes int64
-	budget   budget // of results with arguments that scrapers chose
-	added    addedLabels
-	windows  *sync.Pool // of *workspace, shared by all sources
-	buffers  buffers
+	*sourceConfig
+	budget  budget // of results with arguments that scrapers chose
+	added   addedLabels
+	windows *sync.Pool // of *workspace, shared by all sources
+	buffers buffers
 }
 
 // likelySize is what the next result is likely to take, in bytes.
@@ -905,7 +905,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.spent.Load() > r.reserved:
 		return fail("busy", "results with other arguments take all the memory that there is for them")
 	}
-	return readFailure(err)
+	return in.readFailure(err)
 }
 
 // budget bounds the memory of the results of a source that are in flight or kept.
@@ -990,13 +990,29 @@ func withoutMark(src io.Reader) io.Reader {
 	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
 }
 
+// tooLarge says what to do about too large a body.
+func (c *sourceConfig) tooLarge(err error) *failure {
+	return fail("too_large", "%w; if it is right: --max-bytes %s:%s", err, c.name, sizeFlag(2*c.maxBytes))
+}
+
+// sizeFlag writes a size as --max-bytes wants it.
+func sizeFlag(n int64) string {
+	unit := "B"
+	for _, larger := range []string{"KiB", "MiB", "GiB"} {
+		if n%1024 == 0 {
+			n, unit = n/1024, larger
+		}
+	}
+	return strconv.FormatInt(n, 10) + unit
+}
+
 // readFailure says why a body could not be taken.
-func readFailure(err error) *failure {
+func (c *sourceConfig) readFailure(err error) *failure {
 	var fault *syntaxError
 	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge):
-		return &failure{reason: "too_large", err: err}
+		return c.tooLarge(err)
 	case errors.Is(err, errNoNewline):
 		return &failure{reason: "read", err: err}
 	case errors.As(err, &fault):
@@ -1024,6 +1040,8 @@ type exporter struct {
 	socket string // path of the Unix socket that it is at, "" for TCP
 	client http.Client
 
+	userAgent string
+
 	fixed   http.Header // from the command line
 	headers atomic.Pointer[http.Header]
 	token   atomic.Pointer[string] // nil without a token file
@@ -1042,6 +1060,7 @@ const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 // read when they change.
 func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 	e := &exporter{sourceConfig: c, intake: in, fixed: http.Header{}}
+	e.userAgent = "reverse_exporter/" + readBuild().version
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
 		password, _ := user.Password()
@@ -1074,6 +1093,7 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        5 * time.Minute,
+		DisableKeepAlives:      maxConnections() < 32, // idle ones would take the last file descriptors
 	}}
 	return e
 }
@@ -1113,7 +1133,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	header := http.Header{
 		"Accept":          {accept},
 		"Accept-Encoding": {"identity"},
-		"User-Agent":      {"reverse_exporter/" + version},
+		"User-Agent":      {e.userAgent},
 		timeoutHeader:     {seconds(r.limit)},
 	}
 	for _, w := range e.watched {
@@ -1130,7 +1150,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+		return e.statusFailure(resp.StatusCode)
 	}
 	return e.read(ctx, r, resp)
 }
@@ -1153,7 +1173,7 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		// The limit of compressed bytes ends an endless run of empty gzip members.
 		z, err := gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes})
 		if err != nil {
-			return readFailure(err)
+			return e.readFailure(err)
 		}
 		in.src = z
 	}
@@ -1168,6 +1188,20 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
 	}
 	return f
+}
+
+// statusFailure says what to do about an answer that is not 200.
+func (e *exporter) statusFailure(code int) *failure {
+	hint := ""
+	switch {
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		hint = fmt.Sprintf("; give a password in the URL, --bearer-token-file %s:FILE or --header %[1]s:@FILE", e.name)
+	case code == http.StatusNotFound:
+		hint = ": is the path right?"
+	case code == http.StatusBadRequest && e.url.Scheme == "http":
+		hint = "; if it wants TLS, write https://"
+	}
+	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), hint)
 }
 
 // bodyFormat is what a Content-Type says of a body.
@@ -2209,7 +2243,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 
 	switch {
 	case int64(len(body)) > c.maxBytes:
-		return body, &failure{reason: "too_large", err: errTooLarge}
+		return body, c.tooLarge(errTooLarge)
 	case killed:
 		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit.known):

@@ -3219,6 +3219,7 @@ func TestLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t.Context(), shares)
+	p.sources[0].runs.Wait() // the run holds its result until its end
 	open := func() *sharedPage {
 		want := requestOf(p, func() []*result { return resultsOf(shares) })
 		sp, err := p.pages.open(t.Context(), want)
@@ -3901,6 +3902,24 @@ func TestUnknownUser(t *testing.T) {
 			t.Errorf("%q: %d", name, code)
 		}
 	}
+}
+
+// TestHangup takes up a changed file at once, and goes on.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	headers := writeFile(t, dir, "headers", "X-Key: 1\n")
+	s := startProgram(t, "--http", "x=http://127.0.0.1:1/", "--header", "x:@"+headers, "--web.listen-address", "127.0.0.1:0")
+	replaceFile(t, dir, "headers", "X-Key: 2\n")
+	s.Process.Signal(syscall.SIGHUP)
+	if !eventually(func() bool { return strings.Contains(s.log.String(), "reloaded a changed file") }) {
+		t.Errorf("the file was not taken up:\n%s", s.log.String())
+	}
+	s.Process.Signal(syscall.SIGTERM)
+	if err := s.Wait(); err != nil {
+		t.Errorf("after SIGHUP and SIGTERM: %v", err)
+	}
+	wantContains(t, s.log.String(), "msg=stopping why=\"a signal\"")
 }
 
 // TestFlapping logs each change of a source's state at once, and sums up those of one that
@@ -4866,7 +4885,7 @@ func TestOverview(t *testing.T) {
 	page := w.Body.String()
 	wantContains(t, page, "<title>✖ 1 down – "+host+"</title>", "<h1>✖ 1 down – "+host+"</h1>",
 		"<p><a href=#odd>odd</a><p class=dim>1 of 4 up, 1 on demand, 1 never asked</header>",
-		"reverse_exporter dev", " by 192.0.2.1, took ", "renewed every 15 s",
+		"reverse_exporter devel", " by 192.0.2.1, took ", "renewed every 15 s",
 		`<a href="./metrics?exporter_name=odd">odd</a><td>file `, `&lt;script&gt;&quot;&amp;.prom`,
 		"<td colspan=8><b>parse:</b> ", "line 2, column 1: expected a metric name <i>→ promtool check metrics says more",
 		"<td>○ never asked<td>", "http://localhost:1/metrics, served on /quiet<td>–<td>–<td>–<td>–<td>never<td>0",

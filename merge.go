@@ -1192,11 +1192,15 @@ func (m *ownMetrics) addSources(sources []*source, results []*result) {
 		func(i int) float64 { return float64(results[i].samples()) })
 	each("body_bytes", gauge, "Size of what the source delivered, decompressed.",
 		func(i int) float64 { return float64(results[i].bytes) })
-	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded.", func(i int) float64 {
-		if counted[i].lastSuccess.IsZero() {
-			return math.NaN()
+	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded, 0 before the first.",
+		func(i int) float64 { return unixSeconds(counted[i].lastSuccess) })
+	each("timeout_seconds", gauge, "Longest time that a fetch may take.",
+		func(i int) float64 { return sources[i].timeout.Seconds() })
+	each("exit_status", gauge, "Exit status of the command.", func(i int) float64 {
+		if exit := results[i].exit; exit.known {
+			return float64(exit.code)
 		}
-		return unixSeconds(counted[i].lastSuccess)
+		return math.NaN()
 	})
 	each("fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
 		func(i int) float64 { return float64(counted[i].fetches) })
@@ -1221,7 +1225,13 @@ func (m *ownMetrics) addProgram(p *program, found *findings) {
 	m.one(ownName+"_duplicate_series_dropped", gauge, "Samples left out, as an earlier source has the same series.",
 		float64(found.duplicates))
 	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
-		"version", version, "goversion", runtime.Version())
+		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
+	m.one(ownName+"_log_lines_dropped_total", counter, "Lines of the log that could not be written.",
+		float64(p.droppedLines()))
+	if c := p.tls.config.Load(); c != nil {
+		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge, "When the certificate of the program expires.",
+			unixSeconds(c.Certificates[0].Leaf.NotAfter))
+	}
 	m.begin(ownName+"_last_reload_successful", gauge,
 		"Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
@@ -1242,6 +1252,9 @@ type processMetrics struct {
 // processNow returns the metrics of the process, at most a second old. It reads files, so
 // it is called before a scrape waits for its turn to render.
 func (p *program) processNow() *exposition {
+	if p.withoutProcess {
+		return &exposition{}
+	}
 	kept := p.process.Load()
 	if kept == nil || time.Since(kept.read) >= time.Second {
 		kept = &processMetrics{readProcess(p.started), time.Now()}
@@ -1295,8 +1308,13 @@ func oneIf(so bool) float64 {
 	return 0
 }
 
-// unixSeconds returns a time as a metric has it.
-func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
+// unixSeconds returns a time as a metric has it, 0 for none.
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1e3
+}
 
 // ---- Sharing pages
 
