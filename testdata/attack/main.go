@@ -714,8 +714,10 @@ func (c *client) hold(ctx context.Context, path string) {
 	}
 }
 
-// readSlowly asks for a path and reads a little of the answer ten times a second.
+// readSlowly asks for a path and reads a little of the answer ten times a second. The clients
+// come one after the other, so that each gets a page of its own.
 func (c *client) readSlowly(ctx context.Context, path string) {
+	sleep(ctx, time.Duration(c.number)*time.Second)
 	conn, err := c.send(ctx, path)
 	if err != nil {
 		return
