@@ -753,7 +753,7 @@ func (q *queue[C]) remove(c C) {
 
 // turn is what only one can have at a time. Those who wait are served by their queue.
 type turn struct {
-	most int // who may wait, 0 for any number
+	most int // of one client that may wait, 0 for any number
 
 	mu      sync.Mutex // guards all below
 	taken   bool
@@ -763,15 +763,14 @@ type turn struct {
 // turnClaim is one who waits for a turn.
 type turnClaim struct {
 	claim
-	decided chan struct{} // closed when the turn has come, or will not
-	evicted bool          // it had to make room, so the turn will not come
+	come chan struct{} // closed when the turn has come
 }
 
-// errCrowded is the failure of a wait that had to make room for a client with fewer.
+// errCrowded is the failure of a wait because the client has too many others.
 var errCrowded = errors.New("too many others wait")
 
-// wait waits for the turn. It fails if ctx ends before it comes, or if too many wait and
-// this client has most of them.
+// wait waits for the turn. It fails if ctx ends before it comes, or if the client has too
+// many waits already.
 func (t *turn) wait(ctx context.Context, client string) error {
 	t.mu.Lock()
 	if !t.taken {
@@ -779,17 +778,15 @@ func (t *turn) wait(ctx context.Context, client string) error {
 		t.mu.Unlock()
 		return nil
 	}
-	c := &turnClaim{claim: claim{client: client}, decided: make(chan struct{})}
-	t.waiting.add(c)
-	if t.most > 0 && len(t.waiting.waiting) > t.most {
-		t.evict()
+	if t.most > 0 && t.waiting.count(client) >= t.most {
+		t.mu.Unlock()
+		return errCrowded
 	}
+	c := &turnClaim{claim: claim{client: client}, come: make(chan struct{})}
+	t.waiting.add(c)
 	t.mu.Unlock()
 	select {
-	case <-c.decided:
-		if c.evicted {
-			return errCrowded
-		}
+	case <-c.come:
 		return nil
 	case <-ctx.Done():
 		t.leave(c)
@@ -797,32 +794,13 @@ func (t *turn) wait(ctx context.Context, client string) error {
 	}
 }
 
-// evict takes the last place of the client that has most. The caller holds mu.
-func (t *turn) evict() {
-	held := map[string]int{}
-	for _, c := range t.waiting.waiting {
-		held[c.client]++
-	}
-	greedy, _ := mostOf(held)
-	var last *turnClaim
-	for _, c := range t.waiting.waiting {
-		if c.client == greedy {
-			last = c
-		}
-	}
-	t.waiting.remove(last)
-	last.evicted = true
-	close(last.decided)
-}
-
 // leave gives up waiting. If the turn has just come, it is passed on.
 func (t *turn) leave(c *turnClaim) {
 	t.mu.Lock()
 	here := slices.Contains(t.waiting.waiting, c)
 	t.waiting.remove(c)
-	evicted := c.evicted
 	t.mu.Unlock()
-	if !here && !evicted {
+	if !here {
 		t.pass()
 	}
 }
@@ -833,8 +811,19 @@ func (t *turn) pass() {
 	defer t.mu.Unlock()
 	next := t.waiting.next(func(*turnClaim) bool { return true })
 	if t.taken = next != nil; t.taken {
-		close(next.decided)
+		close(next.come)
 	}
+}
+
+// count returns how many of a client wait.
+func (q *queue[C]) count(client string) int {
+	n := 0
+	for _, c := range q.waiting {
+		if c.claimed().client == client {
+			n++
+		}
+	}
+	return n
 }
 
 // mostOf returns the client that has most, and how many that are.
@@ -1106,8 +1095,15 @@ func (e *exporter) String() string {
 	return e.url.Scheme + "://" + e.url.Host + e.url.Path
 }
 
-// check finds nothing: the files that an exporter needs are watched, and checked there.
-func (e *exporter) check() error { return nil }
+// check finds a client certificate that has expired. What else can be wrong with files is
+// found where they are read.
+func (e *exporter) check() error {
+	cert := e.cert.Load()
+	if cert != nil && time.Now().After(cert.Leaf.NotAfter) {
+		return fmt.Errorf("the certificate of --cert-file expired on %s", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
 
 // arguments returns the URL parameters that --params forwards. Those that the URL has
 // itself are not the scraper's to choose.
@@ -1419,6 +1415,8 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	switch {
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
+	case len(socket) > maxSocketPath:
+		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(socket))
 	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true),
 		strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
 		return nil, "", errors.New("want a URL like http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")

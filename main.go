@@ -1436,6 +1436,16 @@ type connection struct {
 	since  time.Time
 }
 
+// goesBefore reports whether a connection is closed rather than another one: an idle one,
+// then the older one. A new one is not idle: its request may be on the way.
+func (c connection) goesBefore(other connection) bool {
+	idle := func(c connection) bool { return !c.served && time.Since(c.since) >= time.Second }
+	if idle(c) != idle(other) {
+		return idle(c)
+	}
+	return c.since.Before(other.since)
+}
+
 // changed follows the state of a connection, and makes room for a new one.
 func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 	cs.mu.Lock()
@@ -1475,11 +1485,10 @@ func (cs *connections) evict(newcomer net.Conn) {
 	_, most := mostOf(held)
 	var first net.Conn
 	for conn, c := range cs.all {
-		worst := cs.all[first]
 		if conn == newcomer || held[c.client] < most {
 			continue
 		}
-		if first == nil || worst.served && !c.served || worst.served == c.served && c.since.Before(worst.since) {
+		if first == nil || c.goesBefore(cs.all[first]) {
 			first = conn
 		}
 	}

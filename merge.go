@@ -1331,9 +1331,10 @@ type pages struct {
 	writers sync.Pool // of *bufio.Writer
 }
 
-// maxPages is how many pages may be alive at once. When another is needed, the readers of
-// the oldest are cut off, unless it is younger than readTime.
-const maxPages, readTime = 8, 500 * time.Millisecond
+// maxPages is how many pages may be alive at once, and maxPageBytes how large they may be
+// together when another is made. If need be, the readers of the oldest are cut off, unless it
+// is younger than readTime.
+const maxPages, maxPageBytes, readTime = 8, 128 << 20, 500 * time.Millisecond
 
 // pageRequest is what a scraper wants.
 type pageRequest struct {
@@ -1443,7 +1444,11 @@ func (ps *pages) makeRoom(ctx context.Context) error {
 func (ps *pages) cutOldest() (wait time.Duration) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if len(ps.alive) < maxPages {
+	size := 0
+	for _, sp := range ps.alive {
+		size += sp.size
+	}
+	if len(ps.alive) < maxPages && size <= maxPageBytes {
 		return 0
 	}
 	if wait = readTime - time.Since(ps.alive[0].made); wait <= 0 {
