@@ -141,11 +141,14 @@ func (r *result) reserve(b *budget, n int64) {
 	r.budget = b
 }
 
-// reserveMore reserves twice as much as before, or what is wanted, if the budget has that.
+// reserveMore reserves twice as much as before, or only what is wanted, as far as the budget
+// goes.
 func (r *result) reserveMore(wanted, limit int) int {
 	n := max(int64(wanted), 2*r.reserved) - r.reserved
 	if !r.budget.take(n) {
-		return limit
+		if n = int64(wanted) - r.reserved; !r.budget.take(n) {
+			return limit
+		}
 	}
 	r.reserved += n
 	return int(r.reserved)
