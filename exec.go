@@ -141,11 +141,14 @@ func (r *result) reserve(b *budget, n int64) {
 	r.budget = b
 }
 
-// reserveMore reserves twice as much as before, or what is wanted, if the budget has that.
+// reserveMore reserves twice as much as before, or only what is wanted, as far as the budget
+// goes.
 func (r *result) reserveMore(wanted, limit int) int {
 	n := max(int64(wanted), 2*r.reserved) - r.reserved
 	if !r.budget.take(n) {
-		return limit
+		if n = int64(wanted) - r.reserved; !r.budget.take(n) {
+			return limit
+		}
 	}
 	r.reserved += n
 	return int(r.reserved)
@@ -188,6 +191,11 @@ func (r *result) samples() int {
 		n += e.samples
 	}
 	return n
+}
+
+// openMetrics reports whether one of the bodies is OpenMetrics.
+func (r *result) openMetrics() bool {
+	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.openMetrics })
 }
 
 // quoted reports whether a name in one of the bodies needs quotes.
@@ -1012,10 +1020,11 @@ func (c *sourceConfig) readFailure(err error) *failure {
 	return fail("read", "failed to read the body to its end: %w", err)
 }
 
-// endsOpenMetrics reports whether the last line of a body is # EOF. Where there is no
-// Content-Type, that makes it OpenMetrics.
+// endsOpenMetrics reports whether the last line of a body that says something is # EOF. Where
+// there is no Content-Type, that makes it OpenMetrics: with blank lines after it, a fault,
+// as its timestamps would be taken for milliseconds.
 func endsOpenMetrics(body []byte) bool {
-	line := bytes.TrimPrefix(bytes.TrimSuffix(body, []byte("\n")), []byte(byteOrderMark))
+	line := bytes.TrimPrefix(bytes.TrimRight(body, " \t\r\n"), []byte(byteOrderMark))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
 }
 
@@ -1039,8 +1048,10 @@ type exporter struct {
 	watched []*watched // what the four are read from
 }
 
-// accept asks for the text format. Some exporters answer 406 without it.
-const accept = "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
+// accept asks as Prometheus does since 3.4. Some exporters answer 406 without it.
+const accept = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6," +
+	"application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4," +
+	"text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
 
 // timeoutHeader tells how long a scraper waits, in seconds.
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
@@ -1870,9 +1881,10 @@ func openRegular(name string) (*os.File, os.FileInfo, error) {
 	return file, info, nil
 }
 
-// readEnd returns the last bytes of a file, enough to hold a short last line.
+// readEnd returns the last bytes of a file, enough to hold a short last line and some blank
+// ones.
 func readEnd(file *os.File, size int64) []byte {
-	end := make([]byte, min(size, 16))
+	end := make([]byte, min(size, 4<<10))
 	n, _ := file.ReadAt(end, size-int64(len(end)))
 	return end[:n]
 }

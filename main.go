@@ -1765,11 +1765,11 @@ func (p *program) openPage(
 	return p.pages.open(ctx, &pageRequest{
 		client:  clientOf(r.RemoteAddr),
 		sources: sources,
-		quoted:  acceptsQuotes(r.Header.Values("Accept")),
+		forms:   acceptedForms(r.Header.Values("Accept")),
 		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
 		newest:  func() []*result { return resultsOf(shares) },
-		render: func(ctx context.Context, results []*result, quoted bool) (*page, error) {
-			return p.render(ctx, sources, results, quoted, process)
+		render: func(ctx context.Context, results []*result, f form) (*page, error) {
+			return p.render(ctx, sources, results, f, process)
 		},
 	})
 }
@@ -1790,11 +1790,11 @@ func (p *program) noteScrape(client string, began time.Time) {
 	p.lastScrape.Store(last)
 }
 
-// selected returns the sources with the names, in their own order, or nil if no source has
-// one of the names.
+// selected returns the sources with the names, in their own order: none where only the
+// program itself is named, and nil if neither it nor a source has one of the names.
 func selected(sources []*source, names []string) []*source {
 	for _, name := range names {
-		if !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
+		if name != ownName && !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
 			return nil
 		}
 	}
@@ -1808,6 +1808,9 @@ func selected(sources []*source, names []string) []*source {
 // way and one of its own may take.
 func (p *program) patience(sources []*source, header string) (forSources, forAll time.Duration) {
 	var longest time.Duration
+	if len(sources) == 0 {
+		longest = time.Second // to render the program's own metrics
+	}
 	for _, s := range sources {
 		longest = max(longest, s.timeout)
 	}
@@ -1897,29 +1900,32 @@ func leave(shares []share, expired bool) {
 	}
 }
 
-// required returns the names of the sources that are down though --require wants them up.
-func required(sources []*source, results []*result) []string {
-	var down []string
+// unavailable says of each source that makes a scrape fail why it is down: those that
+// --require wants up, and all sources if only such are named that are down.
+func unavailable(sources []*source, results []*result, named []string) string {
+	noneIsUp := len(named) > 0 && !slices.Contains(named, ownName)
+	for _, r := range results {
+		noneIsUp = noneIsUp && r.failure != nil
+	}
+	var text strings.Builder
 	for i, s := range sources {
-		if s.require && results[i].failure != nil {
-			down = append(down, s.name)
+		if f := results[i].failure; f != nil && (noneIsUp || s.require) {
+			fmt.Fprintf(&text, "down: %s: %s: %v\n", s.name, f.reason, f.err)
 		}
 	}
-	return down
+	return text.String()
 }
 
 // send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
 func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	defer p.pages.close(sp)
-	if down := required(sp.sources, sp.results); len(down) > 0 {
-		http.Error(w, "down: "+strings.Join(down, ", "), http.StatusServiceUnavailable)
+	named := r.URL.Query()["exporter_name"]
+	if down := unavailable(sp.sources, sp.results, named); down != "" {
+		http.Error(w, strings.TrimSuffix(down, "\n"), http.StatusServiceUnavailable)
 		return
 	}
 	h := w.Header()
-	h.Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-	if sp.quoted {
-		h.Set("Content-Type", "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8")
-	}
+	h.Set("Content-Type", sp.form.contentType())
 	h.Set("Vary", "Accept, Accept-Encoding")
 	chunks, size := sp.chunks, sp.size
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
@@ -2006,13 +2012,48 @@ func acceptsGzip(headers []string) bool {
 	return false
 }
 
-// acceptsQuotes reports whether Accept admits the text format with quoted names.
-func acceptsQuotes(headers []string) bool {
-	welcome := false
+// contentType returns the Content-Type of a page of the form.
+func (f form) contentType() string {
+	switch {
+	case f.openMetrics && f.quoted:
+		return "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
+	case f.openMetrics:
+		return "application/openmetrics-text; version=1.0.0; charset=utf-8"
+	case f.quoted:
+		return "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
+	}
+	return "text/plain; version=0.0.4; charset=utf-8"
+}
+
+// acceptedForms returns the forms that Accept admits: OpenMetrics first where it is named and
+// at least as welcome as the text format, which everyone gets otherwise.
+func acceptedForms(headers []string) []form {
+	text, openMetrics := form{}, form{openMetrics: true}
+	weights := map[string]float64{}
 	eachChoice(headers, func(mediaType string, params []string, weight float64) {
-		welcome = welcome || mediaType == "text/plain" && slices.Contains(params, "escaping=allow-utf-8") && weight > 0
+		quoted := weight > 0 && slices.Contains(params, "escaping=allow-utf-8")
+		otherVersion := func(param string) bool {
+			return strings.HasPrefix(param, "version=") && param != "version=1.0.0"
+		}
+		switch {
+		case mediaType == "text/plain":
+			text.quoted = text.quoted || quoted
+		case mediaType != "application/openmetrics-text":
+		case slices.ContainsFunc(params, otherVersion):
+			return
+		default:
+			openMetrics.quoted = openMetrics.quoted || quoted
+		}
+		weights[mediaType] = max(weights[mediaType], weight)
 	})
-	return welcome
+	forText, named := weights["text/plain"]
+	if !named {
+		forText = max(weights["text/*"], weights["*/*"])
+	}
+	if weight := weights["application/openmetrics-text"]; weight > 0 && weight >= forText {
+		return []form{openMetrics, text}
+	}
+	return []form{text}
 }
 
 // withoutBlanks removes what may stand around the words of a header.
@@ -2028,6 +2069,9 @@ func eachChoice(headers []string, do func(choice string, params []string, weight
 		for _, param := range params[1:] {
 			if q, ok := strings.CutPrefix(param, "q="); ok {
 				weight, _ = strconv.ParseFloat(q, 64)
+				if math.IsNaN(weight) {
+					weight = 0
+				}
 			}
 		}
 		do(params[0], params[1:], min(weight, 1)) // Prometheus 2.49 sends q=2
@@ -2462,7 +2506,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	await(waiting, shares)
 	results := resultsOf(shares)
 	leave(shares, waiting.Err() == context.DeadlineExceeded)
-	pg, _ := p.render(context.Background(), sources, results, false, p.processNow())
+	pg, _ := p.render(context.Background(), sources, results, form{}, p.processNow())
 	chunks := net.Buffers(pg.chunks)
 	if _, err := chunks.WriteTo(stdout); err != nil {
 		p.log.Error("failed to print", "err", err)

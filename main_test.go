@@ -31,6 +31,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -406,9 +407,13 @@ func (s *script) serve(name, file string, reset bool) {
 
 // Parse and merge.
 
+// textForm and openMetricsForm are pages for scrapers that know quoted names.
+var textForm, openMetricsForm = form{quoted: true}, form{quoted: true, openMetrics: true}
+
 // TestCases merges the *.prom files of each folder of testdata/cases, each one a
 // source of its file's name, with the flags in the file flags, if there is one.
-// The page, without status metrics, and the failures are to be as in want.
+// The page, without status metrics, and the failures are to be as in want; where there is
+// want.openmetrics, the page in that format is to be as in it.
 func TestCases(t *testing.T) {
 	dirs, _ := filepath.Glob("testdata/cases/*")
 	if len(dirs) == 0 {
@@ -423,23 +428,31 @@ func TestCases(t *testing.T) {
 			}
 			extra, _ := os.ReadFile(dir + "/flags")
 			p, _ := newTestProgram(t, append(args, strings.Fields(string(extra))...)...)
-			got := mergeCase(p, dir)
-			if *update {
-				writeFile(t, dir, "want", got)
-			}
-			want, err := os.ReadFile(dir + "/want")
-			if err != nil {
-				t.Fatal(err)
-			}
-			if got != string(want) {
-				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			wantFile(t, dir+"/want", mergeCase(p, dir, textForm))
+			if _, err := os.Stat(dir + "/want.openmetrics"); err == nil {
+				wantFile(t, dir+"/want.openmetrics", mergeCase(p, dir, openMetricsForm))
 			}
 		})
 	}
 }
 
+// wantFile wants what a file has.
+func wantFile(t *testing.T, name, got string) {
+	t.Helper()
+	if *update {
+		writeFile(t, ".", name, got)
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got:\n%s\nwant:\n%s", name, got, want)
+	}
+}
+
 // mergeCase returns the page of all sources, and a line for each failure.
-func mergeCase(p *program, dir string) string {
+func mergeCase(p *program, dir string, f form) string {
 	var bodies []*exposition
 	var failures strings.Builder
 	for _, s := range p.sources {
@@ -449,14 +462,14 @@ func mergeCase(p *program, dir string) string {
 			fmt.Fprintf(&failures, "FAILED %s: %s: %v\n", s.name, r.failure.reason, strings.ReplaceAll(r.failure.err.Error(), dir+"/", ""))
 		}
 	}
-	return pageText(pageOf(bodies...)) + failures.String()
+	return pageText(pageOf(f, bodies...)) + failures.String()
 }
 
 // formatCase is one input of testdata/format.txt, and what is to come of it.
 type formatCase struct {
 	title, body string
 	openMetrics bool
-	want        string // the page, or the fault
+	want        []string // the page, for OpenMetrics in both formats, or the fault
 }
 
 // formatCases reads testdata/format.txt.
@@ -479,14 +492,123 @@ func formatCases(t testing.TB) []formatCase {
 				t.Fatalf("%v: %s", err, line)
 			}
 			cases = append(cases, formatCase{title: title, body: body, openMetrics: kind == "openmetrics"})
-		case "page", "fault":
-			if rest, err = strconv.Unquote(rest); err != nil {
-				t.Fatalf("%v: %s", err, line)
-			}
-			cases[len(cases)-1].want = kind + " " + rest
+		case "page", "fault", "same":
+			last := &cases[len(cases)-1]
+			last.want = append(last.want, strings.TrimSpace(line))
 		}
 	}
 	return cases
+}
+
+// read reads the body of a case, without a label added.
+func (c formatCase) read() (*exposition, error) {
+	return labelBody(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &workspace{}, 1<<30)
+}
+
+// outcome returns what comes of a case, a line each: the fault, or the text page, and of
+// OpenMetrics the page in that format, too, which mostly is the same as the body.
+func (c formatCase) outcome() []string {
+	e, err := c.read()
+	if err != nil {
+		return []string{fmt.Sprintf("fault %q", err.Error())}
+	}
+	lines := []string{fmt.Sprintf("page %q", pageText(pageOf(textForm, e)))}
+	if page := pageText(pageOf(openMetricsForm, e)); c.openMetrics && page == c.body {
+		lines = append(lines, "same")
+	} else if c.openMetrics {
+		lines = append(lines, fmt.Sprintf("page %q", page))
+	}
+	return lines
+}
+
+// TestAsIfScrapedDirectly puts bodies of two applications, which their client libraries made,
+// on a page with real text: all that Prometheus would store from each itself is there, with
+// the label, and nothing else. Only of the text may types get lost.
+func TestAsIfScrapedDirectly(t *testing.T) {
+	applications, _ := filepath.Glob("testdata/openmetrics/*.prom")
+	if len(applications) != 2 {
+		t.Fatalf("%d applications", len(applications))
+	}
+	files := slices.Concat(applications, scrapes(t))
+	want := map[string]int{}
+	count := func(line string, n int) {
+		if !strings.Contains(line, `exporter_name="go_application"`) && !strings.Contains(line, `exporter_name="python_application"`) {
+			line, _, _ = strings.Cut(line, " TYPE ")
+		}
+		want[line] += n
+	}
+	for i, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range storedOf(t, string(text), i < len(applications), fmt.Sprintf("exporter_name=%q", strings.TrimSuffix(filepath.Base(file), ".prom"))) {
+			count(line, 1)
+		}
+	}
+	p, _ := newTestProgram(t, slices.Concat(sourcesOf(files), []string{"--web.disable-exporter-metrics"})...)
+	w := get(t, p, "/metrics", "Accept", "application/openmetrics-text")
+	for _, line := range storedOf(t, w.Body.String(), true, "") { // which has the label
+		if !strings.HasPrefix(line, "reverse_exporter_") {
+			count(line, -1)
+		}
+	}
+	exemplars := 0
+	for line, n := range want {
+		// client_golang has this counter and a gauge under one name.
+		isPair := strings.HasPrefix(line, "go_memstats_alloc_bytes_total[")
+		if n != 0 && !isPair {
+			t.Errorf("%+d of %s", n, line)
+		}
+		exemplars += strings.Count(line, "# {")
+	}
+	if exemplars < 20 {
+		t.Errorf("only %d exemplars", exemplars)
+	}
+}
+
+// storedOf returns what Prometheus stores of a body: each sample with its exemplar, type and
+// unit, and one label more.
+func storedOf(t *testing.T, text string, openMetrics bool, added string) []string {
+	t.Helper()
+	types, units := map[string]metricType{}, map[string]string{}
+	var stored []string
+	for _, pass := range []string{"metadata", "samples"} {
+		p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
+		for p.next() {
+			switch {
+			case p.kind == typeLine:
+				types[string(p.name)] = p.metricType
+			case p.kind == unitLine:
+				units[string(p.name)] = string(p.text)
+			case p.kind == sampleLine && pass == "samples":
+				labels := []string{added}
+				for _, l := range p.labels {
+					value := unescape.Replace(string(p.labelText(l)))
+					if name := string(p.labelName(l)); name == "le" || name == "quantile" {
+						value = string(appendBound(nil, []byte(value)))
+					}
+					labels = append(labels, fmt.Sprintf("%s=%q", p.labelName(l), value))
+				}
+				slices.Sort(labels)
+				family, kind := string(p.name), types[string(p.name)]
+				for end := len(family); end >= 0; end = strings.LastIndexByte(family[:end], '_') {
+					if t := types[family[:end]]; t.claims(family[end:], openMetrics) {
+						family, kind = family[:end], t
+						break
+					}
+				}
+				if !openMetrics && len(p.stamp) > 0 {
+					p.stamp = appendSeconds(nil, p.stamp)
+				}
+				stored = append(stored, fmt.Sprintf("%s%s %s %s %s TYPE %s %s", p.name, strings.Replace(fmt.Sprintf("%s", labels), "[ ", "[", 1), p.valueText(), p.stamp, p.exemplar, openMetricsNames[kind], units[family]))
+			}
+		}
+		if p.err != nil {
+			t.Fatal(p.err)
+		}
+	}
+	return stored
 }
 
 // TestFormat reads every edge of the format, alone and beside a real scrape: the
@@ -508,22 +630,18 @@ func TestFormat(t *testing.T) {
 	}
 	for _, c := range formatCases(t) {
 		t.Run(strings.ReplaceAll(c.title, "/", ""), func(t *testing.T) {
-			e, err := labelBody(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &workspace{}, 1<<30)
-			if err != nil {
-				if got := "fault " + err.Error(); got != c.want {
-					t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
-				}
-				return
-			}
-			alone := pageText(pageOf(e))
-			if got := "page " + alone; got != c.want {
+			if got := c.outcome(); !slices.Equal(got, c.want) {
 				t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
 			}
-			both := pageText(pageOf(beside, e))
-			if want := lines(pageText(pageOf(beside)), alone); !slices.Equal(lines(both), want) {
+			e, err := c.read()
+			if err != nil {
+				return
+			}
+			alone, both := pageText(pageOf(textForm, e)), pageText(pageOf(textForm, beside, e))
+			if want := lines(pageText(pageOf(textForm, beside)), alone); !slices.Equal(lines(both), want) {
 				t.Errorf("%q: the page of both is not what each has alone", c.body)
 			}
-			checkShape(t, pageText(mergeAll(e.unquoted(), []*exposition{beside})))
+			checkShape(t, pageText(pageOf(form{}, e, beside)))
 		})
 	}
 	if *update {
@@ -536,38 +654,36 @@ func updateFormat(t *testing.T) {
 	old, _ := os.ReadFile("testdata/format.txt")
 	var b strings.Builder
 	for line := range strings.Lines(string(old)) {
-		kind, rest, _ := strings.Cut(line, " ")
-		if kind == "page" || kind == "fault" {
+		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if kind == "page" || kind == "fault" || kind == "same" {
 			continue
 		}
 		b.WriteString(line)
-		if kind != "text" && kind != "openmetrics" {
-			continue
-		}
-		body, _ := strconv.Unquote(strings.TrimSpace(rest))
-		if e, err := labelBody(strings.NewReader(body), kind == "openmetrics", &addedLabels{}, &workspace{}, 1<<30); err != nil {
-			fmt.Fprintf(&b, "fault %q\n", err.Error())
-		} else {
-			fmt.Fprintf(&b, "page %q\n", pageText(pageOf(e)))
+		if kind == "text" || kind == "openmetrics" {
+			body, _ := strconv.Unquote(rest)
+			for _, line := range (formatCase{body: body, openMetrics: kind == "openmetrics"}).outcome() {
+				b.WriteString(line + "\n")
+			}
 		}
 	}
 	writeFile(t, "testdata", "format.txt", b.String())
 }
 
-// pageOf merges bodies of one exposition each.
-func pageOf(expositions ...*exposition) *page {
-	var bodies [][]*exposition
-	for _, e := range expositions {
-		bodies = append(bodies, []*exposition{e})
-	}
-	return mergeAll(bodies...)
-}
-
-// mergeAll merges bodies.
-func mergeAll(bodies ...[]*exposition) *page {
-	m, _ := merge(context.Background(), bodies)
+// pageOf merges bodies on a page.
+func pageOf(f form, expositions ...*exposition) *page {
+	m := mergedOf(f, expositions)
 	pg, _ := m.write(context.Background())
 	return pg
+}
+
+// mergedOf merges bodies for a page.
+func mergedOf(f form, expositions []*exposition) *merged {
+	var bodies [][]*exposition
+	for _, e := range expositions {
+		bodies = append(bodies, e.as(f))
+	}
+	m, _ := merge(context.Background(), bodies, f.openMetrics)
+	return m
 }
 
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
@@ -698,7 +814,7 @@ func TestParserRepeats(t *testing.T) {
 		{"a{b=\"c\"} 1\n# EOF\na 2\n", "-+"},
 	} {
 		got := ""
-		p := parserOf([]byte(c.body))
+		p := parserOf([]byte(c.body), false)
 		for p.next() {
 			switch {
 			case p.kind == sampleLine && p.repeated:
@@ -720,7 +836,7 @@ func TestParserRepeats(t *testing.T) {
 			t.Errorf("%.8q at the start of a window: the name is repeated (%v)", second, p.err)
 		}
 	}
-	p := parserOf([]byte("a_bytes 1\n# UNIT a_bytes bytes\na_bytes 2\n# EOF\n"))
+	p := parserOf([]byte("a_bytes 1\n# UNIT a_bytes bytes\na_bytes 2\n# EOF\n"), false)
 	p.openMetrics = true
 	if p.next(); !p.next() || p.repeated {
 		t.Error("a name is repeated after # UNIT")
@@ -882,7 +998,7 @@ func TestExact(t *testing.T) {
 	}
 	for _, set := range sets {
 		p, _ := newTestProgram(t, sourcesOf(set)...)
-		page := mergeCase(p, "")
+		page := mergeCase(p, "", textForm)
 		want := map[string]int{}
 		for _, file := range set {
 			text, err := os.ReadFile(file)
@@ -906,7 +1022,7 @@ func TestExact(t *testing.T) {
 			}
 		}
 		checkShape(t, page)
-		if again := mergeCase(p, ""); again != page {
+		if again := mergeCase(p, "", textForm); again != page {
 			t.Errorf("%v: the second scrape differs", set)
 		}
 	}
@@ -1039,7 +1155,7 @@ func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return e, [2]*page{pageOf(e), mergeAll(e.unquoted())}
+	return e, [2]*page{pageOf(textForm, e), pageOf(form{}, e)}
 }
 
 // TestWorstCases finds all samples of bodies that are large or odd on their pages.
@@ -1067,6 +1183,18 @@ func TestWorstCases(t *testing.T) {
 	}
 }
 
+// TestUnquotedUnit writes a unit with underscores, as the name that ends with it.
+func TestUnquotedUnit(t *testing.T) {
+	e, err := formatCase{body: "# UNIT \"a_é.b\" é.b\n{\"a_é.b\"} 1 # {\"c.d\"=\"e\"} 1\n# EOF\n", openMetrics: true}.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := "# TYPE a___b unknown\n# UNIT a___b __b\na___b 1\n# EOF\n"
+	if got := pageText(pageOf(form{openMetrics: true}, e)); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+}
+
 // TestAllocations wants the same allocations for ten times the samples.
 func TestAllocations(t *testing.T) {
 	added := &addedLabels{telling: true}
@@ -1081,8 +1209,10 @@ func TestAllocations(t *testing.T) {
 		{"buckets", "h_bucket{a=\"b\",le=\"%d.5\"} 1\n", false},
 		{"quoted", "{\"a.b\",\"c.d\"=\"%d\"} 1\n", false},
 		{"OpenMetrics", "m_total{a=\"%d\"} 1 1700000000.123 # {trace_id=\"x\"} 0.5 1700000000.1\n", true},
+		{"odd OpenMetrics", "m_total{exporter_name=\"%d\",} 1 1700000000.123 # {trace_id=\"x\"} 0.5 1700000000.1\n", true},
+		{"histogram", "# TYPE h histogram\nh_bucket{a=\"%d\",le=\"+Inf\"} 1 1700000000123\n", false},
 	} {
-		count := func(n int) float64 {
+		count := func(n int, pages bool) float64 {
 			var b []byte
 			for i := range n {
 				b = fmt.Appendf(b, c.line, i)
@@ -1097,10 +1227,17 @@ func TestAllocations(t *testing.T) {
 					t.Fatal(err)
 				}
 				used.body = e.buf
+				if pages {
+					pageOf(openMetricsForm, e)
+					pageOf(textForm, e)
+				}
 			})
 		}
-		if few, many := count(1000), count(10000); many > few {
+		if few, many := count(1000, false), count(10000, false); many > few {
 			t.Errorf("%s: %v allocations for 1,000 samples, %v for 10,000", c.name, few, many)
+		}
+		if few, many := count(1000, true), count(10000, true); many > few+30 { // buffers grow
+			t.Errorf("%s: %v allocations for pages of 1,000 samples, %v for 10,000", c.name, few, many)
 		}
 	}
 }
@@ -1769,38 +1906,49 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
-// scrapers are what scrapers and others send as Accept, and whether that admits
-// quoted names in the text format.
+// scrapers are what scrapers and others send as Accept, whether that admits quoted names in
+// the text format, and whether OpenMetrics is at least as welcome.
 var scrapers = []struct {
-	name, accept string
-	quoted       bool
+	name, accept        string
+	quoted, openMetrics bool
 }{
-	{"none", "", false},
-	{"Prometheus 2.40", "application/openmetrics-text;version=1.0.0;q=0.75,application/openmetrics-text;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false},
-	{"Prometheus 2.49", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=2", false},
-	{"Prometheus 2.53", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
-	{"Prometheus 3.0", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;escaping=allow-utf-8;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;escaping=allow-utf-8;q=0.3,*/*;q=0.2", true},
-	{"Prometheus 3.4", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true},
-	{"Prometheus 3.4, legacy names", "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=underscores;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false},
-	{"Prometheus 3.4, protobuf first", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1", true},
-	{"VictoriaMetrics", "text/plain;version=0.0.4;q=1,*/*;q=0.1", false},
-	{"Telegraf", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,text/plain;version=0.0.4;q=0.3,*/*;q=0.1", false},
-	{"curl", "*/*", false},
-	{"Firefox", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false},
-	{"Chrome", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7", false},
-	{"blanks and a weight above 1", "text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true},
-	{"quotes and capitals", `Text/Plain;Version="1.0.0";Escaping="allow-utf-8"`, true},
-	{"refused", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false},
-	{"refused, at length", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.000", false},
-	{"no weight", "text/plain;version=1.0.0;escaping=allow-utf-8;q=NaN", false},
-	{"other escaping", "text/plain;version=1.0.0;escaping=values", false},
-	{"OpenMetrics only", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8", false},
+	{"none", "", false, false},
+	{"Prometheus 2.40", "application/openmetrics-text;version=1.0.0;q=0.75,application/openmetrics-text;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false, true},
+	{"Prometheus 2.49", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=2", false, true},
+	{"Prometheus 2.53", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false, true},
+	{"Prometheus 3.0", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;escaping=allow-utf-8;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;escaping=allow-utf-8;q=0.3,*/*;q=0.2", true, true},
+	{"Prometheus 3.4", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true, true},
+	{"Prometheus 3.4, legacy names", "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=underscores;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false, true},
+	{"Prometheus 3.4, protobuf first", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1", true, true},
+	{"VictoriaMetrics", "text/plain;version=0.0.4;q=1,*/*;q=0.1", false, false},
+	{"Telegraf", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,text/plain;version=0.0.4;q=0.3,*/*;q=0.1", false, false},
+	{"curl", "*/*", false, false},
+	{"Firefox", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false, false},
+	{"Chrome", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7", false, false},
+	{"blanks and a weight above 1", "text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true, false},
+	{"quotes and capitals", `Text/Plain;Version="1.0.0";Escaping="allow-utf-8"`, true, false},
+	{"refused", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false, false},
+	{"refused, at length", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.000", false, false},
+	{"no weight", "text/plain;version=1.0.0;escaping=allow-utf-8;q=NaN", false, false},
+	{"other escaping", "text/plain;version=1.0.0;escaping=values", false, false},
+	{"OpenMetrics only", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8", false, true},
+	{"OpenMetrics as gladly", "text/plain;q=0.5,application/openmetrics-text;q=0.5", false, true},
+	{"OpenMetrics less gladly", "text/plain;q=0.5,application/openmetrics-text;q=0.4", false, false},
+	{"OpenMetrics less gladly than anything", "*/*,application/openmetrics-text;q=0.9", false, false},
+	{"OpenMetrics as gladly as anything", "*/*;q=0.1,application/openmetrics-text;q=0.1", false, true},
+	{"OpenMetrics, but no other text", "text/*,text/plain;q=0,application/openmetrics-text;q=0.1", false, true},
+	{"another OpenMetrics", "text/plain;q=0.1,application/openmetrics-text;version=0.0.1,application/openmetrics-text;version=2.0.0", false, false},
+	{"OpenMetrics refused", "application/openmetrics-text;q=0", false, false},
 }
 
 func TestAccepts(t *testing.T) {
 	for _, c := range scrapers {
-		if got := acceptsQuotes([]string{c.accept}); got != c.quoted {
-			t.Errorf("%s: %v", c.name, got)
+		forms := acceptedForms([]string{c.accept})
+		if last := forms[len(forms)-1]; last.openMetrics || last.quoted != c.quoted {
+			t.Errorf("%s: %+v", c.name, last)
+		}
+		if forms[0].openMetrics != c.openMetrics {
+			t.Errorf("%s: %+v", c.name, forms[0])
 		}
 	}
 }
@@ -4204,8 +4352,9 @@ func requestOf(p *program, newest func() []*result) *pageRequest {
 	return &pageRequest{
 		sources: p.sources,
 		newest:  newest,
-		render: func(ctx context.Context, results []*result, quoted bool) (*page, error) {
-			return p.render(ctx, p.sources, results, quoted, p.processNow())
+		forms:   []form{{}},
+		render: func(ctx context.Context, results []*result, f form) (*page, error) {
+			return p.render(ctx, p.sources, results, f, p.processNow())
 		},
 	}
 }
@@ -4223,9 +4372,9 @@ func (o *opener) open(ctx context.Context, r *result, gzip bool) (*sharedPage, e
 	})
 	want.gzip = gzip
 	render := want.render
-	want.render = func(ctx context.Context, results []*result, quoted bool) (*page, error) {
+	want.render = func(ctx context.Context, results []*result, f form) (*page, error) {
 		o.renders.Add(1)
-		return render(ctx, results, quoted)
+		return render(ctx, results, f)
 	}
 	return o.p.pages.open(ctx, want)
 }
@@ -4347,7 +4496,7 @@ func TestProcessNow(t *testing.T) {
 		if p.processNow() == first {
 			t.Error("the same after a second")
 		}
-		wantContains(t, pageText(pageOf(first)), "process_open_fds{", "process_resident_memory_bytes{", "go_memstats_heap_alloc_bytes{", "process_cpu_seconds_total{")
+		wantContains(t, pageText(pageOf(textForm, first)), "process_open_fds{", "process_resident_memory_bytes{", "go_memstats_heap_alloc_bytes{", "process_cpu_seconds_total{")
 	})
 }
 
@@ -4375,9 +4524,9 @@ func TestPagesDiffer(t *testing.T) {
 			return []*result{want.r}
 		})
 		request.sources = p.sources[want.source : want.source+1]
-		request.quoted = want.quoted
-		request.render = func(ctx context.Context, results []*result, quoted bool) (*page, error) {
-			return p.render(ctx, request.sources, results, quoted, p.processNow())
+		request.forms = []form{{quoted: want.quoted}}
+		request.render = func(ctx context.Context, results []*result, f form) (*page, error) {
+			return p.render(ctx, request.sources, results, f, p.processNow())
 		}
 		sp, err := p.pages.open(t.Context(), request)
 		if err != nil {
@@ -5114,26 +5263,32 @@ func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
 	}
 }
 
+// allForms are the forms of pages.
+var allForms = []form{{}, {openMetrics: true}, textForm, openMetricsForm}
+
 // wantPage merges bodies, and wants a page that is taken again, is the page of
 // itself, and has so many samples but for those that it counts as duplicates.
-func wantPage(t *testing.T, samples int, bodies ...[]*exposition) (page string, again *exposition) {
+func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page string) {
 	t.Helper()
-	pg := mergeAll(bodies...)
+	pg := pageOf(f, bodies...)
 	page = pageText(pg)
-	again, err := labelBody(strings.NewReader(page), false, &addedLabels{}, &workspace{}, 1<<30)
+	again, err := labelBody(strings.NewReader(page), f.openMetrics, &addedLabels{}, &workspace{}, 1<<30)
 	if err != nil {
 		t.Fatalf("%v in the page\n%s", err, page)
 	}
 	if again.samples+pg.duplicates != samples {
 		t.Fatalf("%d samples and %d duplicates on the page, %d in the bodies\n%s", again.samples, pg.duplicates, samples, page)
 	}
-	if second := pageOf(again); pageText(second) != page || len(second.conflicts) > 0 {
+	if second := pageOf(f, again); pageText(second) != page || len(second.conflicts) > 0 {
 		t.Fatalf("the page is\n%s\nand of itself\n%s\nwith conflicts %v", page, pageText(second), second.conflicts)
 	}
-	return page, again
+	if again.quoted && !f.quoted {
+		t.Fatalf("quoted names on\n%s", page)
+	}
+	return page
 }
 
-// samplesOf returns the samples of a body as they are meant, in order.
+// samplesOf returns the samples of a body as they are meant, in order, without exemplars.
 func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	t.Helper()
 	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
@@ -5144,9 +5299,17 @@ func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 		}
 		line := []byte(unescape.Replace(string(p.name)))
 		for _, l := range p.byName() {
-			line = fmt.Appendf(line, " %q=%q", unescape.Replace(string(p.labelName(l))), unescape.Replace(string(p.labelText(l))))
+			name, value := string(p.labelName(l)), unescape.Replace(string(p.labelText(l)))
+			if bound, err := strconv.ParseFloat(value, 64); err == nil && (name == "le" || name == "quantile") {
+				value = fmt.Sprint(bound + 0) // as Prometheus stores it for some types
+			}
+			line = fmt.Appendf(line, " %q=%q", unescape.Replace(name), value)
 		}
-		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.valueText(), p.stamp))
+		stamp := string(p.stamp)
+		if openMetrics && stamp != "" {
+			stamp = string(appendMillis(nil, p.stamp))
+		}
+		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.valueText(), strings.TrimLeft(stamp, "0")))
 	}
 	if p.err != nil {
 		t.Fatalf("%v in\n%s", p.err, text)
@@ -5155,7 +5318,18 @@ func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	return samples
 }
 
-// FuzzParse reads a body: what is taken is on its page, sample by sample.
+// wantSamples wants the samples of a body in another.
+func wantSamples(t *testing.T, got string, gotOpenMetrics bool, want string, openMetrics bool) {
+	t.Helper()
+	if g, w := samplesOf(t, got, gotOpenMetrics), samplesOf(t, want, openMetrics); !slices.Equal(g, w) {
+		t.Fatalf("got\n%s\nwant\n%s", strings.Join(g, "\n"), strings.Join(w, "\n"))
+	}
+}
+
+// largeStamp finds timestamps that are too large for a float to hold their milliseconds.
+var largeStamp = regexp.MustCompile(`[1-9]\d{15}`)
+
+// FuzzParse reads a body: what is taken is on its page, sample by sample, in both formats.
 func FuzzParse(f *testing.F) {
 	seeds(f, func(text []byte, openMetrics bool) { f.Add(text, openMetrics) })
 	added := &addedLabels{}
@@ -5168,81 +5342,91 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		wantPage(t, e.samples, []*exposition{e})
-		if page, again := wantPage(t, e.samples, e.unquoted()); again.quoted {
-			t.Fatalf("quoted names on\n%s", page)
-		}
 		bare, err := labelBody(bytes.NewReader(text), openMetrics, &addedLabels{}, &workspace{}, 1<<30)
 		if err != nil {
 			t.Fatalf("without added labels: %v", err)
 		}
-		page, _ := wantPage(t, e.samples, []*exposition{bare})
-		if got, want := samplesOf(t, page, false), samplesOf(t, string(text), openMetrics); !slices.Equal(got, want) {
-			t.Fatalf("the page has\n%s\nthe body\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+		for _, f := range allForms {
+			wantPage(t, e.samples, f, e)
+			page := wantPage(t, e.samples, f, bare)
+			if !f.quoted || largeStamp.Match(text) {
+				continue
+			}
+			wantSamples(t, page, f.openMetrics, string(text), openMetrics)
+			again, _ := labelBody(strings.NewReader(page), f.openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+			other := form{openMetrics: !f.openMetrics, quoted: true}
+			wantSamples(t, pageText(pageOf(other, again)), other.openMetrics, string(text), openMetrics)
 		}
 	})
 }
 
-// FuzzMerge merges two bodies, with and without a label that tells them apart.
+// FuzzMerge merges two bodies, with and without a label that tells them apart, in both formats.
 func FuzzMerge(f *testing.F) {
-	conflicts := []string{
-		"# HELP h Other.\n# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_count 1\n",
-		"# TYPE a gauge\na 1\n# TYPE h_count counter\nh_count 2\n",
-		"h_bucket{le=\"x\"} 1\na{b=\"c\"} 1\n{\"a.b\"} 1\na_b 2\n",
+	others := []struct {
+		text        string
+		openMetrics bool
+	}{
+		{"# HELP h Other.\n# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_count 1\n", false},
+		{"# TYPE a gauge\na 1\n# TYPE h_count counter\nh_count 2\n", false},
+		{"h_bucket{le=\"x\"} 1\na{b=\"c\"} 1\n{\"a.b\"} 1\na_b 2\n", false},
+		{"# TYPE foo counter\nfoo_total 1 5 # {a=\"b\"} 1\nfoo_created 2\n# TYPE h info\nh_info 1\n# EOF\n", true},
+		{"# TYPE foo gauge\nfoo 1\n# TYPE foo_total gauge\nfoo_total 1 1700000000123\n# TYPE h_created gauge\nh_created 1\n", false},
+		{"foo_total 1\n# TYPE a_total counter\na_total -1\n# TYPE s stateset\ns{s=\"a\"} 1\n# EOF\n", true},
 	}
 	i := 0
 	seeds(f, func(text []byte, openMetrics bool) {
-		f.Add(text, []byte(conflicts[i%3]), openMetrics)
+		other := others[i%len(others)]
+		f.Add(text, openMetrics, []byte(other.text), other.openMetrics)
 		i++
 	})
 	var own ownMetrics
-	for _, name := range []string{"a", "a_b", "h", "process_open_fds"} {
+	for _, name := range []string{"a", "a_b", "foo_info", "h", "process_open_fds"} {
 		own.begin(name, gauge, "Own.")
 		own.sample(1, "x", "y")
 		own.sample(2, "b", "c")
 	}
+	own.begin("foo_total", counter, "Own.")
+	own.sample(1, "x", "y")
 	own.finish()
-	f.Fuzz(func(t *testing.T, one, other []byte, openMetrics bool) {
-		var told, raw, bare [][]*exposition
+	f.Fuzz(func(t *testing.T, one []byte, oneOpenMetrics bool, other []byte, otherOpenMetrics bool) {
+		var told, raw []*exposition
 		samples := 0
 		for i, text := range [][]byte{one, other} {
+			openMetrics := []bool{oneOpenMetrics, otherOpenMetrics}[i]
 			added := &addedLabels{telling: true}
 			added.add("exporter_name", strconv.Itoa(i))
-			e, err := labelBody(bytes.NewReader(text), openMetrics && i == 0, added, &workspace{}, 1<<30)
+			e, err := labelBody(bytes.NewReader(text), openMetrics, added, &workspace{}, 1<<30)
 			if err != nil {
 				return
 			}
-			told = append(told, []*exposition{e})
-			e, err = labelBody(bytes.NewReader(text), openMetrics && i == 0, &addedLabels{}, &workspace{}, 1<<30)
+			told = append(told, e)
+			e, err = labelBody(bytes.NewReader(text), openMetrics, &addedLabels{}, &workspace{}, 1<<30)
 			if err != nil {
 				t.Fatalf("without added labels: %v", err)
 			}
 			samples += e.samples
-			raw = append(raw, []*exposition{e})
-			bare = append(bare, e.unquoted())
+			raw = append(raw, e)
 		}
-		page, _ := wantPage(t, samples, told...)
-		got, want := samplesOf(t, page, false), samplesOf(t, pageText(mergeAll(told[0]))+pageText(mergeAll(told[1])), false)
-		if !slices.Equal(got, want) {
-			t.Fatalf("the page of both has\n%s\nthe pages of each\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
-		}
-		wantPage(t, samples, raw...)
-		wantOwnLast(t, own, raw)
-		if page, again := wantPage(t, samples, bare...); again.quoted {
-			t.Fatalf("quoted names on\n%s", page)
+		for _, f := range allForms {
+			page := wantPage(t, samples, f, told...)
+			first, second := pageText(pageOf(f, told[0])), pageText(pageOf(f, told[1]))
+			wantSamples(t, page, f.openMetrics, strings.TrimSuffix(first, "# EOF\n")+second, f.openMetrics)
+			wantPage(t, samples, f, raw...)
+			wantOwnLast(t, own, f, raw)
 		}
 	})
 }
 
 // wantOwnLast wants a page that is taken again and has, beside all that bodies alone have on
 // theirs, nothing but own samples.
-func wantOwnLast(t *testing.T, own ownMetrics, bodies [][]*exposition) {
-	m, _ := merge(context.Background(), bodies)
+func wantOwnLast(t *testing.T, own ownMetrics, f form, bodies []*exposition) {
+	t.Helper()
+	m := mergedOf(f, bodies)
 	alone, _ := m.write(context.Background())
-	m.addOwn([]*exposition{&own.exposition})
+	m.addOwn(&own.exposition)
 	pg, _ := m.write(context.Background())
-	left := samplesOf(t, pageText(pg), false)
-	for _, sample := range samplesOf(t, pageText(alone), false) {
+	left := samplesOf(t, pageText(pg), f.openMetrics)
+	for _, sample := range samplesOf(t, pageText(alone), f.openMetrics) {
 		i, found := slices.BinarySearch(left, sample)
 		if !found {
 			t.Fatalf("%s is lost beside the own metrics:\n%s", sample, pageText(pg))
@@ -5250,12 +5434,19 @@ func wantOwnLast(t *testing.T, own ownMetrics, bodies [][]*exposition) {
 		left = slices.Delete(left, i, i+1)
 	}
 	for _, sample := range left {
-		if !slices.Contains(samplesOf(t, pageText(pageOf(&own.exposition)), false), sample) {
+		if !slices.Contains(samplesOf(t, pageText(pageOf(textForm, &own.exposition)), false), sample) {
 			t.Fatalf("%s is invented beside the own metrics:\n%s", sample, pageText(pg))
 		}
 	}
 	if len(m.conflicts) != len(alone.conflicts) || m.duplicates != alone.duplicates {
 		t.Fatalf("own metrics are in conflict %v or %d duplicates", m.conflicts, m.duplicates)
+	}
+	again, err := labelBody(strings.NewReader(pageText(pg)), f.openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if conflicts := pageOf(f, again).conflicts; len(conflicts) > 0 {
+		t.Fatalf("conflicts %v in\n%s", conflicts, pageText(pg))
 	}
 }
 
@@ -5275,7 +5466,8 @@ func FuzzAccept(f *testing.F) {
 			needs        []string // one of them is in what accepts
 			sure, refuse string
 		}{
-			{accept, acceptsQuotes, []string{"text/plain"}, "text/plain;escaping=allow-utf-8", ""},
+			{accept, func(headers []string) bool { f := acceptedForms(headers); return f[len(f)-1].quoted }, []string{"text/plain"}, "text/plain;escaping=allow-utf-8", ""},
+			{accept, func(headers []string) bool { return acceptedForms(headers)[0].openMetrics }, []string{"application/openmetrics-text"}, "application/openmetrics-text", ""},
 			{encoding, acceptsGzip, []string{"gzip", "*"}, "gzip;q=1", "gzip;q=0"},
 		} {
 			if strings.ContainsFunc(c.header, func(c rune) bool { return c >= utf8.RuneSelf }) {
@@ -5434,7 +5626,7 @@ func BenchmarkScrape(b *testing.B) {
 	added.add("exporter_name", "bench")
 	var out []byte
 	memory := func(body []byte) error {
-		l := labeller{p: parserOf(body), e: &exposition{buf: out[:0]}, added: added}
+		l := labeller{p: parserOf(body, false), e: &exposition{buf: out[:0]}, added: added}
 		err := l.readLines(1 << 30)
 		out = l.e.buf
 		return err
@@ -5463,6 +5655,74 @@ func BenchmarkScrape(b *testing.B) {
 		}
 		run("memory", memory)
 		run("reader", stream)
+	}
+}
+
+// inOpenMetrics makes OpenMetrics of what generate makes, with an exemplar on every tenth
+// bucket.
+func inOpenMetrics(body []byte) []byte {
+	var out []byte
+	kind, buckets := "", 0
+	for line := range bytes.Lines(body) {
+		line = bytes.TrimSuffix(line, []byte("\n"))
+		word := bytes.Fields(line)
+		switch {
+		case string(word[1]) == "TYPE" && string(word[0]) == "#":
+			kind = string(word[3])
+		case word[0][0] != '#' && kind == "counter":
+			line = bytes.Replace(line, []byte("{"), []byte("_total{"), 1)
+		case bytes.Contains(word[0], []byte("_bucket{")):
+			if buckets++; buckets%10 == 0 {
+				line = append(slices.Clone(line), ` # {trace_id="4bf92f3577b34da6a3ce929d0e0e4736"} 0.043 1700000000.123`...)
+			}
+		}
+		out = append(append(out, line...), '\n')
+	}
+	return append(out, "# EOF\n"...)
+}
+
+// BenchmarkOpenMetrics makes a page of two bodies of 1 MB, of text and of OpenMetrics, in the
+// same format and in the other: from the bodies, and from what has been read of them.
+func BenchmarkOpenMetrics(b *testing.B) {
+	text := generate(100, 100)
+	for _, c := range []struct {
+		name            string
+		body            []byte
+		openMetrics, as bool
+	}{
+		{"text/as text", text, false, false},
+		{"text/as OpenMetrics", text, false, true},
+		{"OpenMetrics/as OpenMetrics", inOpenMetrics(text), true, true},
+		{"OpenMetrics/as text", inOpenMetrics(text), true, false},
+	} {
+		bodies := make([]*exposition, 2)
+		used := &workspace{}
+		read := func() {
+			for i := range bodies {
+				added := &addedLabels{telling: true}
+				added.add("exporter_name", strconv.Itoa(i))
+				var err error
+				if bodies[i], err = labelBody(bytes.NewReader(c.body), c.openMetrics, added, used, 1<<30); err != nil {
+					b.Fatal(err)
+				}
+			}
+		}
+		read()
+		size := pageOf(form{openMetrics: c.as}, bodies...).size
+		run := func(name string, once func()) {
+			b.Run(c.name+"/"+name, func(b *testing.B) {
+				b.SetBytes(int64(size))
+				b.ReportAllocs()
+				for b.Loop() {
+					once()
+				}
+			})
+		}
+		run("page", func() { pageOf(form{openMetrics: c.as}, bodies...) })
+		run("all", func() {
+			read()
+			pageOf(form{openMetrics: c.as}, bodies...)
+		})
 	}
 }
 
@@ -5508,9 +5768,9 @@ func benchmarkMerge(b *testing.B, name string, texts [][]byte) {
 			}
 		})
 	}
-	run(name+"/merge", func() *page { return pageOf(bodies...) })
+	run(name+"/merge", func() *page { return pageOf(textForm, bodies...) })
 	run(name+"/render", func() *page {
-		pg, err := p.render(context.Background(), p.sources, results, true, p.processNow())
+		pg, err := p.render(context.Background(), p.sources, results, textForm, p.processNow())
 		if err != nil {
 			b.Fatal(err)
 		}

@@ -4,6 +4,9 @@
 // them by metric family into an exposition, which never changes again. merge puts any
 // number of expositions on one page. It moves families and refers to their lines as
 // ranges of bytes: its work grows with the number of families, not of samples.
+//
+// An exposition keeps the format of its body, text or OpenMetrics. For a page in the
+// other one, only the families that read differently there are written anew.
 
 package main
 
@@ -81,7 +84,7 @@ func labelBody(
 ) (*exposition, error) {
 	l := labeller{
 		p:     parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics},
-		e:     &exposition{buf: w.body[:0], telling: added.telling},
+		e:     &exposition{buf: w.body[:0], openMetrics: openMetrics, loose: !openMetrics, telling: added.telling},
 		added: added,
 		more:  w.more,
 	}
@@ -110,6 +113,8 @@ type labeller struct {
 	prefix   []byte                      // what samples of this name begin with: name, brace and added labels
 	exported [][]byte                    // new names of the sample's labels that give way to added ones
 	bare     map[string]string           // the sample's label names that need quotes, without; nil to keep quotes
+	anew     bool                        // each sample is written anew, though it may be plain
+	lost     metricType                  // the type that the samples lose
 }
 
 // readLines reads the body to its end and brings its families into order. It fails if
@@ -123,6 +128,8 @@ func (l *labeller) readLines(limit int) error {
 			l.keepHelp()
 		case typeLine:
 			l.keepType()
+		case unitLine:
+			l.keepUnit()
 		}
 		if held := l.e.held(); held > limit {
 			if l.more != nil {
@@ -150,13 +157,16 @@ func (l *labeller) sample() {
 	if !l.p.repeated {
 		l.enter()
 	}
-	if l.p.plain && l.p.seen()&l.added.seen == 0 {
+	if l.p.plain && !l.anew && l.p.seen()&l.added.seen == 0 {
 		l.relay()
 	} else {
 		l.relabel()
 	}
 	f := l.last()
 	f.lines.to = uint32(len(l.e.buf))
+	if len(l.p.stamp)+len(l.p.exemplar) > 0 {
+		f.foreign, f.quoted = true, f.quoted || l.p.quotes
+	}
 	l.e.samples++
 	if l.p.seen()&boundNames != 0 || l.p.valueText()[0] == '-' {
 		f.contradict(&l.p)
@@ -165,11 +175,13 @@ func (l *labeller) sample() {
 
 // enter makes the family of the sample's name the last one.
 func (l *labeller) enter() {
-	if f := l.last(); f == nil || !f.covers(l.e.text(f.name), l.p.name) {
-		if !l.rename() {
-			l.begin()
-		}
+	f := l.last()
+	if f == nil || !l.e.covers(f, l.p.name) {
+		f = l.begin(l.p.name)
 	}
+	suffix := l.p.name[f.name.to-f.name.from:]
+	f.bare = f.bare || len(suffix) == 0
+	f.foreign = f.foreign || string(suffix) == "_created"
 	l.prefix = append(append(l.prefix[:0], l.p.name...), '{')
 	if len(l.added.text) > 0 {
 		l.prefix = append(append(l.prefix, l.added.text...), ',')
@@ -197,27 +209,6 @@ func (f *family) contradict(p *parser) {
 		value, _ := strconv.ParseFloat(string(p.valueText()), 64)
 		f.noHistogram = f.noHistogram || value < 0
 	}
-}
-
-// rename makes a family of OpenMetrics that has no samples yet the last one, under the
-// name of this sample, if that is its name in the text format: foo_total for the counter
-// foo, foo_info for the info foo, which is a gauge here. One other family, foo_created,
-// may stand between.
-func (l *labeller) rename() bool {
-	n := len(l.e.families)
-	for i := n - 1; i >= max(0, n-2) && l.p.openMetrics; i-- {
-		f := l.e.families[i]
-		suffix, ok := bytes.CutPrefix(l.p.name, l.e.text(f.name))
-		isTotal := f.metricType == counter && string(suffix) == "_total"
-		isInfo := f.metricType == gauge && string(suffix) == "_info"
-		if ok && (isTotal || isInfo) && f.lines.from == f.lines.to {
-			f.name = l.e.add(l.p.name)
-			f.lines = span{f.name.to, f.name.to}
-			l.e.families = append(slices.Delete(l.e.families, i, i+1), f)
-			return true
-		}
-	}
-	return false
 }
 
 // relay appends a plain sample as it came, after its name and the added labels.
@@ -248,6 +239,11 @@ func (l *labeller) relabel() {
 		l.renameLabels()
 	}
 	for _, lb := range l.p.labels {
+		name := l.p.labelName(lb)
+		mayClash := l.p.seen()&l.added.seen != 0 && (l.added.has(name) || bytes.HasPrefix(name, []byte("exported_")))
+		if mayClash && len(l.p.labelText(lb)) == 0 { // it is no label, but has the name that another one gets
+			continue
+		}
 		out = l.appendLabel(append(out, open), lb)
 		open = ','
 	}
@@ -255,10 +251,47 @@ func (l *labeller) relabel() {
 		out = append(out, '}')
 	}
 	out = append(append(out, ' '), l.p.valueText()...)
-	if len(l.p.stamp) > 0 {
-		out = append(append(out, ' '), l.p.stamp...)
+	l.e.buf = append(l.appendMoment(out), '\n')
+}
+
+// appendMoment appends the sample's timestamp and exemplar as its exposition's format has
+// them. Only a type has exemplars.
+func (l *labeller) appendMoment(dst []byte) []byte {
+	switch {
+	case len(l.p.stamp) == 0:
+	case l.p.openMetrics == l.e.openMetrics:
+		dst = append(append(dst, ' '), l.p.stamp...)
+	case l.p.openMetrics:
+		dst = appendMillis(append(dst, ' '), l.p.stamp)
+	default:
+		dst = appendSeconds(append(dst, ' '), l.p.stamp)
 	}
-	l.e.buf = append(out, '\n')
+	if len(l.p.exemplar) > 0 && l.e.openMetrics && l.lost == untyped && !(l.p.quotes && l.bare != nil) {
+		dst = append(append(dst, ' '), l.p.exemplar...)
+	}
+	return dst
+}
+
+// appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that
+// the text format has.
+func appendMillis(dst, seconds []byte) []byte {
+	value, _ := strconv.ParseFloat(string(seconds), 64)
+	return strconv.AppendInt(dst, int64(max(0, min(value*1000, 1<<62))), 10)
+}
+
+// appendSeconds appends milliseconds as seconds. Prometheus, which multiplies floats, would
+// make a millisecond less of some; there one more digit keeps it from that.
+func appendSeconds(dst, millis []byte) []byte {
+	ms, _ := strconv.ParseInt(string(millis), 10, 64)
+	from := len(dst)
+	dst = strconv.AppendInt(dst, ms/1000, 10)
+	point := len(dst)
+	dst = strconv.AppendInt(dst, 1000+ms%1000, 10)
+	dst[point] = '.' // instead of the 1, which kept the zeros before the digits
+	if value, _ := strconv.ParseFloat(string(dst[from:]), 64); int64(value*1000) < ms && ms < 1e15 {
+		dst = append(dst, '1')
+	}
+	return dst
 }
 
 // appendName appends the name of the sample, after a brace if it needs quotes.
@@ -286,7 +319,29 @@ func (l *labeller) appendLabel(dst []byte, lb label) []byte {
 		l.last().quoted = true
 	}
 	dst = append(dst, `="`...)
-	return append(appendRespelled(dst, l.p.labelText(lb), `\"n`), '"')
+	value := l.p.labelText(lb)
+	if l.lost == histogram && string(name) == "le" || l.lost == summary && string(name) == "quantile" {
+		return append(appendBound(dst, value), '"')
+	}
+	return append(appendRespelled(dst, value, `\"n`), '"')
+}
+
+// appendBound appends a bound of a bucket or a quantile as Prometheus stores it for a
+// histogram or a summary.
+func appendBound(dst, bound []byte) []byte {
+	value, err := strconv.ParseFloat(string(bound), 64)
+	if err != nil {
+		return appendRespelled(dst, bound, `\"n`)
+	}
+	if value == 0 {
+		value = 0 // without a sign
+	}
+	from := len(dst)
+	dst = strconv.AppendFloat(dst, value, 'g', -1, 64)
+	if !bytes.ContainsAny(dst[from:], ".eIN") {
+		dst = append(dst, ".0"...)
+	}
+	return dst
 }
 
 // exportedName returns the name under which a label of the sample gives way to an added
@@ -296,7 +351,8 @@ func (l *labeller) exportedName(name []byte) []byte {
 	l.exported = slices.Grow(l.exported, 1)[:n+1]
 	free := append(l.exported[n][:0], name...)
 	same := func(name []byte) bool { return bytes.Equal(name, free) }
-	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || l.p.hasLabel(free) {
+	has := func(lb label) bool { return same(l.p.labelName(lb)) && len(l.p.labelText(lb)) > 0 }
+	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || slices.ContainsFunc(l.p.labels, has) {
 		free = slices.Insert(free, 0, []byte("exported_")...)
 	}
 	l.exported[n] = free
@@ -308,7 +364,7 @@ func (l *labeller) exportedName(name []byte) []byte {
 // a series stays the same series when an exporter writes its labels in another order.
 func (l *labeller) renameLabels() {
 	clear(l.bare)
-	used := map[string]int{} // by name, the last number tried
+	used := map[string]int{"__name__": 1} // by name, the last number tried
 	for _, lb := range l.p.labels {
 		if name := l.p.labelName(lb); isBareLabel(name) {
 			used[string(name)] = 1
@@ -346,11 +402,11 @@ func underscores(name []byte) []byte {
 	return out
 }
 
-// keepHelp keeps the HELP text of a family, if it is the first.
+// keepHelp keeps the HELP text of a family, if it is the first, as the text format has it.
 func (l *labeller) keepHelp() {
 	f := l.last()
 	if f == nil || !bytes.Equal(l.e.text(f.name), l.p.name) || f.lines.from < f.lines.to {
-		f = l.begin()
+		f = l.begin(l.p.name)
 	}
 	if f.help.from == f.help.to {
 		text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
@@ -370,8 +426,12 @@ var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 // unescape turns a label value or a quoted name into what it stands for.
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
-// unquoteHelp removes the escape of quotes, which the text format does not have in HELP.
-var unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
+// quoteHelp and unquoteHelp add and remove the escape of quotes in a HELP text, which only
+// OpenMetrics has.
+var (
+	quoteHelp   = strings.NewReplacer(`\\`, `\\`, `"`, `\"`)
+	unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
+)
 
 // keepType keeps the type of a family. Untyped is no opinion; two opinions make two
 // families, which regroup joins.
@@ -379,11 +439,20 @@ func (l *labeller) keepType() {
 	f := l.last()
 	differs := f != nil && f.metricType != untyped && l.p.metricType != untyped && f.metricType != l.p.metricType
 	if f == nil || differs || !bytes.Equal(l.e.text(f.name), l.p.name) {
-		f = l.begin()
+		f = l.begin(l.p.name)
 	}
 	if l.p.metricType != untyped {
 		f.metricType = l.p.metricType
 	}
+}
+
+// keepUnit keeps the unit of a family, with which its name ends.
+func (l *labeller) keepUnit() {
+	f := l.last()
+	if f == nil || !bytes.Equal(l.e.text(f.name), l.p.name) {
+		f = l.begin(l.p.name)
+	}
+	f.unit = uint32(len(l.p.text))
 }
 
 // last returns the family of the last line, nil before the first.
@@ -394,11 +463,11 @@ func (l *labeller) last() *family {
 	return nil
 }
 
-// begin begins a family of the name that the parser stands at.
-func (l *labeller) begin() *family {
-	name := l.e.add(l.p.name)
-	none := span{name.to, name.to}
-	l.e.families = append(l.e.families, family{name: name, help: none, lines: none, quoted: !isBareName(l.p.name)})
+// begin begins a family.
+func (l *labeller) begin(name []byte) *family {
+	at := l.e.add(name)
+	none := span{at.to, at.to}
+	l.e.families = append(l.e.families, family{name: at, help: none, lines: none, quoted: !isBareName(name)})
 	return l.last()
 }
 
@@ -432,8 +501,11 @@ type exposition struct {
 	buf      []byte // names, HELP texts and lines of the families
 	families []family
 	samples  int
-	telling  bool // its labels tell its series from those of all other bodies
-	quoted   bool // a name in it needs quotes
+
+	openMetrics bool // it is in that format
+	loose       bool // its body is not
+	telling     bool // its labels tell its series from those of all other bodies
+	quoted      bool // a name in it needs quotes
 }
 
 // text returns a range of the exposition.
@@ -449,39 +521,45 @@ func (e *exposition) add(text []byte) span {
 // held is the memory that the exposition and a page made of it take, in bytes.
 func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
 
-// familySize is the memory that a family takes, in bytes: 28 here, as much again while
+// familySize is the memory that a family takes, in bytes: 36 here, as much again while
 // their slice grows, and 72 while it is merged.
-const familySize = 128
+const familySize = 144
 
 // span is a range of an exposition's buf.
 type span struct{ from, to uint32 }
 
 // family is what one body has of one metric family.
 type family struct {
-	name, help span // escaped as in the format
+	name, help span   // escaped as in the format
+	unit       uint32 // length of the unit, with which the name ends; 0 if there is none
 	lines      span
 	metricType metricType
 	quoted     bool // the family's name or one in its lines needs quotes
+	bare       bool // a sample has the family's own name
+	foreign    bool // the other format has its samples in another way, or in families of their own
 
 	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
 
-// covers reports whether samples of a name belong to the family.
-func (f *family) covers(family, sample []byte) bool {
-	suffix, ok := bytes.CutPrefix(sample, family)
-	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix)))
+// covers reports whether samples of a name belong to a family.
+func (e *exposition) covers(f *family, sample []byte) bool {
+	suffix, ok := bytes.CutPrefix(sample, e.text(f.name))
+	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix), e.openMetrics))
+}
+
+// suffixesOf are what the names of samples have after the name of a family of the type.
+var suffixesOf = [conflicting + 1][]string{
+	counter:        {"_created", "_total"},
+	histogram:      {"_bucket", "_count", "_created", "_sum"},
+	summary:        {"_count", "_created", "_sum"},
+	info:           {"_info"},
+	gaugeHistogram: {"_bucket", "_gcount", "_gsum"},
 }
 
 // claims reports whether a family of the type has samples whose name is the
 // family's with that suffix.
-func (t metricType) claims(suffix string) bool {
-	switch suffix {
-	case "_bucket":
-		return t == histogram
-	case "_sum", "_count":
-		return t == histogram || t == summary
-	}
-	return false
+func (t metricType) claims(suffix string, openMetrics bool) bool {
+	return slices.Contains(suffixesOf[t], suffix) && (openMetrics || suffix != "_created" && suffix != "_total")
 }
 
 // regroup brings the families into order. If the body scattered a family over several
@@ -498,10 +576,24 @@ func (e *exposition) regroup(limit int) error {
 	}
 	e.adopt()
 	whole := exposition{buf: make([]byte, 0, len(e.buf))}
-	for _, g := range groupsOf(e.groups(0)) {
-		whole.join(g)
+	groups := e.groups(0)
+	order := make([]int, len(groups)) // in which they came
+	for i := range order {
+		order[i] = i
 	}
-	e.buf, e.families = whole.buf, whole.families
+	slices.SortFunc(order, func(a, b int) int { return groups[a].first.compare(groups[b].first) })
+	whole.families = make([]family, len(groups))
+	for _, i := range order {
+		if counters := groups[i].takeCounters(); counters.first != nil {
+			whole.families = append(whole.families, whole.join(counters))
+		}
+		whole.families[i] = whole.join(groups[i])
+	}
+	e.buf = whole.buf
+	e.families = slices.DeleteFunc(whole.families, func(f family) bool { return f.lines.from == f.lines.to })
+	if len(whole.families) > len(groups) {
+		e.sort()
+	}
 	return nil
 }
 
@@ -512,23 +604,29 @@ func (e *exposition) sort() {
 	})
 }
 
-// isGrouped reports whether each family has lines, and is there once.
+// isGrouped reports whether each family has lines, and is there once, but for a counter of
+// OpenMetrics beside another family.
 func (e *exposition) isGrouped() bool {
 	for i, f := range e.families {
-		if f.lines.from == f.lines.to || i > 0 && bytes.Equal(e.text(e.families[i-1].name), e.text(f.name)) {
+		if f.lines.from == f.lines.to {
 			return false
+		}
+		if i > 0 && bytes.Equal(e.text(e.families[i-1].name), e.text(f.name)) {
+			others := e.families[i-1].metricType
+			if !e.openMetrics || (others == counter) == (f.metricType == counter) {
+				return false
+			}
 		}
 	}
 	return true
 }
 
-// adopt makes untyped families that a histogram or summary of the body claims pieces of
-// that.
+// adopt makes untyped families that another family of the body claims pieces of that.
 func (e *exposition) adopt() {
-	groups := groupsOf(e.groups(0))
+	groups := e.groups(0)
 	var found []*family
 	for _, g := range groups {
-		for _, i := range claimedBy(groups, g, g.types()) {
+		for _, i := range claimedBy(groups, g, g.types(), e.openMetrics) {
 			for p := groups[i].first; p != nil; p = p.next {
 				if p.metricType == untyped {
 					found = append(found, p.family)
@@ -539,23 +637,32 @@ func (e *exposition) adopt() {
 	for _, f := range found {
 		f.fold(e)
 	}
+	if len(found) > 0 {
+		e.sort()
+	}
 }
 
 // fold gives a family the name of the one that claims it.
 func (f *family) fold(e *exposition) {
-	f.name.to = f.name.from + uint32(bytes.LastIndexByte(e.text(f.name), '_'))
+	name := e.text(f.name)
+	suffix := bytes.LastIndexByte(name, '_')
+	f.foreign = f.foreign || string(name[suffix:]) == "_created"
+	f.bare, f.unit = false, 0
+	f.name.to = f.name.from + uint32(suffix)
 	f.help.to = f.help.from // it says what h_count is, not what h is
 }
 
-// join appends one family of another exposition: the first HELP text, the type, and all
-// lines. Without lines there is no family.
-func (e *exposition) join(g group) {
-	whole := family{name: e.add(g.name()), metricType: g.types().agreed()}
+// join appends one family of another exposition, and returns it: the first HELP text, the
+// type, and all lines.
+func (e *exposition) join(g group) family {
+	whole := family{name: e.add(g.name()), unit: g.unit(), metricType: g.types().agreed()}
 	for p := g.first; p != nil; p = p.next {
 		if whole.help.from == whole.help.to {
 			whole.help = e.add(p.text(p.help))
 		}
 		whole.quoted = whole.quoted || p.quoted
+		whole.bare = whole.bare || p.bare
+		whole.foreign = whole.foreign || p.foreign
 		whole.noHistogram = whole.noHistogram || p.noHistogram
 		whole.noSummary = whole.noSummary || p.noSummary
 	}
@@ -563,54 +670,125 @@ func (e *exposition) join(g group) {
 	for p := g.first; p != nil; p = p.next {
 		e.add(p.text(p.run))
 	}
-	if whole.lines.to = uint32(len(e.buf)); whole.lines.from < whole.lines.to {
-		e.families = append(e.families, whole)
-	}
+	whole.lines.to = uint32(len(e.buf))
+	return whole
 }
 
 // typeSet has a bit for each type that was given to one family.
-type typeSet uint8
+type typeSet uint16
 
 // agreed returns the one type in the set beside untyped, which is no opinion.
 func (ts typeSet) agreed() metricType {
 	ts &^= 1 << untyped
-	switch bits.OnesCount8(uint8(ts)) {
+	switch bits.OnesCount16(uint16(ts)) {
 	case 0:
 		return untyped
 	case 1:
-		return metricType(bits.TrailingZeros8(uint8(ts)))
+		return metricType(bits.TrailingZeros16(uint16(ts)))
 	}
 	return conflicting
 }
 
-// unquoted returns the exposition for scrapers that do not know quoted names: the
-// families without any as they are, and the others with underscores.
-func (e *exposition) unquoted() []*exposition {
-	if !e.quoted {
-		return []*exposition{e}
-	}
-	rest := &exposition{buf: e.buf, telling: e.telling}
-	l := labeller{e: &exposition{telling: e.telling}, added: &addedLabels{}, bare: map[string]string{}}
-	for _, f := range e.families {
-		if f.quoted {
-			l.rewrite(e, f)
-		} else {
-			rest.families = append(rest.families, f)
-		}
-	}
-	l.e.regroup(math.MaxInt)
-	return []*exposition{rest, l.e}
+// form is how a page is written.
+type form struct {
+	openMetrics bool
+	quoted      bool // names that need quotes have them, not underscores
 }
 
-// rewrite adds a family of another exposition, with underscores for what needs quotes.
-func (l *labeller) rewrite(from *exposition, f family) {
-	l.p = parserOf(from.text(f.lines))
-	l.p.name = underscores(from.text(f.name))
-	l.begin().metricType = f.metricType
-	l.p.text = from.text(f.help)
-	l.keepHelp()
+// as returns the exposition for pages of a form: the families that read alike there, and
+// those whose samples are written anew.
+func (e *exposition) as(f form) []*exposition {
+	if e.openMetrics == f.openMetrics && (f.quoted || !e.quoted) {
+		return []*exposition{e}
+	}
+	rest := &exposition{buf: e.buf, openMetrics: e.openMetrics, loose: e.loose, telling: e.telling}
+	anew := &exposition{openMetrics: f.openMetrics, loose: e.loose, telling: e.telling}
+	l := labeller{e: anew, added: &addedLabels{}}
+	if e.quoted && !f.quoted {
+		l.bare = map[string]string{}
+	}
+	for _, own := range e.families {
+		several := e.openMetrics && own.bare && (own.metricType == counter || own.metricType == info)
+		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && (own.foreign || several) {
+			l.rewrite(e, &own)
+			continue
+		}
+		name, t := e.counterpart(&own, own.lines.from, f.openMetrics)
+		if name != own.name {
+			own.name, own.bare = name, !f.openMetrics
+		}
+		own.metricType = t
+		rest.families = append(rest.families, own)
+	}
+	rest.sort()
+	anew.regroup(math.MaxInt) // names may have become the same
+	return []*exposition{rest, anew}
+}
+
+// counterpart returns the name and the type that a format has for a family, as far as the
+// sample in the line at is concerned.
+func (e *exposition) counterpart(f *family, at uint32, openMetrics bool) (span, metricType) {
+	name, t := f.name, f.metricType
+	switch {
+	case e.openMetrics == openMetrics:
+		return name, t
+	case openMetrics:
+		base, ok := bytes.CutSuffix(e.text(name), []byte("_total"))
+		if ok && t == counter && len(base) > 0 {
+			name.to = name.from + uint32(len(base))
+		}
+		return name, t
+	}
+	sample := e.sampleName(at)
+	created := string(e.text(sample)[name.to-name.from:]) == "_created"
+	switch {
+	case created && t.claims("_created", true):
+		return sample, untyped
+	case t == counter:
+		return sample, counter
+	case t == info:
+		return sample, gauge
+	case t == stateset:
+		return name, gauge
+	}
+	return name, t
+}
+
+// rewrite adds the samples of a family of another exposition to the families that they belong
+// to here, in pieces that regroup joins.
+func (l *labeller) rewrite(from *exposition, f *family) {
+	l.anew = l.lost != untyped || l.bare != nil || from.openMetrics != l.e.openMetrics
+	l.p = parserOf(from.text(f.lines), from.openMetrics)
+	help, unit := from.text(f.help), from.text(span{f.name.to - f.unit, f.name.to})
+	if l.bare != nil {
+		unit = underscores(unit)
+	}
+	var current []byte // name of the family begun last
 	for l.p.next() {
-		l.p.name = underscores(l.p.name) // the parser sets the name anew unless it is bare and repeated
+		if !l.p.repeated {
+			at := f.lines.from + uint32(l.p.start)
+			own, t := from.counterpart(f, at, l.e.openMetrics)
+			if l.lost != untyped {
+				own, t = from.sampleName(at), unknown
+			}
+			name := from.text(own)
+			isItself := len(name) == int(f.name.to-f.name.from)
+			if l.bare != nil {
+				l.p.name, name = underscores(l.p.name), underscores(name)
+			}
+			if !bytes.Equal(name, current) {
+				piece := l.begin(name)
+				piece.metricType, current = t, name
+				if isItself {
+					piece.unit = uint32(len(unit))
+				}
+				isTotal := f.metricType == counter && bytes.HasSuffix(name, []byte("_total"))
+				if isItself || isTotal || t == gauge { // what the HELP text tells of; once will do
+					piece.help, help = l.e.add(help), nil
+					piece.lines = span{piece.help.to, piece.help.to}
+				}
+			}
+		}
 		l.sample()
 	}
 }
@@ -619,7 +797,8 @@ func (l *labeller) rewrite(from *exposition, f family) {
 
 // merged is what is to be on a page: metric families in the order of their names.
 type merged struct {
-	groups []group
+	groups      []group
+	openMetrics bool // the page's format, which all groups are in
 	findings
 }
 
@@ -651,12 +830,13 @@ func groupOf(body *exposition, f *family, run span, rank int32) group {
 	return group{p, p}
 }
 
-// merge merges bodies. Each is one exposition, or two if some of its families had to be
-// written anew. It fails if ctx ends.
-func merge(ctx context.Context, bodies [][]*exposition) (*merged, error) {
-	groups := gather(bodies, 0)
-	m := &merged{}
-	m.groups, m.conflicts = settle(groups, judge(groups))
+// merge merges bodies for a page of a format. Each body is one exposition, or several if
+// some of its families had to be changed for that. It fails if ctx ends.
+func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merged, error) {
+	m := &merged{groups: gather(bodies, 0), openMetrics: openMetrics}
+	for m.settle(judge(m.groups, openMetrics)) && openMetrics { // there one change may call for another
+	}
+	slices.Sort(m.conflicts)
 	return m, m.dropRepeats(ctx)
 }
 
@@ -675,14 +855,18 @@ func gather(bodies [][]*exposition, rank int32) []group {
 	return groups
 }
 
-// groups lists the families of an exposition, or their pieces until it is grouped.
+// groups lists the families of an exposition.
 func (e *exposition) groups(rank int32) []group {
 	parts := make([]part, len(e.families))
-	groups := make([]group, len(e.families))
+	groups := make([]group, 0, len(e.families))
 	for i := range parts {
 		f := &e.families[i]
 		parts[i] = part{body: e, family: f, run: f.lines, rank: rank}
-		groups[i] = group{&parts[i], &parts[i]}
+		if n := len(groups); n > 0 && bytes.Equal(groups[n-1].name(), e.text(f.name)) {
+			groups[n-1].add(&parts[i])
+		} else {
+			groups = append(groups, group{&parts[i], &parts[i]})
+		}
 	}
 	return groups
 }
@@ -767,6 +951,134 @@ func (g group) contradicts(t metricType) bool {
 	return found
 }
 
+// fits reports whether OpenMetrics has such samples for a type. What came as OpenMetrics is
+// not looked at, but for the names.
+func (g group) fits(t metricType) bool {
+	named := t == counter || t == histogram || t == gaugeHistogram || t == info // its samples, not by its name
+	for p := g.first; p != nil; p = p.next {
+		switch other := p.metricType != t; {
+		case named && p.bare, other && (p.metricType != untyped || t == info || t == stateset):
+			return false
+		case (p.body.loose || other) && !p.isStrict(t):
+			return false
+		}
+	}
+	return true
+}
+
+// isStrict reports whether the strictest parsers of OpenMetrics take the lines of the part
+// as those of a family of that type.
+func (p *part) isStrict(t metricType) bool {
+	if t != counter && t != histogram && t != summary {
+		return true
+	}
+	r := strictReader{boundName: map[metricType]string{histogram: "le", summary: "quantile"}[t]}
+	lines := parserOf(p.text(p.run), p.body.openMetrics)
+	for lines.next() {
+		if !r.take(&lines, string(lines.name[p.name.to-p.name.from:])) {
+			return false
+		}
+	}
+	return t == counter || r.endGroup()
+}
+
+// strictReader reads the samples of a counter, histogram or summary as strict parsers do.
+type strictReader struct {
+	boundName string // of the label; a counter has none
+
+	// Samples with the same labels, but for bounds, are a group, and stand together.
+	labels, before []byte // of the last sample and the one before
+	stamp          []byte
+	bound, value   float64 // of the last bucket or quantile; NaN before the first
+	count          float64 // NaN if there is none
+	sum, negative  bool    // there is a sum, or a bound below zero
+
+	sums, quantiles bool // there are groups of nothing else
+}
+
+// take reads a sample whose name has that suffix, and reports whether strict parsers would.
+func (r *strictReader) take(p *parser, suffix string) bool {
+	value, _ := strconv.ParseFloat(string(p.valueText()), 64)
+	isCount := suffix == "_bucket" || suffix == "_count"
+	switch {
+	case (suffix != "" || r.boundName == "") && !(value >= 0), isCount && math.Mod(value, 1) != 0:
+		return false
+	case r.boundName == "":
+		return true
+	}
+	r.before, r.labels = r.labels, p.appendLabels(append(r.before[:0], '{'), r.boundName)
+	if !bytes.Equal(r.labels, r.before) {
+		if len(r.before) > 0 && !r.endGroup() {
+			return false
+		}
+		r.stamp, r.sum, r.negative = p.stamp, false, false
+		r.bound, r.value, r.count = math.NaN(), math.NaN(), math.NaN()
+	}
+	switch suffix {
+	case "_sum":
+		r.sum = true
+	case "_count":
+		r.count = value
+	default:
+		if !r.takeBound(p.labelNamed(r.boundName), value) {
+			return false
+		}
+	}
+	return bytes.Equal(p.stamp, r.stamp)
+}
+
+// takeBound reads a bucket or a quantile.
+func (r *strictReader) takeBound(text []byte, value float64) bool {
+	bound, _ := strconv.ParseFloat(string(text), 64)
+	rising := !(bound <= r.bound || value < r.value)
+	r.bound, r.value, r.negative = bound, value, r.negative || bound < 0
+	if r.boundName == "quantile" {
+		return isNumber(text) && 0 <= bound && bound <= 1 && !(value < 0)
+	}
+	return isNumber(text) && rising && bound == bound && (bound <= math.MaxFloat64 || string(text) == "+Inf")
+}
+
+// endGroup reports whether the group is whole.
+func (r *strictReader) endGroup() bool {
+	counted := r.count == r.count
+	if r.boundName == "le" {
+		return math.IsInf(r.bound, 1) && r.sum == counted && (!counted || r.count == r.value) && !(r.sum && r.negative)
+	}
+	r.sums = r.sums || r.bound != r.bound
+	r.quantiles = r.quantiles || !counted
+	return r.sum == counted && !(r.sums && r.quantiles) // or the parts of a group might stand apart
+}
+
+// takeCounters takes out of a group whose types differ the counters of OpenMetrics, whose
+// samples have other names.
+func (g *group) takeCounters() (counters group) {
+	if g.types().agreed() != conflicting {
+		return counters
+	}
+	var rest group
+	for p := g.first; p != nil; {
+		if p.metricType == counter && !p.bare {
+			p = counters.add(p)
+		} else {
+			p = rest.add(p)
+		}
+	}
+	*g = rest
+	return counters
+}
+
+// unit returns the unit that those parts of the group agree on that give one.
+func (g group) unit() uint32 {
+	var unit uint32
+	for p := g.first; p != nil; p = p.next {
+		if unit > 0 && p.unit > 0 && p.unit != unit {
+			return 0
+		}
+		unit = max(unit, p.unit)
+	}
+	return unit
+}
+
 // find returns where in groups the family of a name is, or would be.
 func find(groups []group, name []byte) (i int, found bool) {
 	return slices.BinarySearchFunc(groups, name, func(g group, name []byte) int {
@@ -779,79 +1091,105 @@ type verdict uint8
 
 const (
 	stays   verdict = iota
-	toSplit         // into untyped families, one for each sample name
-	toFold          // into the histogram or summary that claims the name
+	toFold          // into the family that claims the name
+	toPart          // its counters, which have other sample names, become untyped families
+	toYield         // becomes untyped families, one for each sample name
+	toSplit         // likewise, and that is a conflict
 )
 
-// judge returns a verdict on each group. A family is split if its types differ, if it
-// has samples that its type does not allow, or if it is a histogram or summary that
-// claims the name of a family with another type, which is split, too. One without a type
-// whose name is claimed is folded.
-func judge(groups []group) []verdict {
+// judge returns a verdict on each group. A family is split if its types differ, or if it
+// claims the name of a family with another type, which is split, too. It yields if its type
+// has no such samples, or reserves a name. A family without a type whose name is claimed is
+// folded.
+func judge(groups []group, openMetrics bool) []verdict {
 	verdicts := make([]verdict, len(groups))
 	for i, g := range groups {
 		types := g.types()
-		t := types.agreed()
-		if t == conflicting || g.contradicts(t) {
-			verdicts[i] = toSplit
-		}
-		claimed := claimedBy(groups, g, types)
+		v := max(verdicts[i], g.judge(types, openMetrics))
+		claimed := claimedBy(groups, g, types, openMetrics)
 		for _, c := range claimed {
-			if groups[c].types().agreed() != untyped || groups[c].contradicts(t) {
-				verdicts[i] = toSplit
+			other := groups[c].types().agreed()
+			isSample := histogram.claims(string(groups[c].name()[len(g.name()):]), false) // not only reserved
+			switch {
+			case openMetrics && (other == unknown || other == untyped && types.agreed() != counter),
+				openMetrics && other != untyped && !isSample:
+				v = max(v, toYield)
+			case other != untyped:
+				v, verdicts[c] = toSplit, toSplit
+			case !openMetrics && groups[c].contradicts(types.agreed()):
+				v = toSplit
 			}
 		}
 		for _, c := range claimed {
-			if groups[c].types().agreed() != untyped {
-				verdicts[c] = toSplit
-			} else if verdicts[i] != toSplit {
-				verdicts[c] = toFold
+			if v < toPart {
+				verdicts[c] = max(verdicts[c], toFold)
 			}
 		}
+		verdicts[i] = v
 	}
 	return verdicts
 }
 
-// claimedBy lists the groups whose names a histogram or summary in g claims.
-func claimedBy(groups []group, g group, types typeSet) []int {
-	if types&(1<<histogram|1<<summary) == 0 {
-		return nil
+// judge returns the verdict on a group alone.
+func (g group) judge(types typeSet, openMetrics bool) verdict {
+	t := types.agreed()
+	switch {
+	case openMetrics && types&(1<<counter) != 0 && !g.fits(counter):
+		return toPart
+	case t == conflicting, !openMetrics && g.contradicts(t):
+		return toSplit
+	case !openMetrics && t == gaugeHistogram, openMetrics && !g.fits(t):
+		return toYield
 	}
+	return stays
+}
+
+// claimedBy lists the groups whose names types of g claim.
+func claimedBy(groups []group, g group, types typeSet, openMetrics bool) []int {
 	var claimed []int
-	for _, suffix := range []string{"_bucket", "_count", "_sum"} {
-		if types&(1<<histogram) == 0 && !summary.claims(suffix) {
-			continue
-		}
-		if i, found := find(groups, append(slices.Clone(g.name()), suffix...)); found {
-			claimed = append(claimed, i)
+	for types >>= counter; types > 0; types &= types - 1 {
+		t := counter + metricType(bits.TrailingZeros16(uint16(types)))
+		for _, suffix := range suffixesOf[t] {
+			if !t.claims(suffix, openMetrics) {
+				continue
+			}
+			if i, found := find(groups, append(slices.Clone(g.name()), suffix...)); found {
+				claimed = append(claimed, i)
+			}
 		}
 	}
 	return claimed
 }
 
-// settle carries out the verdicts. It returns the names of the families that are split,
-// too: they are in conflict.
-func settle(groups []group, verdicts []verdict) (settled []group, conflicts []string) {
-	rest := groups[:0]
+// settle carries out the verdicts, and reports whether that changed a family. Those that
+// are split are in conflict.
+func (m *merged) settle(verdicts []verdict) bool {
+	rest := m.groups[:0]
 	var changed []group
-	for i, g := range groups {
-		switch verdicts[i] {
-		case toSplit:
-			conflicts = append(conflicts, string(g.name()))
-			for p := g.first; p != nil; p = p.next {
-				changed = p.appendSplit(changed)
-			}
-		case toFold:
-			for p := g.first; p != nil; p = p.next {
+	for i, g := range m.groups {
+		v := verdicts[i]
+		if v == stays {
+			rest = append(rest, g)
+			continue
+		}
+		if v == toSplit {
+			m.conflicts = append(m.conflicts, string(g.name()))
+		}
+		for p := g.first; p != nil; p = p.next {
+			switch {
+			case v == toFold:
 				folded := *p.family
 				folded.fold(p.body)
 				changed = append(changed, groupOf(p.body, &folded, p.run, p.rank))
+			case v == toPart && p.metricType != counter && (p.metricType != untyped || p.bare):
+				changed = append(changed, groupOf(p.body, p.family, p.run, p.rank))
+			default:
+				changed = append(changed, p.split()...)
 			}
-		default:
-			rest = append(rest, g)
 		}
 	}
-	return mergeGroups(rest, groupsOf(changed)), conflicts
+	m.groups = mergeGroups(rest, groupsOf(changed))
+	return len(changed) > 0
 }
 
 // groupsOf sorts groups and joins those of one family.
@@ -870,34 +1208,16 @@ func groupsOf(pieces []group) []group {
 	return groups
 }
 
-// appendSplit appends the lines of a part as untyped families, one for each sample name,
-// of which there are four at most.
-func (p *part) appendSplit(dst []group) []group {
-	if p.metricType != conflicting && !p.metricType.claims("_sum") { // all its samples have the family's name
-		f := *p.family
-		f.metricType = conflicting
-		return append(dst, groupOf(p.body, &f, p.run, p.rank))
+// split returns the lines of a part as families without a type, one for each sample name.
+func (p *part) split() []group {
+	e := &exposition{openMetrics: p.body.openMetrics, loose: p.body.loose, telling: p.body.telling}
+	l := labeller{e: e, added: &addedLabels{}, lost: p.metricType}
+	if l.lost == untyped {
+		l.lost = unknown
 	}
-	before := len(dst)
-	for at := p.run.from; at < p.run.to; {
-		name := p.body.sampleName(at)
-		run := span{at, at + uint32(bytes.IndexByte(p.body.buf[at:], '\n')) + 1}
-		i := before + slices.IndexFunc(dst[before:], func(g group) bool { return bytes.Equal(g.name(), p.text(name)) })
-		switch {
-		case i < before:
-			f := &family{name: name, metricType: conflicting, quoted: p.quoted}
-			if bytes.Equal(p.text(name), p.text(p.name)) {
-				f.help = p.help
-			}
-			dst = append(dst, groupOf(p.body, f, run, p.rank))
-		case dst[i].last.run.to == at:
-			dst[i].last.run.to = run.to
-		default:
-			dst[i].add(&part{body: p.body, family: dst[i].first.family, run: run, rank: p.rank})
-		}
-		at = run.to
-	}
-	return dst
+	l.rewrite(p.body, p.family)
+	e.regroup(math.MaxInt)
+	return e.groups(p.rank)
 }
 
 // sampleName returns where the name in the line at stands.
@@ -952,9 +1272,9 @@ func (g group) distinct() (distinct group, repeats int) {
 	var series []byte
 	for p := g.first; p != nil; p = p.next {
 		rest := *p
-		lines := parserOf(p.text(p.run))
+		lines := parserOf(p.text(p.run), p.body.openMetrics)
 		for lines.next() {
-			series = lines.appendSeries(series[:0])
+			series = lines.appendLabels(append(series[:0], lines.name...), "")
 			hash := [2]uint64{maphash.Bytes(first, series), maphash.Bytes(second, series)}
 			if rank, found := ranks[hash]; !found {
 				ranks[hash] = p.rank
@@ -971,13 +1291,13 @@ func (g group) distinct() (distinct group, repeats int) {
 	return distinct, repeats
 }
 
-// appendSeries appends the sample's name and its labels in the order of their names. An
-// empty label is no label.
-func (p *parser) appendSeries(dst []byte) []byte {
-	dst = append(dst, p.name...)
+// appendLabels appends the sample's labels in the order of their names, without the one of
+// that name. An empty label is no label.
+func (p *parser) appendLabels(dst []byte, without string) []byte {
 	for _, l := range p.byName() {
-		if value := p.labelText(l); len(value) > 0 {
-			dst = append(append(dst, '"'), p.labelName(l)...)
+		name, value := p.labelName(l), p.labelText(l)
+		if len(value) > 0 && string(name) != without {
+			dst = append(append(dst, '"'), name...)
 			dst = append(append(dst, '"'), value...)
 		}
 	}
@@ -987,22 +1307,49 @@ func (p *parser) appendSeries(dst []byte) []byte {
 // addOwn puts the program's own metrics on the page, after all others. Of a family that a
 // source has too, the source's HELP text and type stay, and its samples where they are of
 // the same series.
-func (m *merged) addOwn(own ...[]*exposition) {
+func (m *merged) addOwn(own ...*exposition) {
 	n := len(m.groups)
-	for _, g := range gather(own, math.MaxInt32-1) {
+	for _, g := range gather([][]*exposition{own}, math.MaxInt32) {
+		f := *g.first.family
+		g.first.family = &f
+		if m.openMetrics && !g.first.findPlace(m.groups[:n]) {
+			continue
+		}
 		at, found := find(m.groups[:n], g.name())
 		if !found {
 			m.groups = append(m.groups, g)
 			continue
 		}
 		if m.groups[at].types().agreed() != untyped {
-			yielding := *g.first.family
-			yielding.metricType = untyped
-			g.first.family = &yielding
+			f.metricType = untyped
 		}
 		m.groups[at].join(g)
 		m.groups[at], _ = m.groups[at].distinct()
 	}
+}
+
+// findPlace gives a family of the program's own the name and the type that OpenMetrics and
+// the families of the sources leave for it. It is false if they leave none.
+func (p *part) findPlace(groups []group) bool {
+	g := group{p, p}
+	if p.metricType == counter {
+		full := p.name
+		p.name.to -= uint32(len("_total"))
+		at, found := find(groups, g.name())
+		p.bare = found && groups[at].types().agreed() != counter ||
+			!found && len(claimedBy(groups, g, 1<<counter, true)) > 0
+		if !p.bare {
+			return true
+		}
+		p.name, p.metricType = full, untyped
+	}
+	if at, found := find(groups, g.name()); found {
+		t := groups[at].types().agreed()
+		return t == untyped || t == unknown || t == gauge
+	}
+	end := max(bytes.LastIndexByte(g.name(), '_'), 0)
+	at, found := find(groups, g.name()[:end])
+	return !found || !groups[at].types().agreed().claims(string(g.name()[end:]), true)
 }
 
 // page is one valid exposition, ready to be written. It refers to long runs of lines
@@ -1011,23 +1358,28 @@ type page struct {
 	chunks [][]byte
 	size   int
 	tail   []byte // the chunk being filled
+
+	openMetrics bool // its format
 	findings
 }
 
 // write writes the page. It fails if ctx ends.
 func (m *merged) write(ctx context.Context) (*page, error) {
-	pg := &page{findings: m.findings}
+	pg := &page{openMetrics: m.openMetrics, findings: m.findings}
 	for _, g := range m.groups {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		pg.addFamily(g)
 	}
+	if pg.openMetrics {
+		pg.tail = append(pg.tail, "# EOF\n"...)
+	}
 	pg.flush()
 	return pg, nil
 }
 
-// addFamily adds one family: its HELP and TYPE lines and all its samples.
+// addFamily adds one family: its HELP, TYPE and UNIT lines and all its samples.
 func (pg *page) addFamily(g group) {
 	if cap(pg.tail)-len(pg.tail) < 1<<10 {
 		pg.flush()
@@ -1035,17 +1387,28 @@ func (pg *page) addFamily(g group) {
 	}
 	for p := g.first; p != nil; p = p.next {
 		if p.help.from < p.help.to {
-			pg.addMetadata("# HELP ", g, p.text(p.help))
+			text := p.text(p.help)
+			if pg.openMetrics {
+				text = []byte(quoteHelp.Replace(string(text)))
+			}
+			pg.addMetadata("# HELP ", g, text)
 			break
 		}
 	}
-	pg.addMetadata("# TYPE ", g, []byte(typeNames[g.types().agreed()]))
+	if !pg.openMetrics {
+		pg.addMetadata("# TYPE ", g, []byte(typeNames[g.types().agreed()]))
+	} else {
+		pg.addMetadata("# TYPE ", g, []byte(openMetricsNames[g.types().agreed()]))
+		if name, n := g.name(), int(g.unit()); n > 0 {
+			pg.addMetadata("# UNIT ", g, name[len(name)-n:])
+		}
+	}
 	for p := g.first; p != nil; p = p.next {
 		pg.addLines(p.text(p.run))
 	}
 }
 
-// addMetadata adds a HELP or TYPE line.
+// addMetadata adds a HELP, TYPE or UNIT line.
 func (pg *page) addMetadata(what string, g group, text []byte) {
 	out, name := append(pg.tail, what...), g.name()
 	if g.first.quoted && !isBareName(name) {
@@ -1081,26 +1444,22 @@ func (pg *page) flush() {
 // render merges results with the status metrics that tell of them and with those of the
 // process. It fails if ctx ends.
 func (p *program) render(
-	ctx context.Context, sources []*source, results []*result, quoted bool, process *exposition,
+	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
 ) (*page, error) {
 	var bodies [][]*exposition
 	for _, r := range results {
 		for _, e := range r.bodies {
-			if quoted {
-				bodies = append(bodies, []*exposition{e})
-			} else {
-				bodies = append(bodies, e.unquoted())
-			}
+			bodies = append(bodies, e.as(f))
 		}
 	}
-	m, err := merge(ctx, bodies)
+	m, err := merge(ctx, bodies, f.openMetrics)
 	if err != nil {
 		return nil, err
 	}
 	var status ownMetrics
 	status.addSources(sources, results)
 	status.addProgram(p, &m.findings)
-	m.addOwn([]*exposition{status.finish()}, []*exposition{process})
+	m.addOwn(status.finish(), process)
 	return m.write(ctx)
 }
 
@@ -1133,7 +1492,7 @@ type ownMetrics struct{ exposition }
 
 // begin begins a metric family.
 func (m *ownMetrics) begin(name string, t metricType, help string) {
-	f := family{name: m.add([]byte(name)), help: m.add([]byte(help)), metricType: t}
+	f := family{name: m.add([]byte(name)), help: m.add([]byte(help)), metricType: t, bare: true}
 	f.lines = span{f.help.to, f.help.to}
 	m.families = append(m.families, f)
 }
@@ -1340,10 +1699,21 @@ const maxPages, maxPageBytes, readTime = 8, 128 << 20, 500 * time.Millisecond
 type pageRequest struct {
 	client  string // see clientOf
 	sources []*source
-	quoted  bool             // names that need quotes have them, not underscores
+	forms   []form           // that it takes: OpenMetrics if it is as welcome as text, and text
 	gzip    bool             // it takes the page compressed
 	newest  func() []*result // holds the newest results of the sources
-	render  func(ctx context.Context, results []*result, quoted bool) (*page, error)
+	render  func(ctx context.Context, results []*result, f form) (*page, error)
+}
+
+// form returns the form that the scraper gets a page of these results in. Without a body in
+// OpenMetrics, nor a name that needs quotes, that is what every scraper takes.
+func (want *pageRequest) form(results []*result) form {
+	f := want.forms[len(want.forms)-1]
+	if slices.ContainsFunc(results, (*result).openMetrics) {
+		f = want.forms[0]
+	}
+	f.quoted = f.quoted && slices.ContainsFunc(results, (*result).quoted)
+	return f
 }
 
 // sharedPage is a page and those who read it.
@@ -1351,7 +1721,7 @@ type sharedPage struct {
 	*page
 	sources []*source
 	results []*result
-	quoted  bool
+	form    form
 	zipped  []byte // nil until a scraper wants it
 	made    time.Time
 	readers int
@@ -1392,11 +1762,11 @@ func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, erro
 func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	results := want.newest()
 	defer releaseAll(results) // a page alive holds them
-	quoted := want.quoted && slices.ContainsFunc(results, (*result).quoted)
+	f := want.form(results)
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	for _, sp := range ps.alive {
-		same := sp.quoted == quoted && slices.Equal(sp.sources, want.sources) && slices.Equal(sp.results, results)
+		same := sp.form == f && slices.Equal(sp.sources, want.sources) && slices.Equal(sp.results, results)
 		if same && (sp.zipped != nil || !zipped) {
 			sp.readers++
 			return sp
@@ -1411,13 +1781,13 @@ func (ps *pages) make(ctx context.Context, want *pageRequest) (*sharedPage, erro
 		return nil, err
 	}
 	results := want.newest()
-	quoted := want.quoted && slices.ContainsFunc(results, (*result).quoted)
-	pg, err := want.render(ctx, results, quoted)
+	f := want.form(results)
+	pg, err := want.render(ctx, results, f)
 	if err != nil {
 		releaseAll(results)
 		return nil, err
 	}
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, quoted: quoted, readers: 1}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()

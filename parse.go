@@ -6,10 +6,10 @@
 // at which it begins, and returns the index after what it scanned, or -1 after a
 // fault. The predicates are last.
 //
-// Names, labels and values are slices of the window: nothing is allocated per line,
-// and nothing is copied but timestamps of OpenMetrics. The window ends in a newline,
-// so loops that skip one kind of byte need not look for its end. Names, label values
-// and numbers are scanned eight bytes at a time.
+// Names, labels and values are slices of the window: nothing is allocated per line, and
+// nothing is copied but quoted names that have to be respelled. The window ends in a
+// newline, so loops that skip one kind of byte need not look for its end. Names, label
+// values and numbers are scanned eight bytes at a time.
 //
 // The text format is read as leniently as Prometheus reads it, or more so where the
 // meaning is clear; OpenMetrics as strictly as Prometheus reads it: one blank where
@@ -23,7 +23,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"math"
 	"math/bits"
 	"slices"
 	"strconv"
@@ -42,11 +41,11 @@ const (
 type lineKind uint8
 
 const (
-	sampleLine lineKind = iota // name, labels, valueText, stamp, repeated, plain, tail
+	sampleLine lineKind = iota // name, labels, valueText, stamp, exemplar, repeated, plain, tail
 	helpLine                   // name, text
 	typeLine                   // name, metricType
-	unitLine                   // checked, but not handed out
-	eofLine                    // likewise
+	unitLine                   // name, text
+	eofLine                    // checked, but not handed out
 )
 
 // metricType is the type of a metric family; the zero value is untyped.
@@ -58,17 +57,31 @@ const (
 	gauge
 	histogram
 	summary
+	info
+	stateset
+	gaugeHistogram
+	unknown     // none, in spite of what its samples are named
 	conflicting // two types that differ
 )
 
-var typeNames = [...]string{"untyped", "counter", "gauge", "histogram", "summary", "untyped"}
+// typeNames are the words for the types in the text format, which has no others.
+var typeNames = [...]string{
+	untyped: "untyped", counter: "counter", gauge: "gauge", histogram: "histogram", summary: "summary",
+	info: "gauge", stateset: "gauge", gaugeHistogram: "untyped", unknown: "untyped", conflicting: "untyped",
+}
 
-// typeOf maps the word of a TYPE line, in lower case, to the nearest type that the
-// text format has.
+// typeOf maps the word of a TYPE line of the text format, in lower case, to the nearest
+// type that this format has.
 var typeOf = map[string]metricType{
 	"counter": counter, "gauge": gauge, "histogram": histogram, "summary": summary,
 	"info": gauge, "stateset": gauge,
 	"": untyped, "untyped": untyped, "unknown": untyped, "gaugehistogram": untyped,
+}
+
+// openMetricsNames are the words for the types in OpenMetrics.
+var openMetricsNames = [...]string{
+	untyped: "unknown", counter: "counter", gauge: "gauge", histogram: "histogram", summary: "summary",
+	info: "info", stateset: "stateset", gaugeHistogram: "gaugehistogram", unknown: "unknown", conflicting: "unknown",
 }
 
 // line is what next has found.
@@ -81,9 +94,11 @@ type line struct {
 	metricType metricType
 	labels     []label
 	value      int    // where the value begins in the window
-	stamp      []byte // timestamp in milliseconds, empty if there is none
+	stamp      []byte // timestamp as written: milliseconds, in OpenMetrics seconds; empty if there is none
+	exemplar   []byte // as written, from the # on; empty if there is none
+	quotes     bool   // a label name of the exemplar has quotes
 	repeated   bool   // the line before was a sample of this name; may be missed
-	plain      bool   // tail is as the text format's own encoder would write it
+	plain      bool   // tail is as the format's own encoder would write it
 }
 
 // label is where one label of a sample stands, in bytes from the start of the line.
@@ -117,7 +132,9 @@ type parser struct {
 }
 
 // parserOf returns a parser of text in memory, which is empty or ends in a newline.
-func parserOf(text []byte) parser { return parser{window: window{buf: text}} }
+func parserOf(text []byte, openMetrics bool) parser {
+	return parser{window: window{buf: text}, openMetrics: openMetrics}
+}
 
 // next finds the next line that says something. It is false at the end of the
 // body and at the first fault.
@@ -243,15 +260,8 @@ func (w *window) read() (n int, err error) {
 func (p *parser) comment(i int) bool {
 	end := i + bytes.IndexByte(p.buf[i:], '\n')
 	p.pos = end + 1
-	if n := bytes.IndexByte(p.buf[i:end], 0); n >= 0 {
-		p.fail(i+n, "NUL byte")
-		return false
-	}
 	if p.openMetrics {
 		return p.directive(end)
-	}
-	if p.buf[end-1] == '\r' {
-		end--
 	}
 	word := p.blanks(i + 1)
 	kind := helpLine
@@ -265,15 +275,19 @@ func (p *parser) comment(i int) bool {
 		return false
 	}
 	i = p.blanks(word + len("HELP"))
-	if i == word+len("HELP") || i == end {
+	if i == word+len("HELP") || p.buf[i] == '\n' || p.buf[i] == '\r' {
 		return false
 	}
-	p.metadata(kind, i, end)
+	p.metadata(kind, i)
+	if kind == helpLine && p.name == nil && p.err != errCut { // no metric can have this name
+		p.err = nil
+		return false
+	}
 	return true
 }
 
 // directive scans a line of OpenMetrics that begins with # and reports whether it is
-// metadata to hand out.
+// metadata.
 func (p *parser) directive(end int) bool {
 	kind := helpLine
 	switch line := p.buf[p.start:end]; {
@@ -289,25 +303,32 @@ func (p *parser) directive(end int) bool {
 		p.fail(p.start, "OpenMetrics allows no comments, only # HELP, # TYPE, # UNIT and # EOF")
 		return false
 	}
-	p.metadata(kind, p.start+len("# HELP "), end)
-	return kind != unitLine
+	p.metadata(kind, p.start+len("# HELP "))
+	return true
 }
 
-// metadata scans the metric name at i and what the line says of it.
-func (p *parser) metadata(kind lineKind, i, end int) {
-	p.kind = kind
+// metadata scans the metric name at i and what the line says of it. It leaves no name
+// after a fault in it.
+func (p *parser) metadata(kind lineKind, i int) {
+	p.kind, p.name = kind, nil
 	if i = p.metricName(i); i < 0 {
 		return
 	}
 	text := p.blanks(i)
+	end := i + bytes.IndexByte(p.buf[i:], '\n') // a newline in the quotes is none
+	p.pos = end + 1
+	if !p.openMetrics && end > i && p.buf[end-1] == '\r' {
+		end--
+	}
 	switch {
 	case p.openMetrics && p.buf[i] != ' ', text == i && i != end:
+		p.name = nil
 		p.fail(i, "unexpected character in a metric name")
 		return
-	case p.openMetrics && kind != helpLine:
+	case p.openMetrics || kind == helpLine:
 		text = i + 1
 	}
-	p.text = p.buf[text:end]
+	p.text = p.buf[min(text, end):end]
 	switch {
 	case kind == helpLine && !utf8.Valid(p.text):
 		p.fail(text, "invalid UTF-8 in a HELP text")
@@ -319,22 +340,20 @@ func (p *parser) metadata(kind lineKind, i, end int) {
 }
 
 // setType sets the type to what the text of a TYPE line, which begins at i, says.
-// OpenMetrics says unknown where the text format says untyped or nothing.
 func (p *parser) setType(i int) {
-	word := p.text
-	if !p.openMetrics {
-		word = bytes.TrimRight(word, " \t")
-	}
-	t, known := typeOf[string(word)]
+	known := false
 	if p.openMetrics {
-		known = known && len(word) > 0 && string(word) != "untyped"
-	} else if !known {
-		t, known = typeOf[string(bytes.ToLower(word))]
+		t := slices.Index(openMetricsNames[:conflicting], string(p.text))
+		p.metricType, known = metricType(t), t >= 0
+	} else {
+		word := bytes.TrimRight(p.text, " \t")
+		if p.metricType, known = typeOf[string(word)]; !known {
+			p.metricType, known = typeOf[string(bytes.ToLower(word))]
+		}
 	}
 	if !known {
 		p.fail(i, "unknown metric type")
 	}
-	p.metricType = t
 }
 
 // ---- Samples
@@ -350,7 +369,13 @@ func (p *parser) sample(i int) int {
 		return i
 	}
 	p.value = p.beforeNumber(i)
-	p.stamp = p.stamp[:0]
+	if len(p.stamp)+len(p.exemplar) > 0 {
+		p.stamp, p.exemplar, p.quotes = nil, nil, false
+	}
+	if p.buf[p.value] == '+' && bytes.IndexByte([]byte(".0123456789"), p.buf[p.value+1]) >= 0 {
+		p.value++ // VictoriaMetrics drops a line with a +, but for +Inf
+		p.plain = false
+	}
 	i = p.number(p.value)
 	if i < 0 || p.buf[i] == '\n' && !p.openMetrics {
 		return i
@@ -404,9 +429,9 @@ func (p *parser) metricName(i int) int {
 	if p.buf[i] != '"' {
 		return p.bareName(i)
 	}
-	end := p.quotedName(i)
+	end := p.quotedName(i, false)
 	if end >= 0 {
-		p.name = p.buf[i+1 : end-1]
+		p.name = respelled(p.buf[i+1 : end-1])
 	}
 	return end
 }
@@ -437,21 +462,16 @@ func (p *parser) notAName(i int) string {
 	return "expected a metric name"
 }
 
-// quotedName scans a quoted name. It takes only one spelling of each name, so that
-// names can be compared as they are written.
-func (p *parser) quotedName(i int) int {
-	name := i + 1
-	p.plain = true
+// quotedName scans a quoted name. As in Prometheus, it may have a newline in OpenMetrics, too.
+func (p *parser) quotedName(i int, mayBeEmpty bool) int {
+	name, lax := i+1, p.lax
 	i = p.labelValue(name)
-	odd := !p.plain
-	p.plain = false
+	p.plain, p.lax = false, lax
 	switch {
 	case i < 0:
 		return i
-	case i == name:
+	case i == name && !mayBeEmpty:
 		return p.fail(name, "empty name")
-	case odd:
-		return p.fail(name, `an escape other than \\ \" \n in a name`)
 	case bytes.IndexByte(p.buf[name:i], 0) >= 0:
 		return p.fail(name, "NUL byte")
 	}
@@ -484,10 +504,11 @@ func (p *parser) labelSet(i int, keep bool) int {
 func (p *parser) label(i int, keep bool) int {
 	name, nameEnd, quoted := i, i, p.buf[i] == '"'
 	if quoted {
-		if i = p.quotedName(i); i < 0 {
+		if i = p.quotedName(i, !keep); i < 0 {
 			return i
 		}
 		name, nameEnd = name+1, i-1
+		p.quotes = p.quotes || !keep
 	} else {
 		i = labelBytes(p.buf, i)
 		if nameEnd = i; i == name || class[p.buf[name]]&digit != 0 {
@@ -498,7 +519,7 @@ func (p *parser) label(i int, keep bool) int {
 		if p.name != nil || !quoted {
 			return p.fail(i, "expected = after a label name")
 		}
-		p.name = p.buf[name:nameEnd]
+		p.name = respelled(p.buf[name:nameEnd])
 		return i
 	}
 	if i = p.gap(i + 1); p.buf[i] != '"' {
@@ -517,6 +538,9 @@ func (p *parser) label(i int, keep bool) int {
 // addLabel adds a label to the sample, unless its name is reserved or there already.
 func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	text := p.buf[name:nameEnd]
+	if !p.plain {
+		text = respelled(text)
+	}
 	seen, bit := p.seen(), nameBit(text)
 	switch n := len(p.labels); {
 	case seen&bit != 0 && n < fewLabels && p.hasLabel(text):
@@ -627,7 +651,7 @@ func (p *parser) number(i int) int {
 func (p *parser) lineEnd(i int) int {
 	if p.openMetrics {
 		if i = p.seconds(i); i >= 0 {
-			i = p.exemplar(i)
+			i = p.scanExemplar(i)
 		}
 	} else {
 		i = p.timestamp(i)
@@ -670,52 +694,48 @@ func (p *parser) timestamp(i int) int {
 	return end
 }
 
-// seconds scans a timestamp of OpenMetrics, if there is one, and makes milliseconds of
-// it. It adds three to the exponent before parsing, as multiplying afterwards would
-// round twice: 1.001 to 1000. It cuts digits after the milliseconds, as Prometheus does.
+// seconds scans a timestamp of OpenMetrics, if there is one.
 func (p *parser) seconds(i int) int {
 	if p.buf[i] != ' ' || p.buf[i+1] == '#' {
 		return i
 	}
-	stamp := i + 1
-	end := wordEnd(p.buf, stamp)
-	word := p.buf[stamp:end]
-	p.stamp = append(append(p.stamp, word...), "e3"...)
-	if e := bytes.IndexAny(word, "eE"); e >= 0 {
-		exponent, err := strconv.Atoi(string(word[e+1:]))
-		if err != nil {
-			exponent = math.MaxInt32
-		}
-		p.stamp = strconv.AppendInt(p.stamp[:e+1], int64(exponent)+3, 10)
+	end := p.finite(i + 1)
+	if end >= 0 {
+		p.stamp = p.buf[i+1 : end]
 	}
-	ms, err := strconv.ParseFloat(string(p.stamp), 64)
-	if err != nil || !(ms >= 0 && ms < 1<<53) || bytes.ContainsAny(word, "_xX") {
-		return p.fail(stamp, "expected a timestamp in seconds that is not negative")
-	}
-	p.stamp = strconv.AppendInt(p.stamp[:0], int64(ms), 10)
-	p.plain = false
 	return end
 }
 
-// exemplar checks the exemplar after a sample, if there is one, and drops it. As in
-// Prometheus, its labels may have any names.
-func (p *parser) exemplar(i int) int {
+// finite scans what OpenMetrics has for a timestamp: any number but NaN and infinity.
+func (p *parser) finite(i int) int {
+	end := p.number(i)
+	if end < 0 || bytes.ContainsAny(p.buf[i:end], "nN") {
+		return p.fail(i, "expected a timestamp in seconds")
+	}
+	return end
+}
+
+// scanExemplar scans the exemplar after a sample, if there is one. As in Prometheus, its
+// labels may have any names, also the same twice.
+func (p *parser) scanExemplar(i int) int {
 	if !bytes.HasPrefix(p.buf[i:], []byte(" # {")) {
 		return i
 	}
+	start, plain := i+1, p.plain
 	if i = p.labelSet(i+len(" # {"), false); i >= 0 {
 		i = p.number(p.beforeNumber(i))
 	}
-	p.plain = false
-	if i < 0 || p.buf[i] != ' ' {
+	if i >= 0 && p.buf[i] == ' ' {
+		i = p.finite(i + 1)
+	}
+	if i < 0 {
 		return i
 	}
-	stamp := p.beforeNumber(i)
-	end := p.number(stamp)
-	if end >= 0 && bytes.ContainsAny(p.buf[stamp:end], "nN") {
-		return p.fail(i+1, "expected a timestamp in seconds")
+	p.exemplar, p.plain = p.buf[start:i], plain
+	if n := bytes.IndexAny(p.exemplar, "\n\x00"); n >= 0 {
+		return p.fail(start+n, "newline or NUL byte in an exemplar")
 	}
-	return end
+	return i
 }
 
 // gap skips blanks where a plain line has none.
@@ -777,14 +797,28 @@ func (p *parser) seen() uint64 {
 	return 0
 }
 
-// labelName returns the name of a label of the sample, as written.
+// labelName returns the name of a label of the sample, without its quotes.
 func (p *parser) labelName(l label) []byte {
-	return p.buf[p.start+int(l.name) : p.start+int(l.nameEnd)]
+	name := p.buf[p.start+int(l.name) : p.start+int(l.nameEnd)]
+	if p.plain {
+		return name
+	}
+	return respelled(name)
 }
 
 // labelText returns the value of a label of the sample, as written.
 func (p *parser) labelText(l label) []byte {
 	return p.buf[p.start+int(l.value) : p.start+int(l.end)-1]
+}
+
+// labelNamed returns the value of the label of that name, as written; nil if there is none.
+func (p *parser) labelNamed(name string) []byte {
+	for _, l := range p.labels {
+		if string(p.labelName(l)) == name {
+			return p.labelText(l)
+		}
+	}
+	return nil
 }
 
 // valueText returns the value of the sample, as written.
@@ -800,6 +834,20 @@ func (p *parser) tail() []byte {
 }
 
 // ---- Bytes
+
+// respelled returns a quoted name in the one spelling that can be compared: a newline is
+// escaped, and so is a backslash that begins no escape.
+func respelled(name []byte) []byte {
+	for i := 0; i < len(name); i++ {
+		switch {
+		case name[i] == '\n', name[i] == '\\' && (i+1 == len(name) || !isEscape(name[i+1])):
+			return appendRespelled(nil, name, `\"n`)
+		case name[i] == '\\':
+			i++
+		}
+	}
+	return name
+}
 
 // nameBit maps a label name to one of 64 bits: names of different bits differ.
 func nameBit(name []byte) uint64 {
