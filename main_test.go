@@ -270,7 +270,7 @@ func (s *script) do(line string) (err error) {
 		s.program = newStarted(programCommand(s.dir, s.env, words...))
 		s.program.listen(s)
 		s.running = append(s.running, s.program)
-		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr}, s.names...)
+		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr, "$PORT", s.program.addr[strings.LastIndex(s.program.addr, ":")+1:]}, s.names...)
 	case "stop":
 		for _, p := range s.running {
 			err = errors.Join(err, p.stop())
@@ -298,8 +298,8 @@ func (s *script) do(line string) (err error) {
 	case "env":
 		s.env = append(s.env, text)
 	case "need":
-		if _, err := exec.LookPath(text); err != nil {
-			s.Skip(err)
+		if s.run(exec.Command("sh", "-c", text)); s.code != 0 {
+			s.Skip("this needs: " + text)
 		}
 	default:
 		if text == "" || !s.holds(verb, text) {
@@ -325,6 +325,8 @@ func (s *script) holds(check, text string) bool {
 		return strings.HasPrefix(s.out, "HTTP/1.1 "+text+" ")
 	case "log":
 		return eventually(func() bool { return strings.Contains(s.program.log.String(), text) })
+	case "alive":
+		return eventually(func() bool { return strconv.Itoa(alive(s.T, rest)) == first })
 	case "exit":
 		defer func() { s.code = 0 }()
 		return strconv.Itoa(s.code) == text
@@ -398,7 +400,10 @@ func (s *script) serve(name, file string, reset bool) {
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	start := server.Start
 	if cert, err := tls.LoadX509KeyPair(s.dir+"/"+name+".pem", s.dir+"/"+name+".key"); err == nil {
-		server.TLS, start = &tls.Config{Certificates: []tls.Certificate{cert}}, server.StartTLS
+		server.TLS, start = &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: x509.NewCertPool()}, server.StartTLS
+		if server.TLS.ClientCAs.AppendCertsFromPEM([]byte(s.read(name + ".clients"))) {
+			server.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+		}
 	}
 	start()
 	s.names = append([]string{"$" + name, server.Listener.Addr().String()}, s.names...)
