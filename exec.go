@@ -90,7 +90,8 @@ type fetcher interface {
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, watch watcher) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16}}
-	s.intake = intake{maxBytes: c.maxBytes, added: newAddedLabels(c), windows: windows}
+	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: windows}
+	s.intake.budget.most = 4 * c.maxBytes
 	switch c.kind {
 	case "http":
 		s.places = 128
@@ -101,6 +102,7 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 		s.fetcher = newCommand(c, &s.intake)
 	}
 	s.do = s.fetcher.fetch
+	s.budget, s.size = &s.intake.budget, s.intake.likelySize
 	s.count = s.status.count
 	s.report = func(r *result, e event) { logFetch(log, c.name, r, e) }
 	return s
@@ -125,8 +127,36 @@ type result struct {
 // A lease is shared by all who hold a result: its waterfall, scrapes and pages. When
 // the last of them lets go, the result's buffers serve the source's next fetch.
 type lease struct {
-	holders atomic.Int32
-	buffers *buffers // nil until there is one to give back
+	holders  atomic.Int32
+	buffers  *buffers // nil until there is one to give back
+	budget   *budget  // nil if the result has a limit of its own
+	reserved int64    // bytes of budget
+}
+
+// reserve takes the first part of a budget for what the result will hold.
+func (r *result) reserve(b *budget, n int64) {
+	if b.take(n) {
+		r.reserved = n
+	}
+	r.budget = b
+}
+
+// reserveMore reserves twice as much as before, or what is wanted, if the budget has that.
+func (r *result) reserveMore(wanted, limit int) int {
+	n := max(int64(wanted), 2*r.reserved) - r.reserved
+	if !r.budget.take(n) {
+		return limit
+	}
+	r.reserved += n
+	return int(r.reserved)
+}
+
+// settle gives back what was reserved but is not needed.
+func (r *result) settle() {
+	if r.budget != nil {
+		r.budget.spent.Add(r.held - r.reserved)
+		r.reserved = r.held
+	}
 }
 
 // hold adds a holder. The caller must be one already, or have just made the result.
@@ -135,8 +165,13 @@ func (r *result) hold() { r.holders.Add(1) }
 // release takes a holder away. A holder that forgets to leaves the buffers to the
 // garbage collector, which is safe.
 func (r *result) release() {
+	if r.holders.Add(-1) > 0 {
+		return
+	}
+	if r.budget != nil {
+		r.budget.spent.Add(-r.reserved)
+	}
 	switch {
-	case r.holders.Add(-1) > 0:
 	case r.standIn != nil:
 		r.standIn.release()
 	case r.buffers != nil:
@@ -206,6 +241,8 @@ type waterfall struct {
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
 	count  func(standard bool, r *result) event                           // counts a fetch; called with mu held
 	report func(r *result, e event)                                       // logs a fetch; called without mu
+	size   func() int64                                                   // that a result is likely to have, in bytes
+	budget *budget                                                        // of results that have not the default arguments
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
 
@@ -326,12 +363,13 @@ func (w *waterfall) makeRoom(client string) bool {
 		}
 	}
 	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
-	for len(kept) > 0 && len(kept)+len(wanted) >= w.places {
+	fits := func() bool { return w.budget.spent.Load()+w.size() <= w.budget.most }
+	for len(kept) > 0 && (len(kept)+len(wanted) >= w.places || !fits()) {
 		w.drop(kept[0])
 		kept = kept[1:]
 	}
 	if len(wanted) < w.places {
-		return true
+		return fits()
 	}
 	greedy, most := mostOf(taken)
 	if taken[client]+1 >= most {
@@ -490,7 +528,10 @@ const overdueAfter = time.Second
 
 // run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
-	w.settle(f, w.guard(ctx, f))
+	r := w.guard(ctx, f)
+	r.hold()
+	w.settle(f, r)
+	r.release()
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.cancel()
@@ -504,6 +545,9 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 // a panic is a failure of the source.
 func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	r = &result{start: time.Now(), limit: w.limitOf(f)}
+	if !f.key.standard {
+		r.reserve(w.budget, w.size())
+	}
 	defer func() {
 		if v := recover(); v != nil {
 			r.bodies = nil
@@ -511,6 +555,7 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 			r.failure.detail = string(debug.Stack())
 		}
 		r.end = time.Now()
+		r.settle()
 	}()
 	r.failure = w.do(ctx, r, f.key.values)
 	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
@@ -706,6 +751,92 @@ func (q *queue[C]) remove(c C) {
 	q.waiting = slices.DeleteFunc(q.waiting, func(other C) bool { return other == c })
 }
 
+// turn is what only one can have at a time. Those who wait are served by their queue.
+type turn struct {
+	most int // who may wait, 0 for any number
+
+	mu      sync.Mutex // guards all below
+	taken   bool
+	waiting queue[*turnClaim]
+}
+
+// turnClaim is one who waits for a turn.
+type turnClaim struct {
+	claim
+	decided chan struct{} // closed when the turn has come, or will not
+	evicted bool          // it had to make room, so the turn will not come
+}
+
+// errCrowded is the failure of a wait that had to make room for a client with fewer.
+var errCrowded = errors.New("too many others wait")
+
+// wait waits for the turn. It fails if ctx ends before it comes, or if too many wait and
+// this client has most of them.
+func (t *turn) wait(ctx context.Context, client string) error {
+	t.mu.Lock()
+	if !t.taken {
+		t.taken, t.waiting.last = true, client
+		t.mu.Unlock()
+		return nil
+	}
+	c := &turnClaim{claim: claim{client: client}, decided: make(chan struct{})}
+	t.waiting.add(c)
+	if t.most > 0 && len(t.waiting.waiting) > t.most {
+		t.evict()
+	}
+	t.mu.Unlock()
+	select {
+	case <-c.decided:
+		if c.evicted {
+			return errCrowded
+		}
+		return nil
+	case <-ctx.Done():
+		t.leave(c)
+		return ctx.Err()
+	}
+}
+
+// evict takes the last place of the client that has most. The caller holds mu.
+func (t *turn) evict() {
+	held := map[string]int{}
+	for _, c := range t.waiting.waiting {
+		held[c.client]++
+	}
+	greedy, _ := mostOf(held)
+	var last *turnClaim
+	for _, c := range t.waiting.waiting {
+		if c.client == greedy {
+			last = c
+		}
+	}
+	t.waiting.remove(last)
+	last.evicted = true
+	close(last.decided)
+}
+
+// leave gives up waiting. If the turn has just come, it is passed on.
+func (t *turn) leave(c *turnClaim) {
+	t.mu.Lock()
+	here := slices.Contains(t.waiting.waiting, c)
+	t.waiting.remove(c)
+	evicted := c.evicted
+	t.mu.Unlock()
+	if !here && !evicted {
+		t.pass()
+	}
+}
+
+// pass hands the turn to the one who is next.
+func (t *turn) pass() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	next := t.waiting.next(func(*turnClaim) bool { return true })
+	if t.taken = next != nil; t.taken {
+		close(next.decided)
+	}
+}
+
 // mostOf returns the client that has most, and how many that are.
 func mostOf(held map[string]int) (client string, most int) {
 	for c, n := range held {
@@ -720,11 +851,15 @@ func mostOf(held map[string]int) (client string, most int) {
 
 // intake takes the bodies of one source: it parses and labels them, within bounds.
 type intake struct {
-	maxBytes int64
-	added    addedLabels
-	windows  *sync.Pool // of *workspace, shared by all sources
-	buffers  buffers
+	*sourceConfig
+	budget  budget // of results with arguments that scrapers chose
+	added   addedLabels
+	windows *sync.Pool // of *workspace, shared by all sources
+	buffers buffers
 }
+
+// likelySize is what the next result is likely to take, in bytes.
+func (in *intake) likelySize() int64 { return max(in.buffers.size.Load(), 64<<10) }
 
 // newAddedLabels returns the labels that a source adds to its samples.
 func newAddedLabels(c *sourceConfig) addedLabels {
@@ -742,24 +877,50 @@ func newAddedLabels(c *sourceConfig) addedLabels {
 // read reads one more body into a result.
 func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	b.limit = in.maxBytes - r.bytes
-	budget := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
+	limit := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
+	if r.budget != nil {
+		limit = min(limit, r.reserved)
+	}
 	w, ok := in.windows.Get().(*workspace)
 	if !ok {
 		w = &workspace{}
 	}
 	defer in.windows.Put(w)
-	r.buffers, w.body = &in.buffers, in.buffers.get()
-	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(budget))
+	r.buffers, w.body, w.more = &in.buffers, in.buffers.get(), nil
+	if r.budget != nil {
+		w.more = r.reserveMore
+	}
+	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(limit))
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}
 	r.bytes += b.n
-	if err != nil {
-		return readFailure(err)
+	if err == nil {
+		r.bodies = append(r.bodies, e)
+		r.held += int64(e.held())
 	}
-	r.bodies = append(r.bodies, e)
-	r.held += int64(e.held())
-	return nil
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.spent.Load() > r.reserved:
+		return fail("busy", "results with other arguments take all the memory that there is for them")
+	}
+	return in.readFailure(err)
+}
+
+// budget bounds the memory of the results of a source that are in flight or kept.
+type budget struct {
+	most  int64        // bytes
+	spent atomic.Int64 // of bytes
+}
+
+// take reports whether there are n bytes more, and spends them.
+func (b *budget) take(n int64) bool {
+	if b.spent.Add(n) <= b.most {
+		return true
+	}
+	b.spent.Add(-n)
+	return false
 }
 
 // buffers are what the bodies of a source are read into.
@@ -829,13 +990,29 @@ func withoutMark(src io.Reader) io.Reader {
 	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
 }
 
+// tooLarge says what to do about too large a body.
+func (c *sourceConfig) tooLarge(err error) *failure {
+	return fail("too_large", "%w; if it is right: --max-bytes %s:%s", err, c.name, sizeFlag(2*c.maxBytes))
+}
+
+// sizeFlag writes a size as --max-bytes wants it.
+func sizeFlag(n int64) string {
+	unit := "B"
+	for _, larger := range []string{"KiB", "MiB", "GiB"} {
+		if n%1024 == 0 {
+			n, unit = n/1024, larger
+		}
+	}
+	return strconv.FormatInt(n, 10) + unit
+}
+
 // readFailure says why a body could not be taken.
-func readFailure(err error) *failure {
+func (c *sourceConfig) readFailure(err error) *failure {
 	var fault *syntaxError
 	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge):
-		return &failure{reason: "too_large", err: err}
+		return c.tooLarge(err)
 	case errors.Is(err, errNoNewline):
 		return &failure{reason: "read", err: err}
 	case errors.As(err, &fault):
@@ -863,6 +1040,8 @@ type exporter struct {
 	socket string // path of the Unix socket that it is at, "" for TCP
 	client http.Client
 
+	userAgent string
+
 	fixed   http.Header // from the command line
 	headers atomic.Pointer[http.Header]
 	token   atomic.Pointer[string] // nil without a token file
@@ -881,6 +1060,7 @@ const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 // read when they change.
 func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 	e := &exporter{sourceConfig: c, intake: in, fixed: http.Header{}}
+	e.userAgent = "reverse_exporter/" + readBuild().version
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
 		password, _ := user.Password()
@@ -913,6 +1093,7 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        5 * time.Minute,
+		DisableKeepAlives:      maxConnections() < 32, // idle ones would take the last file descriptors
 	}}
 	return e
 }
@@ -952,7 +1133,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	header := http.Header{
 		"Accept":          {accept},
 		"Accept-Encoding": {"identity"},
-		"User-Agent":      {"reverse_exporter/" + version},
+		"User-Agent":      {e.userAgent},
 		timeoutHeader:     {seconds(r.limit)},
 	}
 	for _, w := range e.watched {
@@ -969,7 +1150,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return fail("status", "the exporter answered %d %s", resp.StatusCode, http.StatusText(resp.StatusCode))
+		return e.statusFailure(resp.StatusCode)
 	}
 	return e.read(ctx, r, resp)
 }
@@ -992,7 +1173,7 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		// The limit of compressed bytes ends an endless run of empty gzip members.
 		z, err := gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes})
 		if err != nil {
-			return readFailure(err)
+			return e.readFailure(err)
 		}
 		in.src = z
 	}
@@ -1007,6 +1188,20 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
 	}
 	return f
+}
+
+// statusFailure says what to do about an answer that is not 200.
+func (e *exporter) statusFailure(code int) *failure {
+	hint := ""
+	switch {
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		hint = fmt.Sprintf("; give a password in the URL, --bearer-token-file %s:FILE or --header %[1]s:@FILE", e.name)
+	case code == http.StatusNotFound:
+		hint = ": is the path right?"
+	case code == http.StatusBadRequest && e.url.Scheme == "http":
+		hint = "; if it wants TLS, write https://"
+	}
+	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), hint)
 }
 
 // bodyFormat is what a Content-Type says of a body.
@@ -2048,7 +2243,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 
 	switch {
 	case int64(len(body)) > c.maxBytes:
-		return body, &failure{reason: "too_large", err: errTooLarge}
+		return body, c.tooLarge(errTooLarge)
 	case killed:
 		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit.known):

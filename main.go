@@ -57,8 +57,32 @@ import (
 
 // ---- Usage
 
-// version is set by the linker.
-var version = "dev"
+// version is set by the linker. Without it, the build's own information has the version.
+var version = ""
+
+// build is what the program was built from.
+type build struct{ version, revision string }
+
+// readBuild reads the build's own information.
+func readBuild() build {
+	b := build{"unknown", "unknown"}
+	info, ok := debug.ReadBuildInfo()
+	if ok {
+		b.version = strings.Trim(info.Main.Version, "()") // (devel) in a working tree
+		for _, s := range info.Settings {
+			switch {
+			case s.Key == "vcs.revision":
+				b.revision = s.Value
+			case s.Key == "vcs.modified" && s.Value == "true":
+				b.revision += " with changes"
+			}
+		}
+	}
+	if version != "" {
+		b.version = version
+	}
+	return b
+}
 
 const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
 one scrape target: one port, one /metrics, told apart by the label exporter_name.
@@ -152,6 +176,8 @@ var options = []option{
 		help: "demand client certificates that this CA verifies", setServer: func(c *config, v string) error { return setFile(&c.tlsClientCA, v) }},
 	{name: "web.basic-auth-file", scope: server, value: "FILE",
 		help: "demand a password; lines of user:HASH, see --hash-password", setServer: func(c *config, v string) error { return setFile(&c.basicAuth, v) }},
+	{name: "web.disable-exporter-metrics", scope: mode,
+		help: "leave out the process_* and go_* metrics of the program itself"},
 	{name: "log.level", scope: server, value: "LEVEL",
 		help: "debug, info, warn or error (info)", setServer: setLogLevel},
 	{name: "log.format", scope: server, value: "FORMAT",
@@ -211,7 +237,9 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		stdout.Write(appendUsage(nil))
 		return 0
 	case c.modes["version"]:
-		fmt.Fprintf(stdout, "reverse_exporter %s %s\n", version, runtime.Version())
+		b := readBuild()
+		fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
+			b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return 0
 	case len(faults) > 0:
 		for _, fault := range faults {
@@ -276,6 +304,7 @@ func (p *program) waitForRuns(d time.Duration) {
 // program is what runs.
 type program struct {
 	listen      []address
+	build       build
 	log         *slog.Logger
 	sources     []*source            // in the order of the flags
 	endpoints   map[string][]*source // by path
@@ -288,7 +317,9 @@ type program struct {
 	passwords   *passwords // nil if none are demanded
 	watched     []*watched // the files that flags name
 	logLines    *logWriter // nil in tests, whose log is read at once
-	windows     sync.Pool  // of *workspace
+
+	withoutProcess bool      // it leaves out process_* and go_*
+	windows        sync.Pool // of *workspace
 
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
@@ -300,7 +331,8 @@ type program struct {
 
 // newProgram makes what runs of flags that are good. Its fetches end with life.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	p := &program{listen: c.listen, endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{}}
+	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
+		endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = newLog(c, stderr)
@@ -411,6 +443,7 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal) int {
 	}
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
+	p.logStart()
 	for i, l := range listeners {
 		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
 		go func() { failed <- server.Serve(l) }()
@@ -420,7 +453,7 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal) int {
 			go p.repeat(ctx, s)
 		}
 	}
-	code := 0
+	code, why := 0, "a signal"
 	for serving := true; serving; {
 		select {
 		case <-hangup:
@@ -428,11 +461,12 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal) int {
 			continue
 		case err := <-failed:
 			p.log.Error("failed to serve", "err", err)
-			code = 1
+			code, why = 1, "a failure"
 		case <-ctx.Done():
 		}
 		serving = false
 	}
+	p.log.Info("stopping", "why", why, "ran", time.Since(p.started).Round(time.Second))
 	defer time.AfterFunc(2*time.Second, p.stop).Stop()
 	grace, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 	defer cancel()
@@ -440,6 +474,25 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal) int {
 		server.Close()
 	}
 	return code
+}
+
+// logStart says what begins to run.
+func (p *program) logStart() {
+	kinds := map[string]int{}
+	for _, s := range p.sources {
+		kinds[s.kind]++
+	}
+	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
+		"http", kinds["http"], "file", kinds["file"], "exec", kinds["exec"],
+		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
+}
+
+// droppedLines is how many lines of the log could not be written.
+func (p *program) droppedLines() uint64 {
+	if p.logLines == nil {
+		return 0
+	}
+	return p.logLines.dropped.Load()
 }
 
 // refreshFiles takes up the files that flags name if they have changed.
@@ -1494,7 +1547,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	code := http.StatusUnauthorized
 	name, password, ok := r.BasicAuth()
 	if ok && strings.IndexByte(password, 0) < 0 { // the key stays the same with NULs at the end
-		code = p.passwords.check(r.Context(), name, password)
+		code = p.passwords.check(r.Context(), clientOf(r.RemoteAddr), name, password)
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
 	switch code {
@@ -1516,9 +1569,8 @@ type passwords struct {
 	watched *watched
 	users   atomic.Pointer[map[string]*user] // by name
 
-	key  []byte        // of digests
-	line chan struct{} // has room for those who stretch or wait to
-	turn chan struct{} // has room for the one who stretches
+	key  []byte // of digests
+	turn turn   // to stretch
 }
 
 // user is one user's password, stretched.
@@ -1530,7 +1582,7 @@ type user struct {
 
 // newPasswords returns passwords that are yet to get their users.
 func newPasswords() *passwords {
-	ps := &passwords{key: make([]byte, 32), line: make(chan struct{}, 1+16), turn: make(chan struct{}, 1)}
+	ps := &passwords{key: make([]byte, 32), turn: turn{most: 16}}
 	rand.Read(ps.key)
 	return ps
 }
@@ -1599,7 +1651,7 @@ const minIterations, maxIterations = 100_000, 2_000_000
 
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
 // wait to be checked or ctx is done. An unknown user costs as much as a known one.
-func (ps *passwords) check(ctx context.Context, name, password string) int {
+func (ps *passwords) check(ctx context.Context, client, name, password string) int {
 	ps.watched.refresh()
 	us := *ps.users.Load()
 	u, known := us[name]
@@ -1607,18 +1659,10 @@ func (ps *passwords) check(ctx context.Context, name, password string) int {
 	if known && u.knows(digest) {
 		return http.StatusOK
 	}
-	select {
-	case ps.line <- struct{}{}:
-		defer func() { <-ps.line }()
-	default:
+	if ps.turn.wait(ctx, client) != nil {
 		return http.StatusServiceUnavailable
 	}
-	select {
-	case ps.turn <- struct{}{}:
-		defer func() { <-ps.turn }()
-	case <-ctx.Done():
-		return http.StatusServiceUnavailable
-	}
+	defer ps.turn.pass()
 	if known && u.knows(digest) { // another request gave it meanwhile
 		return http.StatusOK
 	}
@@ -1711,6 +1755,7 @@ func (p *program) openPage(
 	defer leave(shares, expired)
 	process := p.processNow()
 	return p.pages.open(ctx, &pageRequest{
+		client:  clientOf(r.RemoteAddr),
 		sources: sources,
 		quoted:  acceptsQuotes(r.Header.Values("Accept")),
 		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
@@ -1797,7 +1842,7 @@ func askAll(sources []*source, query url.Values, client string, deadline time.Ti
 	for i, s := range sources {
 		var err error
 		if chosen[i], err = s.arguments(query); err != nil {
-			return nil, err
+			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
 	shares := make([]share, len(sources))
@@ -2115,7 +2160,7 @@ func appendDown(dst []byte, rows []row) []byte {
 // appendFacts appends what there is to know of the program itself.
 func (p *program) appendFacts(dst []byte) []byte {
 	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s · started %s · ",
-		escapeHTML.Replace(version+revision()), ago(p.started))
+		escapeHTML.Replace(p.build.version+" ("+p.build.revision+")"), ago(p.started))
 	if last := p.lastScrape.Load(); last != nil {
 		dst = fmt.Appendf(dst, "last scrape %s%s, took %s",
 			ago(last.end), escapeHTML.Replace(last.by), durationText(last.took))
@@ -2130,28 +2175,6 @@ func (p *program) appendFacts(dst []byte) []byte {
 		}
 	}
 	return dst
-}
-
-// revision returns what the program was built from, in parentheses, or nothing if its build
-// does not say.
-func revision() string {
-	info, ok := debug.ReadBuildInfo()
-	if !ok {
-		return ""
-	}
-	revision, changes := "", ""
-	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			revision = s.Value[:min(len(s.Value), 7)]
-		case s.Key == "vcs.modified" && s.Value == "true":
-			changes = " with changes"
-		}
-	}
-	if revision == "" {
-		return ""
-	}
-	return " (" + revision + changes + ")"
 }
 
 // appendLine appends the line of a source.
@@ -2423,7 +2446,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}
 	if err != nil {
-		p.log.Error("nothing to print", "path", path, "err", err)
+		p.log.Error("nothing to print: --once asks for one endpoint, without parameters", "path", path, "err", err)
 		return 1
 	}
 	waiting, cancel := context.WithTimeout(ctx, forSources)

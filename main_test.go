@@ -1895,6 +1895,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.kind, s.places = "http", 128
 	}
 	s.report = func(*result, event) {}
+	s.budget, s.size = &budget{most: 1 << 30}, func() int64 { return 1 }
 	s.count = func(standard bool, r *result) event {
 		reason := "ok"
 		if r.failure != nil {
@@ -3223,6 +3224,7 @@ func TestLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	await(t.Context(), shares)
+	p.sources[0].runs.Wait() // the run holds its result until its end
 	open := func() *sharedPage {
 		want := requestOf(p, func() []*result { return resultsOf(shares) })
 		sp, err := p.pages.open(t.Context(), want)
@@ -3246,6 +3248,67 @@ func TestLease(t *testing.T) {
 	}
 	if !given() {
 		t.Error("a buffer is not given back though nobody holds it")
+	}
+}
+
+// TestBudget bounds the memory of results with arguments that scrapers chose: what is over is
+// busy, and the default arguments are served beside it.
+func TestBudget(t *testing.T) {
+	var waiting sync.WaitGroup
+	waiting.Add(31)
+	body := strings.Repeat("metric{a=\"b\"} 1\n", 1<<14) // about 600 KB with its label
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		waiting.Done()
+		waiting.Wait() // until all are in flight
+		io.WriteString(w, body)
+	}))
+	defer exporter.Close()
+	p, _ := newTestProgram(t, "--http", "x="+exporter.URL, "--params", "x:*", "--max-bytes", "1MiB", "--max-age", "1h")
+	s := p.sources[0]
+	var scrapes sync.WaitGroup
+	var served, busy atomic.Int32
+	scrape := func(id string) *result {
+		tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
+		if tk == nil {
+			return refused
+		}
+		defer s.leave(tk, false)
+		s.wait(t.Context(), tk)
+		r := s.result(tk)
+		defer r.release()
+		return r
+	}
+	for i := range 30 {
+		scrapes.Go(func() {
+			switch r := scrape(fmt.Sprintf("a=%d", i)); {
+			case r.failure == nil:
+				served.Add(1)
+			case r.failure.reason == "busy":
+				busy.Add(1)
+			default:
+				t.Errorf("%v", r.failure)
+			}
+		})
+	}
+	if r := scrape(""); r.failure != nil {
+		t.Errorf("with default arguments: %v", r.failure)
+	}
+	scrapes.Wait()
+	if served.Load() < 2 || served.Load()+busy.Load() != 30 || busy.Load() < 20 { // 4 MiB have room for 6 or 7
+		t.Errorf("%d served, %d busy", served.Load(), busy.Load())
+	}
+	if spent := s.budget.spent.Load(); spent > 4<<20 || spent < 1<<20 {
+		t.Errorf("what is kept takes %d bytes", spent)
+	}
+	s.waterfall.mu.Lock()
+	for _, k := range s.keys {
+		if !k.standard {
+			s.drop(k)
+		}
+	}
+	s.waterfall.mu.Unlock()
+	if spent := s.budget.spent.Load(); spent != 0 {
+		t.Errorf("%d bytes are spent though nothing is kept", spent)
 	}
 }
 
@@ -3790,17 +3853,18 @@ func TestPasswordFlood(t *testing.T) {
 	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
 		t.Fatal(w.Code)
 	}
-	p.passwords.turn <- struct{}{} // somebody's password is being stretched
+	stretching := &p.passwords.turn
+	stretching.wait(t.Context(), "") // somebody's password is being stretched
 	var waiting sync.WaitGroup
-	answers := make(chan int, cap(p.passwords.line))
-	if n := cap(p.passwords.line); n != 17 {
-		t.Fatalf("%d may wait or stretch, want 17", n)
-	}
-	for range cap(p.passwords.line) {
+	const most = 16
+	answers := make(chan int, most)
+	for range most {
 		waiting.Go(func() { answers <- getAs(t, p, "/metrics", "nobody", "wrong").Code })
 	}
-	for len(p.passwords.line) < cap(p.passwords.line) {
-		runtime.Gosched()
+	for full := false; !full; runtime.Gosched() {
+		stretching.mu.Lock()
+		full = len(stretching.waiting.waiting) == most
+		stretching.mu.Unlock()
 	}
 	for _, c := range []struct {
 		user, password string
@@ -3810,7 +3874,7 @@ func TestPasswordFlood(t *testing.T) {
 			t.Errorf("%s:%s in a flood: %d, want %d", c.user, c.password, w.Code, c.code)
 		}
 	}
-	<-p.passwords.turn
+	stretching.pass()
 	waiting.Wait()
 	for range cap(answers) {
 		if code := <-answers; code != 401 {
@@ -3822,7 +3886,7 @@ func TestPasswordFlood(t *testing.T) {
 	}
 	text, _ := os.ReadFile(auth)
 	replaceFile(t, dir, "auth", string(text)+"third:"+string(appendHash(nil, "x", minIterations))+"\n")
-	p.passwords.turn <- struct{}{}
+	stretching.wait(t.Context(), "")
 	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
 		t.Errorf("a known password after another user came: %d", w.Code)
 	}
@@ -3835,14 +3899,32 @@ func TestUnknownUser(t *testing.T) {
 	if err := ps.set([][]byte{[]byte("known:" + hash)}); err != nil {
 		t.Fatal(err)
 	}
-	ps.turn <- struct{}{}
+	ps.turn.wait(t.Context(), "")
 	for _, name := range []string{"known", "unknown", ""} {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if code := ps.check(ctx, name, "wrong"); code != 503 { // it wants its turn, like all others
+		if code := ps.check(ctx, "", name, "wrong"); code != 503 { // it wants its turn, like all others
 			t.Errorf("%q: %d", name, code)
 		}
 	}
+}
+
+// TestHangup takes up a changed file at once, and goes on.
+func TestHangup(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	headers := writeFile(t, dir, "headers", "X-Key: 1\n")
+	s := startProgram(t, "--http", "x=http://127.0.0.1:1/", "--header", "x:@"+headers, "--web.listen-address", "127.0.0.1:0")
+	replaceFile(t, dir, "headers", "X-Key: 2\n")
+	s.Process.Signal(syscall.SIGHUP)
+	if !eventually(func() bool { return strings.Contains(s.log.String(), "reloaded a changed file") }) {
+		t.Errorf("the file was not taken up:\n%s", s.log.String())
+	}
+	s.Process.Signal(syscall.SIGTERM)
+	if err := s.Wait(); err != nil {
+		t.Errorf("after SIGHUP and SIGTERM: %v", err)
+	}
+	wantContains(t, s.log.String(), "msg=stopping why=\"a signal\"")
 }
 
 // TestFlapping logs each change of a source's state at once, and sums up those of one that
@@ -4288,8 +4370,8 @@ func TestWaitingForPages(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
 		o := opener{p: p}
 		r := &result{}
-		p.pages.turn.wait(t.Context()) // somebody renders
-		var mu sync.Mutex              // guards opened and compressed
+		p.pages.turn.wait(t.Context(), "") // somebody renders
+		var mu sync.Mutex                  // guards opened and compressed
 		var opened []*sharedPage
 		compressed := map[*byte]bool{}
 		for i := range 100 {
@@ -4374,7 +4456,7 @@ func (c *endingContext) Err() error {
 func TestTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
-		turns.wait(t.Context())
+		turns.wait(t.Context(), "")
 		var order []int
 		left, leave := context.WithCancel(t.Context())
 		for i := range 10 {
@@ -4383,7 +4465,7 @@ func TestTurn(t *testing.T) {
 				ctx = left
 			}
 			go func() {
-				if turns.wait(ctx) == nil {
+				if turns.wait(ctx, "") == nil {
 					order = append(order, i)
 				}
 			}()
@@ -4403,7 +4485,42 @@ func TestTurn(t *testing.T) {
 		if got := fmt.Sprint(order); got != "[1 2 3 5 6 7 8]" {
 			t.Errorf("served in the order %s", got)
 		}
-		if turns.pass(); turns.taken || len(turns.waiting) != 0 {
+		if turns.pass(); turns.taken || len(turns.waiting.waiting) != 0 {
+			t.Error("the turn is taken though nobody has it")
+		}
+	})
+}
+
+// TestTurnIsShared serves a client that waits once before the others of one that waits often,
+// and has those make room.
+func TestTurnIsShared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		turns := turn{most: 4}
+		turns.wait(t.Context(), "greedy")
+		var order []string
+		wait := func(client string) {
+			go func() {
+				if err := turns.wait(t.Context(), client); err != nil {
+					client = "no " + client
+				}
+				order = append(order, client)
+			}()
+			synctest.Wait()
+		}
+		for range 6 {
+			wait("greedy")
+		}
+		wait("honest")
+		wait("other")
+		for range 4 {
+			turns.pass()
+			synctest.Wait()
+		}
+		const want = "[no greedy no greedy no greedy no greedy honest other greedy greedy]"
+		if got := fmt.Sprint(order); got != want {
+			t.Errorf("served %s, want %s", got, want)
+		}
+		if turns.pass(); turns.taken {
 			t.Error("the turn is taken though nobody has it")
 		}
 	})
@@ -4413,11 +4530,11 @@ func TestTurn(t *testing.T) {
 func TestTurnComesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
-		turns.wait(t.Context())
-		mine := make(chan struct{})
-		turns.waiting = append(turns.waiting, mine)
+		turns.wait(t.Context(), "")
+		mine := &turnClaim{decided: make(chan struct{})}
+		turns.waiting.add(mine)
 		served := false
-		go func() { served = turns.wait(t.Context()) == nil }()
+		go func() { served = turns.wait(t.Context(), "") == nil }()
 		synctest.Wait()
 		turns.pass()
 		turns.leave(mine)
@@ -4432,7 +4549,7 @@ func TestTurnComesTooLate(t *testing.T) {
 func TestPageDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
-		p.pages.turn.wait(t.Context()) // somebody renders
+		p.pages.turn.wait(t.Context(), "") // somebody renders
 		begin := time.Now()
 		w := get(t, p, "/metrics", timeoutHeader, "1")
 		if d := time.Since(begin); d != time.Second || w.Code != http.StatusServiceUnavailable {
@@ -4773,7 +4890,7 @@ func TestOverview(t *testing.T) {
 	page := w.Body.String()
 	wantContains(t, page, "<title>✖ 1 down – "+host+"</title>", "<h1>✖ 1 down – "+host+"</h1>",
 		"<p><a href=#odd>odd</a><p class=dim>1 of 4 up, 1 on demand, 1 never asked</header>",
-		"reverse_exporter dev", " by 192.0.2.1, took ", "renewed every 15 s",
+		"reverse_exporter devel", " by 192.0.2.1, took ", "renewed every 15 s",
 		`<a href="./metrics?exporter_name=odd">odd</a><td>file `, `&lt;script&gt;&quot;&amp;.prom`,
 		"<td colspan=8><b>parse:</b> ", "line 2, column 1: expected a metric name <i>→ promtool check metrics says more",
 		"<td>○ never asked<td>", "http://localhost:1/metrics, served on /quiet<td>–<td>–<td>–<td>–<td>never<td>0",

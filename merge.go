@@ -68,6 +68,10 @@ func (a *addedLabels) has(name []byte) bool {
 type workspace struct {
 	window []byte // of the parser
 	body   []byte // of the exposition
+
+	// more returns a larger limit for an exposition that is to take so many bytes, or the
+	// old one if there is no more to be had. Nil if the limit is fixed.
+	more func(wanted, limit int) int
 }
 
 // labelBody reads a whole body, of the text format or OpenMetrics, into an exposition
@@ -79,6 +83,7 @@ func labelBody(
 		p:     parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics},
 		e:     &exposition{buf: w.body[:0], telling: added.telling},
 		added: added,
+		more:  w.more,
 	}
 	err := l.readLines(limit)
 	w.window, w.body = nil, l.e.buf
@@ -101,9 +106,10 @@ type labeller struct {
 	p        parser
 	e        *exposition
 	added    *addedLabels
-	prefix   []byte            // what samples of this name begin with: name, brace and added labels
-	exported [][]byte          // new names of the sample's labels that give way to added ones
-	bare     map[string]string // the sample's label names that need quotes, without; nil to keep quotes
+	more     func(wanted, limit int) int // see workspace
+	prefix   []byte                      // what samples of this name begin with: name, brace and added labels
+	exported [][]byte                    // new names of the sample's labels that give way to added ones
+	bare     map[string]string           // the sample's label names that need quotes, without; nil to keep quotes
 }
 
 // readLines reads the body to its end and brings its families into order. It fails if
@@ -118,8 +124,13 @@ func (l *labeller) readLines(limit int) error {
 		case typeLine:
 			l.keepType()
 		}
-		if l.e.held() > limit {
-			return errTooMuch
+		if held := l.e.held(); held > limit {
+			if l.more != nil {
+				limit = l.more(held, limit)
+			}
+			if held > limit {
+				return errTooMuch
+			}
 		}
 		if size := len(l.e.buf); cap(l.e.buf)-size < 1<<10 { // append would leave four times as much garbage
 			l.e.buf = slices.Grow(l.e.buf, max(min(size, limit-size), 0)+2<<10)
@@ -127,6 +138,9 @@ func (l *labeller) readLines(limit int) error {
 	}
 	if l.p.err != nil {
 		return l.p.err
+	}
+	if wanted := len(l.e.buf) + l.e.held(); wanted > limit && l.more != nil {
+		limit = l.more(wanted, limit)
 	}
 	return l.e.regroup(limit)
 }
@@ -1178,11 +1192,15 @@ func (m *ownMetrics) addSources(sources []*source, results []*result) {
 		func(i int) float64 { return float64(results[i].samples()) })
 	each("body_bytes", gauge, "Size of what the source delivered, decompressed.",
 		func(i int) float64 { return float64(results[i].bytes) })
-	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded.", func(i int) float64 {
-		if counted[i].lastSuccess.IsZero() {
-			return math.NaN()
+	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded, 0 before the first.",
+		func(i int) float64 { return unixSeconds(counted[i].lastSuccess) })
+	each("timeout_seconds", gauge, "Longest time that a fetch may take.",
+		func(i int) float64 { return sources[i].timeout.Seconds() })
+	each("exit_status", gauge, "Exit status of the command.", func(i int) float64 {
+		if exit := results[i].exit; exit.known {
+			return float64(exit.code)
 		}
-		return unixSeconds(counted[i].lastSuccess)
+		return math.NaN()
 	})
 	each("fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
 		func(i int) float64 { return float64(counted[i].fetches) })
@@ -1207,7 +1225,13 @@ func (m *ownMetrics) addProgram(p *program, found *findings) {
 	m.one(ownName+"_duplicate_series_dropped", gauge, "Samples left out, as an earlier source has the same series.",
 		float64(found.duplicates))
 	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
-		"version", version, "goversion", runtime.Version())
+		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
+	m.one(ownName+"_log_lines_dropped_total", counter, "Lines of the log that could not be written.",
+		float64(p.droppedLines()))
+	if c := p.tls.config.Load(); c != nil {
+		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge, "When the certificate of the program expires.",
+			unixSeconds(c.Certificates[0].Leaf.NotAfter))
+	}
 	m.begin(ownName+"_last_reload_successful", gauge,
 		"Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
@@ -1228,6 +1252,9 @@ type processMetrics struct {
 // processNow returns the metrics of the process, at most a second old. It reads files, so
 // it is called before a scrape waits for its turn to render.
 func (p *program) processNow() *exposition {
+	if p.withoutProcess {
+		return &exposition{}
+	}
 	kept := p.process.Load()
 	if kept == nil || time.Since(kept.read) >= time.Second {
 		kept = &processMetrics{readProcess(p.started), time.Now()}
@@ -1281,8 +1308,13 @@ func oneIf(so bool) float64 {
 	return 0
 }
 
-// unixSeconds returns a time as a metric has it.
-func unixSeconds(t time.Time) float64 { return float64(t.UnixMilli()) / 1e3 }
+// unixSeconds returns a time as a metric has it, 0 for none.
+func unixSeconds(t time.Time) float64 {
+	if t.IsZero() {
+		return 0
+	}
+	return float64(t.UnixMilli()) / 1e3
+}
 
 // ---- Sharing pages
 
@@ -1305,6 +1337,7 @@ const maxPages, readTime = 8, 500 * time.Millisecond
 
 // pageRequest is what a scraper wants.
 type pageRequest struct {
+	client  string // see clientOf
 	sources []*source
 	quoted  bool             // names that need quotes have them, not underscores
 	gzip    bool             // it takes the page compressed
@@ -1332,7 +1365,7 @@ func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, erro
 	if sp := ps.join(want, want.gzip); sp != nil {
 		return sp, nil
 	}
-	if err := ps.turn.wait(ctx); err != nil {
+	if err := ps.turn.wait(ctx, want.client); err != nil {
 		return nil, err
 	}
 	defer ps.turn.pass()
@@ -1469,54 +1502,4 @@ func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
 	sp.made = time.Now() // who waited for it begins to read now
 	ps.ratio = float64(len(sp.zipped)) / float64(sp.size)
 	return nil
-}
-
-// turn is what only one can have at a time. Those who wait get it in order of arrival.
-type turn struct {
-	mu      sync.Mutex // guards all below
-	taken   bool
-	waiting []chan struct{} // each is closed when its turn has come
-}
-
-// wait waits for the turn. It fails if ctx ends before it comes.
-func (t *turn) wait(ctx context.Context) error {
-	t.mu.Lock()
-	if !t.taken {
-		t.taken = true
-		t.mu.Unlock()
-		return nil
-	}
-	mine := make(chan struct{})
-	t.waiting = append(t.waiting, mine)
-	t.mu.Unlock()
-	select {
-	case <-mine:
-		return nil
-	case <-ctx.Done():
-		t.leave(mine)
-		return ctx.Err()
-	}
-}
-
-// leave gives up waiting. If the turn has just come, it is passed on.
-func (t *turn) leave(mine chan struct{}) {
-	t.mu.Lock()
-	i := slices.Index(t.waiting, mine)
-	if i >= 0 {
-		t.waiting = slices.Delete(t.waiting, i, i+1)
-	}
-	t.mu.Unlock()
-	if i < 0 {
-		t.pass()
-	}
-}
-
-// pass hands the turn to the one who has waited longest.
-func (t *turn) pass() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.taken = len(t.waiting) > 0; t.taken {
-		close(t.waiting[0])
-		t.waiting = slices.Delete(t.waiting, 0, 1)
-	}
 }
