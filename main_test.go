@@ -1112,40 +1112,6 @@ func TestAllocations(t *testing.T) {
 
 // Sources.
 
-// rawServer answers each connection with bytes as they are, then closes it.
-func rawServer(t *testing.T, answer string, reset bool) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			http.ReadRequest(bufio.NewReader(conn))
-			io.WriteString(conn, answer)
-			if reset {
-				conn.(*net.TCPConn).SetLinger(0)
-			}
-			conn.Close()
-		}
-	}()
-	return "http://" + l.Addr().String() + "/metrics"
-}
-
-// zipped returns text as a gzip stream.
-func zipped(text string) string {
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	io.WriteString(z, text)
-	z.Close()
-	return b.String()
-}
-
 // TestHungFile reads the other files of a glob though the read of one does not come back, and
 // that one again once it does.
 func TestHungFile(t *testing.T) {
@@ -1197,139 +1163,6 @@ func TestSmallFiles(t *testing.T) {
 	}
 }
 
-// TestContentTypes reads as text what may be text, whatever it is said to be, and refuses
-// what cannot be.
-func TestContentTypes(t *testing.T) {
-	f := func(header, mediaType string, format bodyFormat) {
-		t.Helper()
-		if gotType, got := judgeType(header); gotType != mediaType || got != format {
-			t.Errorf("%q: %q, %d, want %q, %d", header, gotType, got, mediaType, format)
-		}
-	}
-	f("", "", formatText)
-	f("text/plain", "text/plain", formatText)
-	f("Text/Plain ;charset", "text/plain", formatText)
-	f(`text/plain; version="0.0.4; charset=utf-8; charset=utf-8`, "text/plain", formatText)
-	f("text/plain charset=utf-8", "text/plain", formatText)
-	f("text/plain,text/plain", "text/plain", formatText)
-	f("; charset=utf-8", "", formatText)
-	f("application/openmetrics-text; version=1.0.0; version=0.0.1", "application/openmetrics-text", formatOpenMetrics)
-	f("text/html; charset=UTF-8", "text/html", formatUnlikely)
-	f("application/json", "application/json", formatUnlikely)
-	f("application/octet-stream", "application/octet-stream", formatUnlikely)
-	f("text/x-prom", "text/x-prom", formatUnlikely)
-	f("plain", "plain", formatUnlikely)
-	f("text/<b>", "text/", formatUnlikely)
-	f("application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited", "application/vnd.google.protobuf", formatProtobuf)
-	f("application/x-protobuf", "application/x-protobuf", formatProtobuf)
-}
-
-// TestContentEncodings judges a Content-Encoding by what it means.
-func TestContentEncodings(t *testing.T) {
-	f := func(header string, zipped bool, unreadable string) {
-		t.Helper()
-		if gotZipped, got := judgeEncoding(header); gotZipped != zipped || got != unreadable {
-			t.Errorf("%q: %v, %q, want %v, %q", header, gotZipped, got, zipped, unreadable)
-		}
-	}
-	for _, none := range []string{"", "identity", "utf-8", "UTF8", "none", "text/plain", "binary", " , ", "identity,identity", "null"} {
-		f(none, false, "")
-	}
-	for _, zipped := range []string{"gzip", "GZIP", "x-gzip", "identity, gzip", "gzip,", "utf-8 ,gzip"} {
-		f(zipped, true, "")
-	}
-	f("br", false, "br")
-	f("Zstd", false, "zstd")
-	f("deflate", false, "deflate")
-	f("gzip, br", false, "br")
-	f("gzip, gzip", false, "gzip, twice")
-}
-
-// TestOddAnswers takes what an exporter means, and tells what is wrong with what it is not.
-func TestOddAnswers(t *testing.T) {
-	const ok, body = "HTTP/1.1 200 OK\r\n", "a 1\n"
-	length := func(text string) string { return fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(text), text) }
-	for _, c := range []struct{ name, answer, reason, err string }{
-		{"html", ok + "Content-Type: text/html\r\n" + length(body), "", ""},
-		{"html that is none", ok + "Content-Type: text/html; charset=utf-8\r\n" + length("<html>"), "content_type", "the exporter answered text/html: is the path right? line 1"},
-		{"html that is empty", ok + "Content-Type: text/html\r\n" + length(""), "content_type", "the exporter answered text/html, without a sample"},
-		{"html of blanks", ok + "Content-Type: text/html\r\n" + length(" \n\n"), "content_type", "the exporter answered text/html, without a sample"},
-		{"html that is cut", ok + "Content-Type: text/html\r\nContent-Length: 9\r\n\r\n" + body, "read", "unexpected EOF"},
-		{"protobuf", ok + "Content-Type: application/vnd.google.protobuf\r\n" + length(""), "content_type", "application/vnd.google.protobuf, which it was not asked for"},
-		{"charset as encoding", ok + "Content-Encoding: utf-8\r\n" + length(body), "", ""},
-		{"encodings in lines", ok + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n" + length(zipped(body)), "", ""},
-		{"brotli", ok + "Content-Encoding: br\r\n" + length(body), "encoding", "the encoding br, which"},
-		{"gzip twice", ok + "Content-Encoding: gzip, gzip\r\n" + length(zipped(zipped(body))), "encoding", "gzip, twice"},
-		{"HTTP/1.0, whole", "HTTP/1.0 200 OK\r\n\r\n" + body, "", ""},
-		{"HTTP/1.0, cut", "HTTP/1.0 200 OK\r\n\r\na 1\nb 12", "read", "the body lacks its last newline, and only the end of the connection ends it"},
-		{"mark", ok + length("\ufeff"+body), "", ""},
-		{"mark alone", ok + length("\ufeff"), "", ""},
-		{"mark in gzip", ok + "Content-Encoding: gzip\r\n" + length(zipped("\ufeff"+body)), "", ""},
-		{"mark before OpenMetrics", ok + "Content-Type: application/openmetrics-text\r\n" + length("\ufeffa 1\n# EOF\n"), "", ""},
-		{"half a mark", ok + length("\xef\xbb"), "parse", "line 1"},
-		{"two marks", ok + length("\ufeff\ufeff"+body), "parse", "line 1"},
-		{"endless empty gzip", ok + "Content-Encoding: gzip\r\n\r\n" + strings.Repeat(zipped(""), 1<<13), "too_large", "--max-bytes"},
-		{"empty gzip", ok + "Content-Encoding: gzip\r\n\r\n" + strings.Repeat(zipped(""), 10) + zipped(body), "", ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			p, _ := newTestProgram(t, "--http", "x="+rawServer(t, c.answer, false), "--max-bytes", "64KiB")
-			r := &result{}
-			f := p.sources[0].fetcher.fetch(t.Context(), r, nil)
-			switch {
-			case f == nil && c.reason != "" || f != nil && f.reason != c.reason:
-				t.Errorf("%+v, want %s", f, c.reason)
-			case f != nil:
-				wantContains(t, f.err.Error(), c.err)
-			}
-			if f != nil && len(r.bodies) > 0 {
-				t.Errorf("%d samples of a body that failed", r.samples())
-			}
-		})
-	}
-}
-
-// TestStrayBytes writes nothing to standard error of what exporters send after an answer.
-func TestStrayBytes(t *testing.T) {
-	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na 1\nsecret"
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	closed := make(chan error, 1)
-	go func() {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		http.ReadRequest(bufio.NewReader(conn))
-		io.WriteString(conn, answer)
-		_, err = conn.Read(make([]byte, 1)) // the client gives the connection up, and says so then
-		conn.Close()
-		closed <- err
-	}()
-	cmd := programCommand("", nil, "--http", "x=http://"+l.Addr().String()+"/", "--interval", "x:1h", "--log.format", "json", "--log.level", "debug",
-		"--web.listen-address", "127.0.0.1:0")
-	log := &syncBuffer{}
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-closed; err == nil {
-		t.Error("there was another request at the connection")
-	}
-	if !eventually(func() bool { return strings.Contains(log.String(), `"msg":"source is up"`) }) {
-		t.Errorf("the source is not up:\n%s", log)
-	}
-	cmd.Process.Signal(syscall.SIGTERM)
-	cmd.Wait()
-	for line := range strings.Lines(log.String()) {
-		if !strings.HasPrefix(line, `{"time":`) || strings.Contains(line, "secret") {
-			t.Errorf("on standard error: %s", line)
-		}
-	}
-}
-
 // TestSameAuthority follows redirects to the exporter, however it writes itself, with all
 // headers, and to nobody else.
 func TestSameAuthority(t *testing.T) {
@@ -1367,42 +1200,6 @@ func TestSameAuthority(t *testing.T) {
 	}
 }
 
-// TestFixedParameters keeps a scraper from adding to the parameters that a URL has.
-func TestFixedParameters(t *testing.T) {
-	p, _ := newTestProgram(t, "--http", "x=http://h/probe?module=http_2xx", "--params", "x:*")
-	for query, want := range map[string]string{
-		"module=icmp":                     "",
-		"module=icmp&target=a":            "target=a",
-		"Module=icmp&target=a&target=b":   "Module=icmp&target=a&target=b",
-		"exporter_name=x&mod%75le=icmp&a": "a=",
-	} {
-		given, _ := url.ParseQuery(query)
-		a, err := p.sources[0].arguments(given)
-		if err != nil || a.id != want || a.standard != (want == "") {
-			t.Errorf("%s: %q, standard %v, %v, want %q", query, a.id, a.standard, err, want)
-		}
-	}
-}
-
-// TestLocalhost finds an exporter at either address of localhost, without a resolver.
-func TestLocalhost(t *testing.T) {
-	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			t.Logf("not tested: %v", err)
-			continue
-		}
-		exporter := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })}
-		go exporter.Serve(l)
-		defer exporter.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		p, _ := newTestProgram(t, "--http", "x=http://LocalHost:"+port)
-		if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f != nil {
-			t.Errorf("%s: %v", l.Addr(), f.err)
-		}
-	}
-}
-
 // TestZone asks an exporter at a link-local address.
 func TestZone(t *testing.T) {
 	e := newExporter(&sourceConfig{target: "http://[fe80::1%25lo]:9100"}, nil, nil)
@@ -1432,210 +1229,6 @@ func TestZone(t *testing.T) {
 		}
 	}
 	t.Log("no link-local address to test with")
-}
-
-// TestClientCertificate logs in to an exporter with a certificate and a token, which are
-// taken up when they change, at open connections, too.
-func TestClientCertificate(t *testing.T) {
-	ca, other, dir := newAuthority(t), newAuthority(t), t.TempDir()
-	cert, err := tls.LoadX509KeyPair(ca.issue(t, dir, "exporter"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	exporter := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer two" {
-			w.WriteHeader(http.StatusUnauthorized)
-		}
-		fmt.Fprintf(w, "serial %s\n", r.TLS.PeerCertificates[0].SerialNumber)
-	}))
-	exporter.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool()}
-	exporter.TLS.ClientCAs.AppendCertsFromPEM([]byte(ca.pem))
-	exporter.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	exporter.StartTLS()
-	defer exporter.Close()
-	read := func(name string) string {
-		text, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
-	other.issue(t, dir, "wrong")
-	both := replaceFile(t, dir, "both", read("wrong.pem")+read("wrong.key"))
-	token := replaceFile(t, dir, "token", "one\n")
-	p, log := newTestProgram(t, "--http", "none="+exporter.URL, "--insecure", "none",
-		"--http", "name="+exporter.URL, "--ca-file", "name:"+dir+"/ca.pem", "--server-name", "name:elsewhere",
-		"--http", "x="+exporter.URL, "--ca-file", "x:"+writeFile(t, dir, "ca.pem", ca.pem), "--server-name", "x:localhost",
-		"--cert-file", "x:"+both, "--bearer-token-file", "x:"+token)
-	if !p.loadFiles() {
-		t.Fatal(log)
-	}
-	want := func(reason, err string) {
-		t.Helper()
-		r := &result{}
-		f := p.sources[2].fetcher.fetch(t.Context(), r, nil)
-		switch {
-		case f == nil && reason != "" || f != nil && f.reason != reason:
-			t.Errorf("%+v, want %s", f, reason)
-		case f != nil:
-			wantContains(t, f.err.Error(), err)
-		}
-	}
-	if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f == nil || f.reason != "tls" {
-		t.Errorf("without a certificate: %+v", f)
-	} else {
-		wantContains(t, f.err.Error(), "--cert-file none:FILE")
-	}
-	if f := p.sources[1].fetcher.fetch(t.Context(), &result{}, nil); f == nil || f.reason != "tls" {
-		t.Errorf("with another name: %+v", f)
-	} else {
-		wantContains(t, f.err.Error(), "not elsewhere")
-	}
-	want("tls", "remote error: tls:")
-	ca.issue(t, dir, "right")
-	replaceFile(t, dir, "both", read("right.pem")+read("right.key"))
-	want("status", "401")
-	replaceFile(t, dir, "token", "two\r\n")
-	want("", "")
-	replaceFile(t, dir, "token", "two words, secret")
-	want("", "") // the old one stays
-	replaceFile(t, dir, "both", read("wrong.pem")+read("wrong.key"))
-	want("tls", "remote error: tls:")
-	wantContains(t, log.String(), token+": want one token")
-	if strings.Contains(log.String(), "secret") {
-		t.Errorf("a token is logged:\n%s", log)
-	}
-}
-
-// TestLoginFlags refuses options of an exporter's login that do not go together, or not with
-// the source, and shows nothing secret.
-func TestLoginFlags(t *testing.T) {
-	f := func(args string, want ...string) {
-		t.Helper()
-		_, faults := parseFlags(strings.Fields("--http s=https://h --http p=http://u:secret@h --exec c=cmd " + args))
-		if len(faults) != len(want) {
-			t.Errorf("%s: %q, want %q", args, faults, want)
-		}
-		for _, part := range want {
-			wantContains(t, strings.Join(faults, "\n"), part)
-		}
-		if strings.Contains(strings.Join(faults, "\n"), "secret") {
-			t.Errorf("%s: a secret is told: %q", args, faults)
-		}
-	}
-	f("--cert-file s:a --key-file s:b --server-name s:h --bearer-token-file s:t --any-exit c")
-	f("--key-file s:b", "--key-file s: needs --cert-file s:FILE")
-	f("--cert-file p:a --server-name p:h", "--cert-file p:a: only an https source", "--server-name p:h: only an https source")
-	f("--cert-file s: --bearer-token-file s:", "--cert-file s:: want a value", "--bearer-token-file s:: want the name of a file")
-	f("--bearer-token-file p:t", "--bearer-token-file p: not together with a user in the URL")
-	f("--bearer-token-file s:t --header s:authorization:secret", "--bearer-token-file s: not together with")
-	f("--bearer-token-file c:t", "--bearer-token-file c:t: only an http source")
-	f("--any-exit s,c", "--any-exit s: only a command")
-}
-
-// TestCheckSources finds what is wrong with files, folders and programs before there is a
-// scrape.
-func TestCheckSources(t *testing.T) {
-	dir := t.TempDir()
-	writeFile(t, dir, "a.prom", "a 1\n")
-	writeFile(t, dir, "windows", "#!/usr/bin/env sh\r\necho a 1\r\n")
-	writeFile(t, dir, "plain", "#!/bin/sh\necho a 1\n")
-	os.Chmod(filepath.Join(dir, "plain"), 0o644)
-	for _, c := range []struct{ flag, what, want string }{
-		{"--file", dir + "/a.prom", "ok"},
-		{"--file", dir + "/*.prom", "ok"},
-		{"--file", dir + "/*.none", "ok"},
-		{"--file", dir + "/none/*.prom", "--file x: open " + dir + "/none/: no such file"},
-		{"--file", "'" + dir + "/*.prom'", "--file x: open '" + dir + "/: no such file"},
-		{"--exec", "sh -c true", "ok"},
-		{"--exec", dir + "/windows", "its #! line ends in a carriage return"},
-		{"--exec", dir + "/plain", "chmod +x " + dir + "/plain"},
-		{"--exec", dir + "/none", "no such file"},
-		{"--exec", "no-such-program", "there is no such program in PATH"},
-	} {
-		p, _ := newTestProgram(t, c.flag, "x="+c.what)
-		var out bytes.Buffer
-		if code := p.check(&out); (code == 0) != (c.want == "ok") {
-			t.Errorf("%s %s: exit status %d", c.flag, c.what, code)
-		}
-		wantContains(t, out.String(), c.want)
-	}
-}
-
-// TestGlobs expands globs as a shell does, and notices folders that are not there.
-func TestGlobs(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"a.prom", "b.prom", ".job-a8f3.prom", "sub/c.prom", "sub/.d.prom", ".hidden/e.prom", "other/f.txt", "[x].prom"} {
-		os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755)
-		writeFile(t, dir, name, "")
-	}
-	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	f := func(pattern string, fails bool, want ...string) {
-		t.Helper()
-		names, err := expand(dir + pattern)
-		for i, name := range names {
-			names[i] = strings.TrimPrefix(name, dir+"/")
-		}
-		if !slices.Equal(names, want) || (err != nil) != fails {
-			t.Errorf("%s: %q, %v, want %q", pattern, names, err, want)
-		}
-	}
-	f("/*.prom", false, "[x].prom", "a.prom", "b.prom")
-	f("/?.prom", false, "a.prom", "b.prom")
-	f("/[.ab]*.prom", false, "a.prom", "b.prom")
-	f("/.*.prom", false, ".job-a8f3.prom")
-	f(`/\.j*`, false, ".job-a8f3.prom")
-	f(`/\[x].prom`, false, "[x].prom")
-	f("/*.none", false)
-	f("/*/*.prom", false, "sub/c.prom")
-	f("/*/c.prom", false, "sub/c.prom")
-	f("/.h*/*", false, ".hidden/e.prom")
-	f("/sub//*", false, "sub//c.prom")
-	f("/s*//c*", false, "sub//c.prom")
-	f("/none/*.prom", true)
-	f("/none/*/x.prom", true)
-	f("/a.prom/*", true)
-	f("/fifo/*", true)
-	f("/f*/*", false)
-	f("'/*.prom", true) // a quote that reached the program
-	t.Chdir(dir)
-	if names, err := expand("*.prom"); err != nil || !slices.Equal(names, []string{"[x].prom", "a.prom", "b.prom"}) {
-		t.Errorf("in the current folder: %q, %v", names, err)
-	}
-	if os.Getuid() == 0 {
-		return // who may read everything
-	}
-	os.Chmod(filepath.Join(dir, "sub"), 0)
-	f("/sub/*", true)
-	f("/*/*.txt", true, "other/f.txt")
-}
-
-// TestHalfFiles takes no file that may be half written, and names that differ for each.
-func TestHalfFiles(t *testing.T) {
-	dir := t.TempDir()
-	for _, c := range []struct{ text, reason string }{
-		{"", ""},
-		{"\n", ""},
-		{"a 1\n", ""},
-		{"a 1\nb 12", "file"},
-		{"a", "file"},
-		{"\ufeff", "file"},
-		{"\ufeffa 1\n", ""},
-		{"# TYPE a counter\na_total 1\n# EOF", ""}, // OpenMetrics has an end of its own
-		{"\ufeff# EOF\n", ""},
-		{"a 1\n# EO", "file"},
-	} {
-		p, _ := newTestProgram(t, "--file", "x="+writeFile(t, dir, "m.prom", c.text))
-		f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil)
-		if f == nil && c.reason != "" || f != nil && f.reason != c.reason {
-			t.Errorf("%q: %+v, want %s", c.text, f, c.reason)
-		}
-	}
-	if a, b := readable("a\xff"), readable("a\xfe"); a == b || !utf8.ValidString(a) || readable("é") != "é" {
-		t.Errorf("%s and %s", a, b)
-	}
 }
 
 // TestManyFiles does not go on reading after the end of its time.
@@ -1716,28 +1309,6 @@ func (c *changingContext) Err() error {
 }
 
 // Scrapes.
-
-// TestDeadline answers at the scraper's deadline, with all but the source that hangs.
-func TestDeadline(t *testing.T) {
-	t.Parallel()
-	hang := make(chan struct{})
-	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-hang }))
-	defer exporter.Close()
-	defer close(hang)
-	p, log := newTestProgram(t, "--http", "hangs="+exporter.URL, "--timeout", "1h", "--file", "beside=testdata/appliance/backup.prom")
-	page := get(t, p, "/metrics", timeoutHeader, "2").Body.String()
-	wantContains(t, page,
-		`reverse_exporter_source_up{exporter_name="hangs"} 0`,
-		`reverse_exporter_source_up{exporter_name="beside"} 1`,
-		`backup_size_bytes{exporter_name="beside",target="nas"} 7.3014444032e+10`)
-	if strings.Contains(page, `duration_seconds{exporter_name="hangs"`) {
-		t.Error("a source that missed the deadline has a duration")
-	}
-	wantContains(t, logged(p, log), "exporter_name=hangs reason=timeout") // the fetch that nobody waits for any more has ended
-	if n := p.sources[0].status.snapshot().failures["timeout"]; n != 1 {
-		t.Errorf("%d timeouts counted, want 1", n)
-	}
-}
 
 // TestTimeout ends a fetch at the source's own --timeout.
 func TestTimeout(t *testing.T) {
@@ -2829,105 +2400,6 @@ func TestSplitWords(t *testing.T) {
 	}
 }
 
-// TestShellWords refuses what only a shell could mean, with what to write, and repeats
-// nothing that may be secret.
-func TestShellWords(t *testing.T) {
-	f := func(line, want string) {
-		t.Helper()
-		_, err := parseCommand(line)
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: %v, want %s", line, err, want)
-		}
-	}
-	for _, words := range []string{"|", "||", "&&", ";", "&", ">", ">>", "<", "2>&1", ">x", "2>/dev/null", "&>x", "<<E", "<(x)", "x; y", "|x"} {
-		f("a --key secret "+words+" b", `write NAME=sh -c '…'`)
-	}
-	f(`a 'secret b' | c`, `write NAME=sh -c "…"`)
-	f(`a 'secret b' "c" | d`, `write NAME=sh -c '…', with '\'' for each '`)
-	f(`a 'secret\b' | d`, `write NAME=sh -c '…', with '\'' for each '`)
-	f(`a {disk} | b`, `write NAME=sh -c '…' sh {x}, with "$1"`)
-	f(`FOO=secret a`, `write NAME=env FOO=…`)
-	f(`_f1='secret b' a`, `write NAME=env _f1=…`)
-	f(`echo a{l="secret"}`, `{{ and }} are literal braces`)
-	f(`echo a{l='secret'}b`, `{{ and }} are literal braces`)
-	f(`printf 'a{l="secret"} 1'`, `{{ and }} are literal braces`)
-	f(`printf "a{l=\"secret\"} 1"`, `{{ and }} are literal braces`)
-	f(`echo {{}}{l="secret"}`, `{{ and }} are literal braces`)
-	f(`a {password:secret}`, `a placeholder is {NAME}`)
-	f(`awk '{print $secret}'`, `{{ and }} are literal braces`)
-}
-
-func TestPlaceholders(t *testing.T) {
-	query := func(pairs ...string) map[string][]string {
-		q := map[string][]string{}
-		for i := 0; i < len(pairs); i += 2 {
-			q[pairs[i]] = append(q[pairs[i]], pairs[i+1])
-		}
-		return q
-	}
-	const line = `cmd {disk=sda|sdb|-x} --mode={mode=fast} {{lit}} '{host}' {mode}`
-	if cmd, err := parseCommand("cmd {a}{b}"); err != nil {
-		t.Error(err)
-	} else if values, _, err := cmd.values(query("a", "", "b", "-rf")); err == nil {
-		t.Errorf("{a}{b} became %q", cmd.args(values))
-	}
-	for _, c := range []struct {
-		query    map[string][]string
-		want     []string // words behind the command, nil for a refusal
-		standard bool
-	}{
-		{query("host", "h"), []string{"sda", "--mode=fast", "{lit}", "h", "fast"}, false},
-		{query("host", "h", "disk", "sdb", "mode", "-rf", "other", "x"), nil, false}, // {mode} begins the last word
-		{query("host", "h", "disk", "sdc"), nil, false},
-		{query("host", "h", "disk", "-x"), []string{"-x", "--mode=fast", "{lit}", "h", "fast"}, false},
-		{query("disk", "sda"), nil, false},
-		{query("host", "-h"), nil, false},
-		{query("host", "a", "host", "b"), nil, false},
-		{query("host", ""), []string{"sda", "--mode=fast", "{lit}", "", "fast"}, false},
-		{query("host", "; rm -rf / $(x) `y` 'z\" \\ *"), []string{"sda", "--mode=fast", "{lit}", "; rm -rf / $(x) `y` 'z\" \\ *", "fast"}, false},
-		{query("host", "{disk}"), []string{"sda", "--mode=fast", "{lit}", "{disk}", "fast"}, false},
-		{query("host", "a\nb"), nil, false},
-		{query("host", "a\x00b"), nil, false},
-		{query("host", "a\u009bb"), nil, false},
-		{query("host", "a\xffb"), nil, false},
-		{query("host", strings.Repeat("x", 1024)), []string{"sda", "--mode=fast", "{lit}", strings.Repeat("x", 1024), "fast"}, false},
-		{query("host", strings.Repeat("x", 1025)), nil, false},
-	} {
-		cmd, err := parseCommand(line)
-		if err != nil {
-			t.Fatal(err)
-		}
-		values, standard, err := cmd.values(c.query)
-		if err != nil {
-			if c.want != nil {
-				t.Errorf("%q: %v", c.query, err)
-			}
-			continue
-		}
-		if got := cmd.args(values); c.want == nil || !slices.Equal(got[1:], c.want) || standard != c.standard {
-			t.Errorf("%q: %q, standard %v, want %q, %v", c.query, got, standard, c.want, c.standard)
-		}
-	}
-	for _, line := range []string{"x {", "x }", "x {a b}", "x {}", "x {=a}", "x {exporter_name}", "x {a=1} {a=2}", "{x}", "a{x=b}", "''"} {
-		if _, err := parseCommand(line); err == nil {
-			t.Errorf("%s: taken", line)
-		}
-	}
-}
-
-// runScript runs a shell script as the command of a source.
-func runScript(t *testing.T, script string, args ...string) (*source, *result, *syncBuffer) {
-	t.Helper()
-	path := writeFile(t, t.TempDir(), "script", "#!/bin/sh\n"+script)
-	p, log := newTestProgram(t, append([]string{"--exec", "x=" + path}, args...)...)
-	s := p.sources[0]
-	share := s.join(standardVisit())
-	defer s.leave(share, false)
-	s.wait(context.Background(), share)
-	s.runs.Wait() // what the run came to is logged after its result is there
-	return s, s.result(share), log
-}
-
 // alive returns how many processes have the marker in their command line.
 func alive(t *testing.T, marker string) int {
 	t.Helper()
@@ -2954,42 +2426,6 @@ func wantNoneAlive(t *testing.T, marker string) {
 	}
 }
 
-// TestGroup wants nothing left of the group of a run, whichever way it ended, and
-// no wait for a pipe that something of it held. The sleeps have a length that
-// tells them from all others.
-func TestGroup(t *testing.T) {
-	t.Parallel()
-	n := 0
-	for name, c := range map[string]struct{ script, reason string }{
-		"success":         {`sleep $S & sleep $S & echo a 1`, ""},
-		"failure":         {`sleep $S & sleep $S & exit 1`, "exit"},
-		"timeout":         {`sleep $S & sleep $S; echo a 1`, "timeout"},
-		"double fork":     {`( (sleep $S; echo late 1) & ) ; echo a 1`, ""},
-		"ignores SIGTERM": {`(trap '' TERM HUP INT; sleep $S; sleep $S) & echo a 1`, ""},
-		"fifty":           {`for i in $(seq 50); do sleep $S & done; echo a 1`, ""},
-		"stopped":         {`(kill -STOP $(exec sh -c 'echo $PPID'); sleep $S) & sleep 0.05; echo a 1`, ""},
-	} {
-		n++
-		marker := fmt.Sprintf("%d.%d", 100000+os.Getpid(), n)
-		t.Run(name, func(t *testing.T) {
-			start := time.Now()
-			timeout := map[bool]string{true: "500ms", false: "1m"}[c.reason == "timeout"]
-			_, r, _ := runScript(t, "S="+marker+"\n"+c.script, "--timeout", timeout)
-			reason := ""
-			if r.failure != nil {
-				reason = r.failure.reason
-			}
-			if reason != c.reason || c.reason == "" && r.samples() != 1 {
-				t.Errorf("%d samples, %+v", r.samples(), r.failure)
-			}
-			if took := time.Since(start); took > time.Minute {
-				t.Errorf("it waited for the pipe: %v", took)
-			}
-			wantNoneAlive(t, marker)
-		})
-	}
-}
-
 // TestCancelKillsGroup kills all of a run's group when its last waiter leaves.
 func TestCancelKillsGroup(t *testing.T) {
 	marker := fmt.Sprintf("%d.99", 100000+os.Getpid())
@@ -3013,110 +2449,6 @@ func TestCancelKillsGroup(t *testing.T) {
 	<-done
 	p.sources[0].runs.Wait()
 	wantNoneAlive(t, marker)
-}
-
-// TestLastBytes takes whole what a command writes just before its end.
-func TestLastBytes(t *testing.T) {
-	const lines = 60 << 10 / 12
-	for range 20 {
-		_, r, _ := runScript(t, fmt.Sprintf(`sleep 100 & yes 'metric_a 12' | head -n %d`, lines))
-		if r.failure != nil || r.samples() != lines {
-			t.Fatalf("%d samples, want %d: %v", r.samples(), lines, r.failure)
-		}
-	}
-}
-
-// TestPipeHeldOutside takes what was written in time although a process that left the
-// group goes on writing, and does not wait for its end.
-func TestPipeHeldOutside(t *testing.T) {
-	if _, err := exec.LookPath("setsid"); err != nil {
-		t.Skip("setsid is not installed")
-	}
-	ready := filepath.Join(t.TempDir(), "ready")
-	_, r, _ := runScript(t, `echo a 1
-setsid sh -c 'echo late 1; touch `+ready+`; for i in $(seq 1000); do echo late 1; sleep 0.02; done' &
-until test -e `+ready+`; do sleep 0.01; done
-`, "--timeout", "1m")
-	if r.failure != nil || r.samples() < 2 || r.samples() > 1000 {
-		t.Errorf("%d samples, %v", r.samples(), r.failure)
-	}
-}
-
-// TestEndOfRun gives a run that is cut off the time to tidy up, and takes nothing of it.
-func TestEndOfRun(t *testing.T) {
-	lock := filepath.Join(t.TempDir(), "lock")
-	for name, script := range map[string]string{
-		"trap":     `trap 'rm "$lock"; exit 0' TERM; >"$lock"; echo a 1; sleep 100 & wait`,
-		"no trap":  `echo a 1; sleep 100`,
-		"ignoring": `trap '' TERM; echo a 1; while :; do sleep 100; done`,
-	} {
-		_, r, _ := runScript(t, "lock="+lock+"\n"+script, "--timeout", "1s", "--any-exit", "x")
-		if r.failure == nil || r.failure.reason != "timeout" || len(r.bodies) > 0 || r.exit.known {
-			t.Errorf("%s: %d bodies, exit %+v, %+v", name, len(r.bodies), r.exit, r.failure)
-		}
-	}
-	if _, err := os.Stat(lock); err == nil {
-		t.Error("the trap did not run")
-	}
-}
-
-// TestAnyExit takes what a command printed although it ended with another status than 0,
-// but not one that a signal ended.
-func TestAnyExit(t *testing.T) {
-	for script, reason := range map[string]string{
-		`echo a 1; exit 2`:      "",
-		`exit 1`:                "",
-		`echo a; exit 2`:        "parse",
-		`echo a 1; kill -9 $$`:  "exit",
-		`echo a 1; kill -15 $$`: "exit",
-	} {
-		_, r, _ := runScript(t, script, "--any-exit", "x")
-		if r.failure == nil && reason != "" || r.failure != nil && r.failure.reason != reason {
-			t.Errorf("%s: %+v, want %s", script, r.failure, reason)
-		}
-		if known := reason != "exit"; r.exit.known != known || known && r.exit.code == 0 {
-			t.Errorf("%s: exit %+v", script, r.exit)
-		}
-	}
-	if _, r, _ := runScript(t, `exit 3`); r.failure == nil || r.exit != (exitStatus{true, 3}) {
-		t.Errorf("without --any-exit: exit %+v, %+v", r.exit, r.failure)
-	}
-}
-
-// TestStandardError logs what a good run writes there at debug only.
-func TestStandardError(t *testing.T) {
-	_, _, log := runScript(t, `echo a 1; echo warning >&2`)
-	if strings.Contains(log.String(), "warning") {
-		t.Errorf("logged:\n%s", log)
-	}
-	_, _, log = runScript(t, `echo a 1; echo warning >&2`, "--log.level", "debug")
-	wantContains(t, log.String(), `level=DEBUG msg="the command wrote to standard error" exporter_name=x stderr="warning\n"`)
-	_, _, log = runScript(t, `echo a; echo warning >&2`)
-	wantContains(t, log.String(), "reason=parse", `stderr="warning\n"`)
-}
-
-// TestCutOutput takes no output that somebody was still to write the end of.
-func TestCutOutput(t *testing.T) {
-	for script, reason := range map[string]string{
-		`printf 'a 1'`: "",
-		`printf 'a 1'; (sleep 100; printf 2345) &`:         "exit",
-		`echo 'a 1'; (sleep 100; printf 2345) &`:           "",
-		`(sleep 100; printf 2345) & : nothing was written`: "",
-	} {
-		_, r, _ := runScript(t, script)
-		if r.failure == nil && reason != "" || r.failure != nil && r.failure.reason != reason {
-			t.Errorf("%s: %+v, want %s", script, r.failure, reason)
-		}
-	}
-	setsid, err := exec.LookPath("setsid")
-	if err != nil {
-		t.Skip("setsid is not installed")
-	}
-	dir := t.TempDir()
-	_, r, _ := runScript(t, "cd "+dir+"; mkfifo left; printf 'a 1'; "+setsid+" sh -c 'echo >left; sleep 2; printf 2345' & read line <left")
-	if r.failure == nil || r.failure.reason != "exit" {
-		t.Errorf("held outside the group: %d samples, %+v", r.samples(), r.failure)
-	}
 }
 
 // TestOtherGroup ends a command that has gone to the group of its parent.
@@ -3461,23 +2793,6 @@ func httpGet(t testing.TB, url string) string {
 	return body
 }
 
-// TestStopKillsCommands leaves no process of a command when the program is stopped.
-func TestStopKillsCommands(t *testing.T) {
-	t.Parallel()
-	marker := fmt.Sprintf("%d.98", 100000+os.Getpid())
-	script := writeFile(t, t.TempDir(), "script", "#!/bin/sh\ntrap '' TERM\nsleep "+marker+" & sleep "+marker+"\n")
-	s := startProgram(t, "--exec", "x="+script)
-	go http.Get(s.url + "/metrics")
-	if !eventually(func() bool { return alive(t, marker) == 2 }) {
-		t.Fatal("the command does not run")
-	}
-	s.Process.Signal(syscall.SIGTERM)
-	if err := s.Wait(); err != nil {
-		t.Errorf("after SIGTERM: %v", err)
-	}
-	wantNoneAlive(t, marker)
-}
-
 // Flags.
 
 func TestDurations(t *testing.T) {
@@ -3565,32 +2880,6 @@ func (s *started) listen(t testing.TB) {
 func (s *started) stop() error {
 	s.Process.Signal(syscall.SIGTERM)
 	return s.Wait()
-}
-
-// startListening starts a command that says where it listens, and returns that.
-func startListening(t testing.TB, cmd *exec.Cmd) (url string) {
-	t.Helper()
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if _, rest, ok := strings.Cut(lines.Text(), "msg=listening address=127."); ok {
-			addr, _, _ := strings.Cut(rest, " ")
-			go io.Copy(io.Discard, out)
-			return "http://127." + addr
-		}
-	}
-	t.Fatal("it does not listen")
-	return ""
 }
 
 // TestEmptyRoot runs the program and a command, itself once more, in a root that
@@ -3737,37 +3026,6 @@ func (a *authority) clientConfig(dir string) *tls.Config {
 	return config
 }
 
-// client returns a client that trusts the authority and has the certificate, if any,
-// and that makes a connection for each request.
-func (a *authority) client(t testing.TB, certFile, keyFile string) *http.Client {
-	t.Helper()
-	config := &tls.Config{RootCAs: x509.NewCertPool()}
-	config.RootCAs.AddCert(a.cert)
-	if certFile != "" {
-		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.Certificates = []tls.Certificate{cert}
-	}
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
-}
-
-// ask returns the answer to a GET, with its body read.
-func ask(t testing.TB, client *http.Client, url string) (*http.Response, string) {
-	t.Helper()
-	resp, err := client.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp, string(body)
-}
-
 const backup = "--file=backup=testdata/appliance/backup.prom"
 
 // TestOldTLS speaks no TLS before 1.2.
@@ -3787,44 +3045,6 @@ func TestOldTLS(t *testing.T) {
 		if err == nil {
 			conn.Close()
 		}
-	}
-}
-
-// TestUnixListener replaces the socket of the dead, not that of the living.
-func TestUnixListener(t *testing.T) {
-	dir := t.TempDir()
-	path := dir + "/re.sock"
-	stale, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stale.(*net.UnixListener).SetUnlinkOnClose(false)
-	stale.Close()
-	a := address{network: "unix", addr: path}
-	l, err := a.listen()
-	if err != nil {
-		t.Fatalf("beside a stale socket: %v", err)
-	}
-	if info, _ := os.Stat(path); info.Mode().Perm() != 0o666 {
-		t.Errorf("mode %v", info.Mode())
-	}
-	if _, err := a.listen(); err == nil || !strings.Contains(err.Error(), "another program listens") {
-		t.Errorf("beside a live socket: %v", err)
-	}
-	l.Close()
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("after the end: %v", err)
-	}
-	writeFile(t, dir, "re.sock", "precious")
-	if _, err := a.listen(); err == nil || !strings.Contains(err.Error(), "is not a socket") {
-		t.Errorf("in place of a file: %v", err)
-	}
-	p, _ := newTestProgram(t, backup, "--web.listen-address", "unix:"+dir+"/first.sock", "--web.listen-address", "unix:"+path)
-	if _, err := p.listenAll(); err == nil {
-		t.Error("one listener of two is enough")
-	}
-	if _, err := os.Lstat(dir + "/first.sock"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the first listener is left: %v", err)
 	}
 }
 
@@ -3961,9 +3181,6 @@ func TestFlapping(t *testing.T) {
 		}
 	})
 }
-
-// httpClient returns the client of an http source.
-func httpClient(s *source) *http.Client { return &s.fetcher.(*exporter).client }
 
 // unzipped returns what is in a gzip stream.
 func unzipped(t testing.TB, body []byte) string {
