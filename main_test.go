@@ -9,7 +9,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	cryptorand "crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -4078,88 +4077,19 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// TestPageSize bounds what the overview page takes for a source.
-func TestPageSize(t *testing.T) {
-	var args []string
-	for i := range 20 {
-		args = append(args, "--http", fmt.Sprintf("source-%d=http://source-%d.monitoring.example:9100/metrics", i, i), "--timeout", fmt.Sprintf("source-%d:1ms", i))
-	}
-	p, _ := newTestProgram(t, args...)
-	get(t, p, "/metrics")
-	if page := get(t, p, "/").Body.String(); len(page) > 30_000 {
-		t.Errorf("%d bytes for 20 sources", len(page))
-	}
-}
-
-// Fuzzing.
-
-// TestOverview shows what is down first, with all that may help, and nothing that could run
-// in a browser.
-func TestOverview(t *testing.T) {
-	odd := writeFile(t, t.TempDir(), `<script>"&.prom`, "a 1\n}\n")
-	p, _ := newTestProgram(t, backup, "--file", "odd="+odd, "--exec", "disk=smart --token=hunter2 {disk}", "--path", "disk:/smart",
-		"--http", "quiet=http://user:hunter2@localhost:1/metrics?key=hunter2", "--path", "quiet:/quiet", "--path", "/metrics")
-	host, _ := os.Hostname()
-	before := get(t, p, "/").Body.String()
-	wantContains(t, before, "<title>○ nothing asked yet – "+host+"</title>", "0 of 4 up, 1 on demand, 3 never asked", "not scraped yet")
-	get(t, p, "/metrics")
-	w := get(t, p, "/")
-	page := w.Body.String()
-	wantContains(t, page, "<title>✖ 1 down – "+host+"</title>", "<h1>✖ 1 down – "+host+"</h1>",
-		"<p><a href=#odd>odd</a><p class=dim>1 of 4 up, 1 on demand, 1 never asked</header>",
-		"reverse_exporter devel", " by 192.0.2.1, took ", "renewed every 15 s",
-		`<a href="./metrics?exporter_name=odd">odd</a><td>file `, `&lt;script&gt;&quot;&amp;.prom`,
-		"<td colspan=8><b>parse:</b> ", "line 2, column 1: expected a metric name <i>→ promtool check metrics says more",
-		"<td>○ never asked<td>", "http://localhost:1/metrics, served on /quiet<td>–<td>–<td>–<td>–<td>never<td>0",
-		"<td>◇ on demand<td>disk<td>exec smart, served on /smart<td>–",
-		`<a href="./metrics">/metrics</a> <a href="./quiet">/quiet</a> <a href="./smart">/smart</a>`,
-		`<a href="./metrics?exporter_name=reverse_exporter">`)
-	wantOrder(t, page, " id=odd>", " id=quiet>", " id=disk>", " id=backup>")
-	for _, unwanted := range []string{"<script", "hunter2", " style=", "Could not be merged"} {
-		if strings.Contains(page, unwanted) {
-			t.Errorf("%s is on the page:\n%s", unwanted, page)
-		}
-	}
-	_, look, _ := strings.Cut(page, "<style>")
-	look, _, _ = strings.Cut(look, "</style>")
-	sum := sha256.Sum256([]byte(look))
-	wantContains(t, w.Header().Get("Content-Security-Policy"), "default-src 'none'", "frame-ancestors 'none'",
-		"style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
-	if h := w.Header(); h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" ||
-		h.Get("Content-Type") != "text/html; charset=utf-8" {
-		t.Error(h)
-	}
-}
-
-// wantOrder wants parts in a text, one after another.
-func wantOrder(t *testing.T, text string, parts ...string) {
-	t.Helper()
-	rest := text
-	for _, part := range parts {
-		_, after, ok := strings.Cut(rest, part)
-		if !ok {
-			t.Fatalf("%q is not in its place in:\n%s", part, text)
-		}
-		rest = after
-	}
-}
+// ---- The overview page
 
 // TestOverviewRecovery shows the error of a source that is up again for an hour.
 func TestOverviewRecovery(t *testing.T) {
-	dir := t.TempDir()
-	p, _ := newTestProgram(t, "--file", "cron="+dir+"/cron.prom")
-	get(t, p, "/metrics")
-	wantContains(t, get(t, p, "/").Body.String(), "<tr class=down id=cron>", `<td title="since `, "<i>→ does the job that writes it still run")
-	writeFile(t, dir, "cron.prom", "a 1\n")
-	get(t, p, "/metrics")
-	page := get(t, p, "/").Body.String()
-	wantContains(t, page, "● all up – ", "<tr class=up id=cron><td>● up <i>", ` s ago: <b>file:</b> `)
-	if strings.Contains(page, "→") {
-		t.Errorf("there is advice though all is well:\n%s", page)
-	}
-	p.sources[0].status.lastFailureTime = time.Now().Add(-61 * time.Minute)
-	if page := get(t, p, "/").Body.String(); strings.Contains(page, "<b>file:</b>") {
-		t.Errorf("an error of long ago is shown:\n%s", page)
+	for _, c := range []struct {
+		state sourceState
+		ago   time.Duration
+		shown bool
+	}{{isUp, 59 * time.Minute, true}, {isUp, 61 * time.Minute, false}, {isDown, 61 * time.Minute, true}} {
+		r := row{source: &source{waterfall: waterfall{sourceConfig: &sourceConfig{}}}, state: c.state, counts: counts{lastFailure: fail("file", "x"), lastFailureTime: time.Now().Add(-c.ago)}}
+		if got := string(r.appendFailure(nil)); strings.Contains(got, "<b>file:</b>") != c.shown {
+			t.Errorf("%v ago, now %v: %s", c.ago, c.state, got)
+		}
 	}
 }
 
@@ -4200,24 +4130,20 @@ func TestOverviewAdvice(t *testing.T) {
 
 // TestOverviewSize keeps the page small: it is loaded again every 15 s.
 func TestOverviewSize(t *testing.T) {
-	dir := t.TempDir()
-	t.Chdir(dir)
-	for sources, limit := range map[int]int{11: 8_000, 60: 25_000} {
+	for _, c := range []struct{ up, down, limit int }{{6, 5, 8_000}, {55, 5, 25_000}, {0, 20, 30_000}} {
 		var args []string
-		for i := range sources {
-			name := fmt.Sprintf("appliance-service-%02d", i)
-			args = append(args, "--file", name+"="+name+".prom")
-			if i >= 5 {
-				writeFile(t, dir, name+".prom", "a 1\n")
-			}
+		for i := range c.up {
+			args = append(args, "--file", fmt.Sprintf("appliance-service-%02d=testdata/appliance/backup.prom", i))
+		}
+		for i := range c.down {
+			args = append(args, "--http", fmt.Sprintf("source-%d=http://source-%[1]d.monitoring.example:9100/metrics", i), "--timeout", fmt.Sprintf("source-%d:1ms", i))
 		}
 		p, _ := newTestProgram(t, args...)
 		get(t, p, "/metrics")
 		page := get(t, p, "/").Body.String()
-		wantContains(t, page, "✖ 5 down", fmt.Sprintf("%d of %d up", sources-5, sources))
-		t.Logf("%d bytes for %d sources", len(page), sources)
-		if len(page) > limit {
-			t.Errorf("%d bytes for %d sources, want %d at most", len(page), sources, limit)
+		wantContains(t, page, fmt.Sprintf("✖ %d down", c.down), fmt.Sprintf("%d of %d up", c.up, c.up+c.down))
+		if len(page) > c.limit {
+			t.Errorf("%d bytes for %d sources, want %d at most", len(page), c.up+c.down, c.limit)
 		}
 	}
 }
