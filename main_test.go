@@ -3128,6 +3128,44 @@ func TestUnknownUser(t *testing.T) {
 	}
 }
 
+// TestDeadLog goes on when the reader of its standard error has gone, and counts what is lost.
+func TestDeadLog(t *testing.T) {
+	t.Parallel()
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	socket := filepath.Join(t.TempDir(), "re.sock")
+	cmd := programCommand("", nil, backup, "--web.listen-address", "unix:"+socket)
+	cmd.Stderr = w
+	r.Close()
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	t.Cleanup(func() { cmd.Process.Kill() })
+	client := http.Client{Transport: &http.Transport{DialContext: func(context.Context, string, string) (net.Conn, error) {
+		return net.Dial("unix", socket)
+	}}}
+	page := ""
+	if !eventually(func() bool {
+		resp, err := client.Get("http://localhost/metrics")
+		if err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		page = string(body)
+		return !strings.Contains(page, `log_lines_dropped_total{exporter_name="reverse_exporter"} 0`)
+	}) {
+		t.Errorf("no lost line is counted, or it does not answer:\n%s", page)
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v", err)
+	}
+}
+
 // TestHangup takes up a changed file at once, and goes on.
 func TestHangup(t *testing.T) {
 	t.Parallel()
