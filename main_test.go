@@ -201,17 +201,23 @@ func wantContains(t testing.TB, text string, parts ...string) {
 	}
 }
 
+// glob returns the files that a test is about.
+func glob(t testing.TB, pattern string) []string {
+	t.Helper()
+	files, _ := filepath.Glob(pattern)
+	if len(files) == 0 {
+		t.Fatalf("there is no %s", pattern)
+	}
+	return files
+}
+
 // ---- Scripts
 
 // TestScript runs the scripts of testdata/script, each in a folder of its own. A script
 // begins with a comment that says what it tests, and ends with files: a line "-- NAME --"
 // is above each. README lists the lines between: do runs commands, holds the checks.
 func TestScript(t *testing.T) {
-	files, _ := filepath.Glob("testdata/script/*.txt")
-	if len(files) == 0 {
-		t.Fatal("there are no scripts")
-	}
-	for _, file := range files {
+	for _, file := range glob(t, "testdata/script/*.txt") {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			t.Parallel()
 			s := &script{T: t, dir: t.TempDir(), program: &started{}}
@@ -269,7 +275,7 @@ func (s *script) do(line string) (err error) {
 		s.program = newStarted(programCommand(s.dir, s.env, words...))
 		s.program.listen(s)
 		s.running = append(s.running, s.program)
-		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr, "$PORT", s.program.addr[strings.LastIndex(s.program.addr, ":")+1:]}, s.names...)
+		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr, "$PORT", s.program.addr[strings.LastIndex(s.program.addr, ":")+1:], "$PID", strconv.Itoa(s.program.Process.Pid)}, s.names...)
 	case "stop":
 		for _, p := range s.running {
 			err = errors.Join(err, p.stop())
@@ -287,11 +293,10 @@ func (s *script) do(line string) (err error) {
 		s.ask(verb, words[0], words[1:])
 	case "raw":
 		err = s.raw(strings.ReplaceAll(s.read(text), "\n", "\r\n"))
-	case "serve", "reset":
-		s.serve(words[0], words[1], verb == "reset")
+	case "serve", "reset", "hang":
+		s.serve(verb, words[0], words[1])
 	case "ca":
-		s.ca = newAuthority(s)
-		replaceFile(s, s.dir, text+".pem", s.ca.pem)
+		s.ca = newAuthority(s, s.dir, text)
 	case "cert":
 		s.ca.issue(s, s.dir, text)
 	case "env":
@@ -312,10 +317,8 @@ func (s *script) do(line string) (err error) {
 func (s *script) holds(check, text string) bool {
 	first, rest, _ := strings.Cut(text, " ")
 	switch check {
-	case "has":
-		return strings.Contains(s.out, text)
-	case "hasnot":
-		return !strings.Contains(s.out, text)
+	case "has", "hasnot":
+		return strings.Contains(s.out, text) == (check == "has")
 	case "line":
 		return strings.Contains("\n"+s.out, "\n"+text+"\n")
 	case "count":
@@ -380,7 +383,7 @@ func (s *script) raw(request string) error {
 }
 
 // serve answers requests to $name with a file, or one of a folder, and keeps them in name.asked.
-func (s *script) serve(name, file string, reset bool) {
+func (s *script) serve(how, name, file string) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		request, _ := httputil.DumpRequest(r, false)
 		writeFile(s, s.dir, name+".asked", s.read(name+".asked")+strings.ReplaceAll(string(request), "\r\n", "\n"))
@@ -390,8 +393,11 @@ func (s *script) serve(name, file string, reset bool) {
 		}
 		conn, _, _ := http.NewResponseController(w).Hijack()
 		io.WriteString(conn, answer)
-		if reset {
+		switch how {
+		case "reset":
 			conn.(*net.TCPConn).SetLinger(0)
+		case "hang":
+			io.Copy(io.Discard, conn) // until the client leaves
 		}
 		conn.Close()
 	}))
@@ -408,17 +414,13 @@ func (s *script) serve(name, file string, reset bool) {
 	s.names = append([]string{"$" + name, server.Listener.Addr().String()}, s.names...)
 }
 
-// Parse and merge.
+// ---- Parsing and merging
 
 // TestCases merges the *.prom files of each folder of testdata/cases, each one a
 // source of its file's name, with the flags in the file flags, if there is one.
 // The page, without status metrics, and the failures are to be as in want.
 func TestCases(t *testing.T) {
-	dirs, _ := filepath.Glob("testdata/cases/*")
-	if len(dirs) == 0 {
-		t.Fatal("there are no cases")
-	}
-	for _, dir := range dirs {
+	for _, dir := range glob(t, "testdata/cases/*") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			var args []string
 			files, _ := filepath.Glob(dir + "/*.prom")
@@ -1109,141 +1111,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// Sources.
-
-// TestHungFile reads the other files of a glob though the read of one does not come back, and
-// that one again once it does.
-func TestHungFile(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"a", "b", "c"} {
-		writeFile(t, dir, name+".prom", name+" 1\n")
-	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--timeout", "2s")
-	fs := p.sources[0].fetcher.(*files)
-	fs.hanging = map[string]bool{dir + "/b.prom": true} // as if it were on a dead disk
-	fetch := func() *result {
-		r := fetchOnce(p.sources[0])
-		return r
-	}
-	r := fetch()
-	if r.failure == nil || r.failure.reason != "timeout" || r.samples() != 2 || len(r.files) != 2 {
-		t.Errorf("%d samples, %v", r.samples(), r.failure)
-	}
-	delete(fs.hanging, dir+"/b.prom")
-	if r := fetch(); r.failure != nil || r.samples() != 3 {
-		t.Errorf("after it came back: %d samples, %v", r.samples(), r.failure)
-	}
-	if len(fs.hanging) > 0 {
-		t.Errorf("%d reads are under way", len(fs.hanging))
-	}
-	for i := range 16 {
-		fs.hanging[strconv.Itoa(i)] = true
-	}
-	if r := fetch(); r.failure == nil || r.samples() != 0 {
-		t.Errorf("while 16 reads hang: %d samples, %v", r.samples(), r.failure)
-	}
-}
-
-// TestSmallFiles holds of many small files not much more than what is in them.
-func TestSmallFiles(t *testing.T) {
-	dir := t.TempDir()
-	for i := range 100 {
-		writeFile(t, dir, fmt.Sprintf("%d.prom", i), fmt.Sprintf("m%d 1\n", i))
-	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
-	r := &result{}
-	if f := p.sources[0].fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
-		t.Fatalf("%d bodies, %v", len(r.bodies), f)
-	}
-	for _, e := range r.bodies {
-		if cap(e.buf) > 2*len(e.buf) {
-			t.Fatalf("%d bytes for %q", cap(e.buf), e.buf)
-		}
-	}
-}
-
-// TestSameAuthority follows redirects to the exporter, however it writes itself, with all
-// headers, and to nobody else.
-func TestSameAuthority(t *testing.T) {
-	for _, c := range []struct {
-		url, host, location string
-		follows             bool
-	}{
-		{"http://h/metrics", "", "/m", true},
-		{"http://h/metrics", "", "http://h:80/m", true},
-		{"http://h:80/metrics", "", "http://H/m", true},
-		{"https://h/metrics", "", "https://h:443/m", true},
-		{"http://h:9100/metrics", "", "http://h/m", false},
-		{"http://h/metrics", "", "https://h/m", false},
-		{"http://h/metrics", "", "//h2/m", false},
-		{"http://h/metrics", "", "http://h:8080/m", false},
-		{"http://h:9100/metrics", "app.example", "http://app.example/m", true},
-		{"http://h:9100/metrics", "app.example", "http://App.example:9100/m", true},
-		{"http://h:9100/metrics", "app.example:8080", "http://app.example:8080/m", true},
-		{"http://h:9100/metrics", "app.example", "http://h:9100/m", true},
-		{"http://h:9100/metrics", "app.example", "https://app.example/m", false},
-		{"http://h:9100/metrics", "app.example", "http://app.example:8080/m", false},
-		{"http://[fe80::1%25eth0]:9100/metrics", "", "http://[fe80::1%25eth0]:9100/m", true},
-	} {
-		from, _ := url.Parse(c.url)
-		first := &http.Request{URL: from, Host: c.host, Header: http.Header{"Authorization": {"x"}}}
-		to, _ := from.Parse(c.location)
-		next := &http.Request{URL: to, Header: http.Header{}}
-		err := stayThere(next, []*http.Request{first})
-		if (err == nil) != c.follows {
-			t.Errorf("%s, %s to %s: %v", c.url, c.host, c.location, err)
-		}
-		if err == nil && (next.URL.Host != from.Host || next.Host != c.host || next.Header.Get("Authorization") != "x") {
-			t.Errorf("%s, %s to %s: asks %s as %q", c.url, c.host, c.location, next.URL, next.Host)
-		}
-	}
-}
-
-// TestZone asks an exporter at a link-local address.
-func TestZone(t *testing.T) {
-	e := newExporter(&sourceConfig{target: "http://[fe80::1%25lo]:9100"}, nil, nil)
-	if got := e.String(); got != "http://[fe80::1%lo]:9100/metrics" {
-		t.Errorf("shown as %s", got)
-	}
-	interfaces, _ := net.Interfaces()
-	for _, i := range interfaces {
-		addrs, _ := i.Addrs()
-		for _, addr := range addrs {
-			ip := addr.(*net.IPNet).IP
-			if !ip.IsLinkLocalUnicast() || ip.To4() != nil {
-				continue
-			}
-			l, err := net.Listen("tcp", fmt.Sprintf("[%s%%%s]:0", ip, i.Name))
-			if err != nil {
-				continue // not usable yet
-			}
-			exporter := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })}
-			go exporter.Serve(l)
-			defer exporter.Close()
-			p, _ := newTestProgram(t, "--http", fmt.Sprintf("x=http://[%s%%25%s]:%d/", ip, i.Name, l.Addr().(*net.TCPAddr).Port))
-			if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f != nil {
-				t.Errorf("%s: %v", l.Addr(), f.err)
-			}
-			return
-		}
-	}
-	t.Log("no link-local address to test with")
-}
-
-// TestManyFiles does not go on reading after the end of its time.
-func TestManyFiles(t *testing.T) {
-	dir := t.TempDir()
-	for i := range 100 {
-		writeFile(t, dir, fmt.Sprint(i), "a 1\n")
-	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*")
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	r := &result{}
-	if f := p.sources[0].fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
-		t.Errorf("%d files were opened, %v", len(r.files), f)
-	}
-}
+// ---- A scrape
 
 // TestPatience reads what a scraper says of its deadline.
 func TestPatience(t *testing.T) {
@@ -1258,71 +1126,6 @@ func TestPatience(t *testing.T) {
 			t.Errorf("%q: %v for the sources, %v for all, want %v", header, forSources, forAll, want)
 		}
 	}
-}
-
-// TestFileChanges takes nothing of a file that is written while it is read, and
-// all of one that is renamed away.
-func TestFileChanges(t *testing.T) {
-	dir := t.TempDir()
-	text := strings.Repeat("metric 1\n", windowSize)
-	for name, change := range map[string]func(path string) error{
-		"truncated": func(path string) error { return os.Truncate(path, int64(len(text)/2)) },
-		"appended": func(path string) error {
-			return os.WriteFile(path, []byte(text+"more 1\n"), 0o644)
-		},
-		"renamed": func(path string) error { return os.Rename(path, path+".old") },
-	} {
-		path := writeFile(t, dir, name, text)
-		p, _ := newTestProgram(t, "--file", "x="+path)
-		s := p.sources[0]
-		r := &result{}
-		ctx := &changingContext{Context: context.Background(), change: func() {
-			if err := change(path); err != nil {
-				t.Error(err)
-			}
-		}}
-		f := s.fetcher.(*files).read(ctx, r, path)
-		if name == "renamed" {
-			if f != nil || r.samples() != windowSize {
-				t.Errorf("renamed: %d samples, %v", r.samples(), f)
-			}
-		} else if f == nil || f.reason != "file" || len(r.bodies) > 0 {
-			t.Errorf("%s: %d bodies, %v", name, len(r.bodies), f)
-		}
-	}
-}
-
-// changingContext makes a change when it is asked for the second time whether it
-// is done: between the first and the second read of a file.
-type changingContext struct {
-	context.Context
-	asked  int
-	change func()
-}
-
-func (c *changingContext) Err() error {
-	if c.asked++; c.asked == 2 {
-		c.change()
-	}
-	return nil
-}
-
-// Scrapes.
-
-// TestTimeout ends a fetch at the source's own --timeout.
-func TestTimeout(t *testing.T) {
-	hang := make(chan struct{})
-	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, "a 1\n")
-		w.(http.Flusher).Flush()
-		<-hang
-	}))
-	defer exporter.Close()
-	defer close(hang)
-	p, log := newTestProgram(t, "--http", "hangs="+exporter.URL, "--timeout", "hangs:50ms")
-	page := get(t, p, "/metrics", timeoutHeader, "60").Body.String() // it waits for the end of the fetch
-	wantContains(t, page, `failures_total{exporter_name="hangs",reason="timeout"} 1`)
-	wantContains(t, logged(p, log), "50ms")
 }
 
 // TestHalfClosed answers nothing rather than an empty page to a client that looks
@@ -1392,7 +1195,7 @@ func TestLateAnswer(t *testing.T) {
 	wantContains(t, httpGet(t, server.URL+"/metrics"), "down: x")
 }
 
-// The waterfall.
+// ---- Status metrics
 
 // TestOwnMetrics has the program's own metrics after all others. Where a source has one of
 // their families they come after its samples and yield to its HELP, its type and its series.
@@ -1441,7 +1244,7 @@ go_info_count 8
 	}
 }
 
-// The waterfall.
+// ---- The waterfall
 
 // stand is a waterfall with runs that a test begins and ends.
 type stand struct {
@@ -2372,7 +2175,176 @@ func TestWaitEnds(t *testing.T) {
 	})
 }
 
-// Commands.
+// ---- Exporters
+
+// TestSameAuthority follows redirects to the exporter, however it writes itself, with all
+// headers, and to nobody else.
+func TestSameAuthority(t *testing.T) {
+	f := func(from, host, location string, follows bool) {
+		t.Helper()
+		first := httptest.NewRequest("GET", from, nil)
+		first.Host = host
+		first.Header.Set("Authorization", "x")
+		to, _ := first.URL.Parse(location)
+		next := &http.Request{URL: to, Header: http.Header{}}
+		if err := stayThere(next, []*http.Request{first}); (err == nil) != follows {
+			t.Errorf("%s, %s to %s: %v", from, host, location, err)
+		} else if follows && (next.URL.Host != first.URL.Host || next.Host != host || next.Header.Get("Authorization") != "x") {
+			t.Errorf("%s, %s to %s: asks %s as %q", from, host, location, next.URL, next.Host)
+		}
+	}
+	f("http://h/metrics", "", "/m", true)
+	f("http://h/metrics", "", "http://h:80/m", true)
+	f("http://h:80/metrics", "", "http://H/m", true)
+	f("https://h/metrics", "", "https://h:443/m", true)
+	f("http://h:9100/metrics", "", "http://h/m", false)
+	f("http://h/metrics", "", "https://h/m", false)
+	f("http://h/metrics", "", "//h2/m", false)
+	f("http://h/metrics", "", "http://h:8080/m", false)
+	f("http://h:9100/metrics", "app.example", "http://app.example/m", true)
+	f("http://h:9100/metrics", "app.example", "http://App.example:9100/m", true)
+	f("http://h:9100/metrics", "app.example:8080", "http://app.example:8080/m", true)
+	f("http://h:9100/metrics", "app.example", "http://h:9100/m", true)
+	f("http://h:9100/metrics", "app.example", "https://app.example/m", false)
+	f("http://h:9100/metrics", "app.example", "http://app.example:8080/m", false)
+	f("http://[fe80::1%25eth0]:9100/metrics", "", "http://[fe80::1%25eth0]:9100/m", true)
+}
+
+// TestZone asks an exporter at a link-local address.
+func TestZone(t *testing.T) {
+	exporter := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })
+	tested := false
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		addrs, _ := i.Addrs()
+		for _, addr := range addrs {
+			ip := addr.(*net.IPNet).IP
+			l, err := net.Listen("tcp", fmt.Sprintf("[%s%%%s]:0", ip, i.Name))
+			if err != nil || !ip.IsLinkLocalUnicast() {
+				continue // or it is not usable yet
+			}
+			go http.Serve(l, exporter)
+			defer l.Close()
+			p, _ := newTestProgram(t, "--http", fmt.Sprintf("x=http://[%s%%25%s]:%d/", ip, i.Name, l.Addr().(*net.TCPAddr).Port))
+			if r := fetchOnce(p.sources[0]); r.failure != nil {
+				t.Errorf("%s: %v", l.Addr(), r.failure.err)
+			}
+			tested = true
+		}
+	}
+	if !tested {
+		t.Skip("no link-local address to test with")
+	}
+}
+
+// ---- Files
+
+// TestHungFile reads the other files of a glob though the read of one does not come back, and
+// that one again once it does.
+func TestHungFile(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b", "c"} {
+		writeFile(t, dir, name+".prom", name+" 1\n")
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--timeout", "2s")
+	fs := p.sources[0].fetcher.(*files)
+	fs.hanging = map[string]bool{dir + "/b.prom": true} // as if it were on a dead disk
+	fetch := func() *result { return fetchOnce(p.sources[0]) }
+	r := fetch()
+	if r.failure == nil || r.failure.reason != "timeout" || r.samples() != 2 || len(r.files) != 2 {
+		t.Errorf("%d samples, %v", r.samples(), r.failure)
+	}
+	delete(fs.hanging, dir+"/b.prom")
+	if r := fetch(); r.failure != nil || r.samples() != 3 {
+		t.Errorf("after it came back: %d samples, %v", r.samples(), r.failure)
+	}
+	if len(fs.hanging) > 0 {
+		t.Errorf("%d reads are under way", len(fs.hanging))
+	}
+	for i := range 16 {
+		fs.hanging[strconv.Itoa(i)] = true
+	}
+	if r := fetch(); r.failure == nil || r.samples() != 0 {
+		t.Errorf("while 16 reads hang: %d samples, %v", r.samples(), r.failure)
+	}
+}
+
+// TestSmallFiles holds of many small files not much more than what is in them.
+func TestSmallFiles(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 100 {
+		writeFile(t, dir, fmt.Sprintf("%d.prom", i), fmt.Sprintf("m%d 1\n", i))
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
+	r := &result{}
+	if f := p.sources[0].fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
+		t.Fatalf("%d bodies, %v", len(r.bodies), f)
+	}
+	for _, e := range r.bodies {
+		if cap(e.buf) > 2*len(e.buf) {
+			t.Fatalf("%d bytes for %q", cap(e.buf), e.buf)
+		}
+	}
+}
+
+// TestManyFiles does not go on reading after the end of its time.
+func TestManyFiles(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 100 {
+		writeFile(t, dir, fmt.Sprint(i), "a 1\n")
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := &result{}
+	if f := p.sources[0].fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
+		t.Errorf("%d files were opened, %v", len(r.files), f)
+	}
+}
+
+// TestFileChanges takes nothing of a file that is written while it is read, and
+// all of one that is renamed away.
+func TestFileChanges(t *testing.T) {
+	text := strings.Repeat("metric 1\n", windowSize)
+	f := func(samples int, reason string, change func(path string) error) {
+		t.Helper()
+		path := writeFile(t, t.TempDir(), "m.prom", text)
+		p, _ := newTestProgram(t, "--file", "x="+path)
+		r := &result{}
+		ctx := &changingContext{Context: context.Background(), change: func() {
+			if err := change(path); err != nil {
+				t.Error(err)
+			}
+		}}
+		got := ""
+		if f := p.sources[0].fetcher.(*files).read(ctx, r, path); f != nil {
+			got = f.reason
+		}
+		if got != reason || r.samples() != samples {
+			t.Errorf("%d samples, reason %q, want %d, %q", r.samples(), got, samples, reason)
+		}
+	}
+	f(0, "file", func(path string) error { return os.Truncate(path, int64(len(text)/2)) })
+	f(0, "file", func(path string) error { return os.WriteFile(path, []byte(text+"more 1\n"), 0o644) })
+	f(windowSize, "", func(path string) error { return os.Rename(path, path+".old") })
+}
+
+// changingContext makes a change when it is asked for the second time whether it
+// is done: between the first and the second read of a file.
+type changingContext struct {
+	context.Context
+	asked  int
+	change func()
+}
+
+func (c *changingContext) Err() error {
+	if c.asked++; c.asked == 2 {
+		c.change()
+	}
+	return nil
+}
+
+// ---- Commands
 
 func TestSplitWords(t *testing.T) {
 	f := func(line string, want ...string) {
@@ -2792,7 +2764,7 @@ func httpGet(t testing.TB, url string) string {
 	return body
 }
 
-// Flags.
+// ---- Options
 
 func TestDurations(t *testing.T) {
 	for text, want := range map[string]time.Duration{
@@ -2806,7 +2778,7 @@ func TestDurations(t *testing.T) {
 	}
 }
 
-// Modes, end to end.
+// ---- Running
 
 // exitCode returns the exit status of a command's error.
 func exitCode(err error) int {
@@ -2836,16 +2808,16 @@ func newStarted(cmd *exec.Cmd) *started {
 // startProgram starts the program on a free port and waits until it listens.
 func startProgram(t testing.TB, args ...string) *started {
 	t.Helper()
-	s := newStarted(programCommand("", nil, args...))
-	s.listen(t)
-	return s
+	return startIn(t, nil, args...)
 }
 
-// startIn starts the program through another command.
+// startIn starts the program through another command, if any.
 func startIn(t testing.TB, wrapper []string, args ...string) *started {
 	t.Helper()
-	s := newStarted(programCommand("", nil, args...))
-	s.Path, s.Args = wrapper[0], append(wrapper, s.Args...)
+	cmd := programCommand("", nil, args...)
+	cmd.Args = append(wrapper, append([]string{cmd.Path}, args...)...)
+	cmd.Path = cmd.Args[0]
+	s := newStarted(cmd)
 	s.listen(t)
 	return s
 }
@@ -2923,7 +2895,7 @@ func TestEmptyRoot(t *testing.T) {
 	}
 }
 
-// Server.
+// ---- Listening
 
 // serve has a program listen in this process, and returns the address of the first
 // listener.
@@ -2948,16 +2920,13 @@ func serve(t testing.TB, p *program) string {
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	pem  string
 }
 
-// newAuthority makes one up.
-func newAuthority(t testing.TB) *authority {
-	a := &authority{}
-	var text []byte
-	a.cert, a.key, text = makeCertificate(t, nil, "authority")
-	a.pem = string(text)
-	return a
+// newAuthority makes one up, and writes its certificate to NAME.pem.
+func newAuthority(t testing.TB, dir, name string) *authority {
+	cert, key, text := makeCertificate(t, nil, "authority")
+	replaceFile(t, dir, name+".pem", string(text))
+	return &authority{cert, key}
 }
 
 // makeCertificate makes a certificate that the authority signs, or that signs itself
@@ -3029,7 +2998,8 @@ const backup = "--file=backup=testdata/appliance/backup.prom"
 
 // TestOldTLS speaks no TLS before 1.2.
 func TestOldTLS(t *testing.T) {
-	ca, dir := newAuthority(t), t.TempDir()
+	dir := t.TempDir()
+	ca := newAuthority(t, dir, "ca")
 	certFile, keyFile := ca.issue(t, dir, "server")
 	p, _ := newTestProgram(t, backup, "--web.tls-cert-file", certFile, "--web.tls-key-file", keyFile)
 	addr := serve(t, p)
@@ -3164,24 +3134,6 @@ func TestDeadLog(t *testing.T) {
 	if err := cmd.Wait(); err != nil {
 		t.Errorf("after SIGTERM: %v", err)
 	}
-}
-
-// TestHangup takes up a changed file at once, and goes on.
-func TestHangup(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	headers := writeFile(t, dir, "headers", "X-Key: 1\n")
-	s := startProgram(t, "--http", "x=http://127.0.0.1:1/", "--header", "x:@"+headers, "--web.listen-address", "127.0.0.1:0")
-	replaceFile(t, dir, "headers", "X-Key: 2\n")
-	s.Process.Signal(syscall.SIGHUP)
-	if !eventually(func() bool { return strings.Contains(s.log.String(), "reloaded a changed file") }) {
-		t.Errorf("the file was not taken up:\n%s", s.log.String())
-	}
-	s.Process.Signal(syscall.SIGTERM)
-	if err := s.Wait(); err != nil {
-		t.Errorf("after SIGHUP and SIGTERM: %v", err)
-	}
-	wantContains(t, s.log.String(), "msg=stopping why=\"a signal\"")
 }
 
 // TestFlapping logs each change of a source's state at once, and sums up those of one that
@@ -4205,45 +4157,35 @@ func TestOverviewUnmerged(t *testing.T) {
 
 // TestOverviewUnits writes numbers as the page has them.
 func TestOverviewUnits(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		0:                         "0.1 ms",
-		49 * time.Microsecond:     "0.1 ms",
-		540 * time.Microsecond:    "0.5 ms",
-		2 * time.Millisecond:      "2 ms",
-		9940 * time.Microsecond:   "9.9 ms",
-		9960 * time.Microsecond:   "10 ms",
-		812 * time.Millisecond:    "812 ms",
-		999 * time.Millisecond:    "999 ms",
-		999600 * time.Microsecond: "1 s",
-		8900 * time.Millisecond:   "8.9 s",
-		10 * time.Second:          "10 s",
-		2 * time.Minute:           "120 s",
-	} {
-		if got := durationText(d); got != want {
-			t.Errorf("%v is %q, want %q", d, got, want)
+	f := func(got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
-	for n, want := range map[uint64]string{0: "0", 999: "999", 1000: "1\u202f000", 1002003: "1\u202f002\u202f003"} {
-		if got := grouped(n); got != want {
-			t.Errorf("%d is %q, want %q", n, got, want)
-		}
-	}
+	f(durationText(0), "0.1 ms")
+	f(durationText(49*time.Microsecond), "0.1 ms")
+	f(durationText(540*time.Microsecond), "0.5 ms")
+	f(durationText(2*time.Millisecond), "2 ms")
+	f(durationText(9940*time.Microsecond), "9.9 ms")
+	f(durationText(9960*time.Microsecond), "10 ms")
+	f(durationText(812*time.Millisecond), "812 ms")
+	f(durationText(999*time.Millisecond), "999 ms")
+	f(durationText(999600*time.Microsecond), "1 s")
+	f(durationText(8900*time.Millisecond), "8.9 s")
+	f(durationText(10*time.Second), "10 s")
+	f(durationText(2*time.Minute), "120 s")
+	f(grouped(0)+" "+grouped(999)+" "+grouped(1000)+" "+grouped(1002003), "0 999 1\u202f000 1\u202f002\u202f003")
+	f(ago(time.Time{}), "never")
 	synctest.Test(t, func(t *testing.T) { // time stands still
-		for d, want := range map[time.Duration]string{
-			0: "0 s ago", 119 * time.Second: "119 s ago", 2 * time.Minute: "2 min ago", 119 * time.Minute: "119 min ago",
-			2 * time.Hour: "2 h ago", 47 * time.Hour: "47 h ago", 48 * time.Hour: "2 d ago",
-		} {
-			if got := ago(time.Now().Add(-d)); got != want {
-				t.Errorf("%v is %q, want %q", d, got, want)
-			}
-		}
+		at := func(d time.Duration) string { return ago(time.Now().Add(-d)) }
+		f(at(0)+", "+at(119*time.Second), "0 s ago, 119 s ago")
+		f(at(2*time.Minute)+", "+at(119*time.Minute), "2 min ago, 119 min ago")
+		f(at(2*time.Hour)+", "+at(47*time.Hour)+", "+at(48*time.Hour), "2 h ago, 47 h ago, 2 d ago")
 	})
-	if got := ago(time.Time{}); got != "never" {
-		t.Errorf("no time at all is %q", got)
-	}
 }
 
-// Fuzzing.
+// ---- Fuzzing
 
 // seeds calls add for all bodies of testdata.
 func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
@@ -4476,7 +4418,7 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
-// Speed.
+// ---- Speed
 
 // generate makes families of gauges, counters, histograms and summaries with about
 // series samples each: 100 of 100 are 1 MB.
