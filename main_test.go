@@ -2269,15 +2269,20 @@ func TestHungFile(t *testing.T) {
 	}
 }
 
-// TestSmallFiles holds of many small files not much more than what is in them.
-func TestSmallFiles(t *testing.T) {
+// manyFiles returns a source of a hundred small files.
+func manyFiles(t *testing.T) *source {
 	dir := t.TempDir()
 	for i := range 100 {
 		writeFile(t, dir, fmt.Sprintf("%d.prom", i), fmt.Sprintf("m%d 1\n", i))
 	}
 	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
+	return p.sources[0]
+}
+
+// TestSmallFiles holds of many small files not much more than what is in them.
+func TestSmallFiles(t *testing.T) {
 	r := &result{}
-	if f := p.sources[0].fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
+	if f := manyFiles(t).fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
 		t.Fatalf("%d bodies, %v", len(r.bodies), f)
 	}
 	for _, e := range r.bodies {
@@ -2289,15 +2294,10 @@ func TestSmallFiles(t *testing.T) {
 
 // TestManyFiles does not go on reading after the end of its time.
 func TestManyFiles(t *testing.T) {
-	dir := t.TempDir()
-	for i := range 100 {
-		writeFile(t, dir, fmt.Sprint(i), "a 1\n")
-	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*")
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	r := &result{}
-	if f := p.sources[0].fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
+	if f := manyFiles(t).fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
 		t.Errorf("%d files were opened, %v", len(r.files), f)
 	}
 }
@@ -4478,14 +4478,7 @@ type workload struct {
 // workloads returns the real scrapes as eight sources and as one, and generated bodies
 // of 1 MB and 10 MB, whose families are large and much alike.
 func workloads(b *testing.B) []workload {
-	var real [][]byte
-	for _, file := range scrapes(b) {
-		body, err := os.ReadFile(file)
-		if err != nil {
-			b.Fatal(err)
-		}
-		real = append(real, body)
-	}
+	real := realBodies(b)
 	all := []workload{
 		{name: "real", bodies: real},
 		{name: "real as one", bodies: [][]byte{bytes.Join(real, nil)}},
@@ -4498,6 +4491,18 @@ func workloads(b *testing.B) []workload {
 		}
 	}
 	return all
+}
+
+// realBodies returns the real scrapes.
+func realBodies(b *testing.B) (bodies [][]byte) {
+	for _, file := range scrapes(b) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			b.Fatal(err)
+		}
+		bodies = append(bodies, body)
+	}
+	return bodies
 }
 
 // BenchmarkLines is what the others are compared with: it looks for line ends,
@@ -4561,14 +4566,7 @@ func BenchmarkScrape(b *testing.B) {
 func BenchmarkMerge(b *testing.B) {
 	body := generate(100, 100)
 	benchmarkMerge(b, "generated 1 MB", [][]byte{body, body})
-	var bodies [][]byte
-	for _, file := range scrapes(b) {
-		body, err := os.ReadFile(file)
-		if err != nil {
-			b.Fatal(err)
-		}
-		bodies = append(bodies, body)
-	}
+	bodies := realBodies(b)
 	benchmarkMerge(b, "8 scrapes", bodies)
 	benchmarkMerge(b, "40 scrapes", slices.Concat(bodies, bodies, bodies, bodies, bodies))
 }
