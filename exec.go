@@ -2377,14 +2377,17 @@ func (c *command) exitFailure(err error) *failure {
 func checkProgram(name string) error {
 	path, err := exec.LookPath(name)
 	info, statErr := os.Stat(name)
+	var withPath *os.PathError
 	var withName *exec.Error
 	switch {
 	case errors.Is(err, exec.ErrNotFound):
 		return errors.New("there is no such program in PATH")
 	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
 		return fmt.Errorf("it is not executable: chmod +x %s", name)
+	case errors.As(err, &withPath):
+		return withPath.Err // without the name once more
 	case errors.As(err, &withName):
-		return withName.Err // without the name once more
+		return withName.Err
 	case err == nil && hasWindowsEnds(path):
 		return errors.New("its #! line ends in a carriage return: give it Unix line ends")
 	}

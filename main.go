@@ -216,14 +216,13 @@ func appendUsage(dst []byte) []byte {
 
 func main() {
 	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
+	// It is never stopped: then a second signal would end the program before its exit status is set.
+	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
 	// Without this, the first line of the log that nobody reads any more ends the program.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	code := run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr)
-	stop()
-	os.Exit(code)
+	os.Exit(run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
 // ---- Running
