@@ -4126,7 +4126,7 @@ func TestOverviewSize(t *testing.T) {
 			args = append(args, "--file", fmt.Sprintf("appliance-service-%02d=testdata/appliance/backup.prom", i))
 		}
 		for i := range c.down {
-			args = append(args, "--http", fmt.Sprintf("source-%d=http://source-%[1]d.monitoring.example:9100/metrics", i), "--timeout", fmt.Sprintf("source-%d:1ms", i))
+			args = append(args, "--http", fmt.Sprintf("source-%d=http://127.0.0.1:1/source-%[1]d.monitoring.example/metrics", i))
 		}
 		p, _ := newTestProgram(t, args...)
 		get(t, p, "/metrics")
