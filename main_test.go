@@ -9,7 +9,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	cryptorand "crypto/rand"
-	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -203,17 +202,23 @@ func wantContains(t testing.TB, text string, parts ...string) {
 	}
 }
 
+// glob returns the files that a test is about.
+func glob(t testing.TB, pattern string) []string {
+	t.Helper()
+	files, _ := filepath.Glob(pattern)
+	if len(files) == 0 {
+		t.Fatalf("there is no %s", pattern)
+	}
+	return files
+}
+
 // ---- Scripts
 
 // TestScript runs the scripts of testdata/script, each in a folder of its own. A script
 // begins with a comment that says what it tests, and ends with files: a line "-- NAME --"
 // is above each. README lists the lines between: do runs commands, holds the checks.
 func TestScript(t *testing.T) {
-	files, _ := filepath.Glob("testdata/script/*.txt")
-	if len(files) == 0 {
-		t.Fatal("there are no scripts")
-	}
-	for _, file := range files {
+	for _, file := range glob(t, "testdata/script/*.txt") {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txt"), func(t *testing.T) {
 			t.Parallel()
 			s := &script{T: t, dir: t.TempDir(), program: &started{}}
@@ -271,7 +276,7 @@ func (s *script) do(line string) (err error) {
 		s.program = newStarted(programCommand(s.dir, s.env, words...))
 		s.program.listen(s)
 		s.running = append(s.running, s.program)
-		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr}, s.names...)
+		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr, "$PORT", s.program.addr[strings.LastIndex(s.program.addr, ":")+1:], "$PID", strconv.Itoa(s.program.Process.Pid)}, s.names...)
 	case "stop":
 		for _, p := range s.running {
 			err = errors.Join(err, p.stop())
@@ -289,18 +294,17 @@ func (s *script) do(line string) (err error) {
 		s.ask(verb, words[0], words[1:])
 	case "raw":
 		err = s.raw(strings.ReplaceAll(s.read(text), "\n", "\r\n"))
-	case "serve", "reset":
-		s.serve(words[0], words[1], verb == "reset")
+	case "serve", "reset", "hang":
+		s.serve(verb, words[0], words[1])
 	case "ca":
-		s.ca = newAuthority(s)
-		replaceFile(s, s.dir, text+".pem", s.ca.pem)
+		s.ca = newAuthority(s, s.dir, text)
 	case "cert":
 		s.ca.issue(s, s.dir, text)
 	case "env":
 		s.env = append(s.env, text)
 	case "need":
-		if _, err := exec.LookPath(text); err != nil {
-			s.Skip(err)
+		if s.run(exec.Command("sh", "-c", text)); s.code != 0 {
+			s.Skip("this needs: " + text)
 		}
 	default:
 		if text == "" || !s.holds(verb, text) {
@@ -314,10 +318,8 @@ func (s *script) do(line string) (err error) {
 func (s *script) holds(check, text string) bool {
 	first, rest, _ := strings.Cut(text, " ")
 	switch check {
-	case "has":
-		return strings.Contains(s.out, text)
-	case "hasnot":
-		return !strings.Contains(s.out, text)
+	case "has", "hasnot":
+		return strings.Contains(s.out, text) == (check == "has")
 	case "line":
 		return strings.Contains("\n"+s.out, "\n"+text+"\n")
 	case "count":
@@ -326,6 +328,8 @@ func (s *script) holds(check, text string) bool {
 		return strings.HasPrefix(s.out, "HTTP/1.1 "+text+" ")
 	case "log":
 		return eventually(func() bool { return strings.Contains(s.program.log.String(), text) })
+	case "alive":
+		return eventually(func() bool { return strconv.Itoa(alive(s.T, rest)) == first })
 	case "exit":
 		defer func() { s.code = 0 }()
 		return strconv.Itoa(s.code) == text
@@ -380,7 +384,7 @@ func (s *script) raw(request string) error {
 }
 
 // serve answers requests to $name with a file, or one of a folder, and keeps them in name.asked.
-func (s *script) serve(name, file string, reset bool) {
+func (s *script) serve(how, name, file string) {
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		request, _ := httputil.DumpRequest(r, false)
 		writeFile(s, s.dir, name+".asked", s.read(name+".asked")+strings.ReplaceAll(string(request), "\r\n", "\n"))
@@ -390,8 +394,11 @@ func (s *script) serve(name, file string, reset bool) {
 		}
 		conn, _, _ := http.NewResponseController(w).Hijack()
 		io.WriteString(conn, answer)
-		if reset {
+		switch how {
+		case "reset":
 			conn.(*net.TCPConn).SetLinger(0)
+		case "hang":
+			io.Copy(io.Discard, conn) // until the client leaves
 		}
 		conn.Close()
 	}))
@@ -399,13 +406,16 @@ func (s *script) serve(name, file string, reset bool) {
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	start := server.Start
 	if cert, err := tls.LoadX509KeyPair(s.dir+"/"+name+".pem", s.dir+"/"+name+".key"); err == nil {
-		server.TLS, start = &tls.Config{Certificates: []tls.Certificate{cert}}, server.StartTLS
+		server.TLS, start = &tls.Config{Certificates: []tls.Certificate{cert}, ClientCAs: x509.NewCertPool()}, server.StartTLS
+		if server.TLS.ClientCAs.AppendCertsFromPEM([]byte(s.read(name + ".clients"))) {
+			server.TLS.ClientAuth = tls.RequireAndVerifyClientCert
+		}
 	}
 	start()
 	s.names = append([]string{"$" + name, server.Listener.Addr().String()}, s.names...)
 }
 
-// Parse and merge.
+// ---- Parsing and merging
 
 // textForm and openMetricsForm are pages for scrapers that know quoted names.
 var textForm, openMetricsForm = form{quoted: true}, form{quoted: true, openMetrics: true}
@@ -415,11 +425,7 @@ var textForm, openMetricsForm = form{quoted: true}, form{quoted: true, openMetri
 // The page, without status metrics, and the failures are to be as in want; where there is
 // want.openmetrics, the page in that format is to be as in it.
 func TestCases(t *testing.T) {
-	dirs, _ := filepath.Glob("testdata/cases/*")
-	if len(dirs) == 0 {
-		t.Fatal("there are no cases")
-	}
-	for _, dir := range dirs {
+	for _, dir := range glob(t, "testdata/cases/*") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			var args []string
 			files, _ := filepath.Glob(dir + "/*.prom")
@@ -1242,548 +1248,7 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// Sources.
-
-// rawServer answers each connection with bytes as they are, then closes it.
-func rawServer(t *testing.T, answer string, reset bool) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			http.ReadRequest(bufio.NewReader(conn))
-			io.WriteString(conn, answer)
-			if reset {
-				conn.(*net.TCPConn).SetLinger(0)
-			}
-			conn.Close()
-		}
-	}()
-	return "http://" + l.Addr().String() + "/metrics"
-}
-
-// zipped returns text as a gzip stream.
-func zipped(text string) string {
-	var b bytes.Buffer
-	z := gzip.NewWriter(&b)
-	io.WriteString(z, text)
-	z.Close()
-	return b.String()
-}
-
-// TestHungFile reads the other files of a glob though the read of one does not come back, and
-// that one again once it does.
-func TestHungFile(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"a", "b", "c"} {
-		writeFile(t, dir, name+".prom", name+" 1\n")
-	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--timeout", "2s")
-	fs := p.sources[0].fetcher.(*files)
-	fs.hanging = map[string]bool{dir + "/b.prom": true} // as if it were on a dead disk
-	fetch := func() *result {
-		r := fetchOnce(p.sources[0])
-		return r
-	}
-	r := fetch()
-	if r.failure == nil || r.failure.reason != "timeout" || r.samples() != 2 || len(r.files) != 2 {
-		t.Errorf("%d samples, %v", r.samples(), r.failure)
-	}
-	delete(fs.hanging, dir+"/b.prom")
-	if r := fetch(); r.failure != nil || r.samples() != 3 {
-		t.Errorf("after it came back: %d samples, %v", r.samples(), r.failure)
-	}
-	if len(fs.hanging) > 0 {
-		t.Errorf("%d reads are under way", len(fs.hanging))
-	}
-	for i := range 16 {
-		fs.hanging[strconv.Itoa(i)] = true
-	}
-	if r := fetch(); r.failure == nil || r.samples() != 0 {
-		t.Errorf("while 16 reads hang: %d samples, %v", r.samples(), r.failure)
-	}
-}
-
-// TestSmallFiles holds of many small files not much more than what is in them.
-func TestSmallFiles(t *testing.T) {
-	dir := t.TempDir()
-	for i := range 100 {
-		writeFile(t, dir, fmt.Sprintf("%d.prom", i), fmt.Sprintf("m%d 1\n", i))
-	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
-	r := &result{}
-	if f := p.sources[0].fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
-		t.Fatalf("%d bodies, %v", len(r.bodies), f)
-	}
-	for _, e := range r.bodies {
-		if cap(e.buf) > 2*len(e.buf) {
-			t.Fatalf("%d bytes for %q", cap(e.buf), e.buf)
-		}
-	}
-}
-
-// TestContentTypes reads as text what may be text, whatever it is said to be, and refuses
-// what cannot be.
-func TestContentTypes(t *testing.T) {
-	f := func(header, mediaType string, format bodyFormat) {
-		t.Helper()
-		if gotType, got := judgeType(header); gotType != mediaType || got != format {
-			t.Errorf("%q: %q, %d, want %q, %d", header, gotType, got, mediaType, format)
-		}
-	}
-	f("", "", formatText)
-	f("text/plain", "text/plain", formatText)
-	f("Text/Plain ;charset", "text/plain", formatText)
-	f(`text/plain; version="0.0.4; charset=utf-8; charset=utf-8`, "text/plain", formatText)
-	f("text/plain charset=utf-8", "text/plain", formatText)
-	f("text/plain,text/plain", "text/plain", formatText)
-	f("; charset=utf-8", "", formatText)
-	f("application/openmetrics-text; version=1.0.0; version=0.0.1", "application/openmetrics-text", formatOpenMetrics)
-	f("text/html; charset=UTF-8", "text/html", formatUnlikely)
-	f("application/json", "application/json", formatUnlikely)
-	f("application/octet-stream", "application/octet-stream", formatUnlikely)
-	f("text/x-prom", "text/x-prom", formatUnlikely)
-	f("plain", "plain", formatUnlikely)
-	f("text/<b>", "text/", formatUnlikely)
-	f("application/vnd.google.protobuf; proto=io.prometheus.client.MetricFamily; encoding=delimited", "application/vnd.google.protobuf", formatProtobuf)
-	f("application/x-protobuf", "application/x-protobuf", formatProtobuf)
-}
-
-// TestContentEncodings judges a Content-Encoding by what it means.
-func TestContentEncodings(t *testing.T) {
-	f := func(header string, zipped bool, unreadable string) {
-		t.Helper()
-		if gotZipped, got := judgeEncoding(header); gotZipped != zipped || got != unreadable {
-			t.Errorf("%q: %v, %q, want %v, %q", header, gotZipped, got, zipped, unreadable)
-		}
-	}
-	for _, none := range []string{"", "identity", "utf-8", "UTF8", "none", "text/plain", "binary", " , ", "identity,identity", "null"} {
-		f(none, false, "")
-	}
-	for _, zipped := range []string{"gzip", "GZIP", "x-gzip", "identity, gzip", "gzip,", "utf-8 ,gzip"} {
-		f(zipped, true, "")
-	}
-	f("br", false, "br")
-	f("Zstd", false, "zstd")
-	f("deflate", false, "deflate")
-	f("gzip, br", false, "br")
-	f("gzip, gzip", false, "gzip, twice")
-}
-
-// TestOddAnswers takes what an exporter means, and tells what is wrong with what it is not.
-func TestOddAnswers(t *testing.T) {
-	const ok, body = "HTTP/1.1 200 OK\r\n", "a 1\n"
-	length := func(text string) string { return fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(text), text) }
-	for _, c := range []struct{ name, answer, reason, err string }{
-		{"html", ok + "Content-Type: text/html\r\n" + length(body), "", ""},
-		{"html that is none", ok + "Content-Type: text/html; charset=utf-8\r\n" + length("<html>"), "content_type", "the exporter answered text/html: is the path right? line 1"},
-		{"html that is empty", ok + "Content-Type: text/html\r\n" + length(""), "content_type", "the exporter answered text/html, without a sample"},
-		{"html of blanks", ok + "Content-Type: text/html\r\n" + length(" \n\n"), "content_type", "the exporter answered text/html, without a sample"},
-		{"html that is cut", ok + "Content-Type: text/html\r\nContent-Length: 9\r\n\r\n" + body, "read", "unexpected EOF"},
-		{"protobuf", ok + "Content-Type: application/vnd.google.protobuf\r\n" + length(""), "content_type", "application/vnd.google.protobuf, which it was not asked for"},
-		{"charset as encoding", ok + "Content-Encoding: utf-8\r\n" + length(body), "", ""},
-		{"encodings in lines", ok + "Content-Encoding: identity\r\nContent-Encoding: gzip\r\n" + length(zipped(body)), "", ""},
-		{"brotli", ok + "Content-Encoding: br\r\n" + length(body), "encoding", "the encoding br, which"},
-		{"gzip twice", ok + "Content-Encoding: gzip, gzip\r\n" + length(zipped(zipped(body))), "encoding", "gzip, twice"},
-		{"HTTP/1.0, whole", "HTTP/1.0 200 OK\r\n\r\n" + body, "", ""},
-		{"HTTP/1.0, cut", "HTTP/1.0 200 OK\r\n\r\na 1\nb 12", "read", "the body lacks its last newline, and only the end of the connection ends it"},
-		{"mark", ok + length("\ufeff"+body), "", ""},
-		{"mark alone", ok + length("\ufeff"), "", ""},
-		{"mark in gzip", ok + "Content-Encoding: gzip\r\n" + length(zipped("\ufeff"+body)), "", ""},
-		{"mark before OpenMetrics", ok + "Content-Type: application/openmetrics-text\r\n" + length("\ufeffa 1\n# EOF\n"), "", ""},
-		{"half a mark", ok + length("\xef\xbb"), "parse", "line 1"},
-		{"two marks", ok + length("\ufeff\ufeff"+body), "parse", "line 1"},
-		{"endless empty gzip", ok + "Content-Encoding: gzip\r\n\r\n" + strings.Repeat(zipped(""), 1<<13), "too_large", "--max-bytes"},
-		{"empty gzip", ok + "Content-Encoding: gzip\r\n\r\n" + strings.Repeat(zipped(""), 10) + zipped(body), "", ""},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			p, _ := newTestProgram(t, "--http", "x="+rawServer(t, c.answer, false), "--max-bytes", "64KiB")
-			r := &result{}
-			f := p.sources[0].fetcher.fetch(t.Context(), r, nil)
-			switch {
-			case f == nil && c.reason != "" || f != nil && f.reason != c.reason:
-				t.Errorf("%+v, want %s", f, c.reason)
-			case f != nil:
-				wantContains(t, f.err.Error(), c.err)
-			}
-			if f != nil && len(r.bodies) > 0 {
-				t.Errorf("%d samples of a body that failed", r.samples())
-			}
-		})
-	}
-}
-
-// TestStrayBytes writes nothing to standard error of what exporters send after an answer.
-func TestStrayBytes(t *testing.T) {
-	const answer = "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\na 1\nsecret"
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	closed := make(chan error, 1)
-	go func() {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		http.ReadRequest(bufio.NewReader(conn))
-		io.WriteString(conn, answer)
-		_, err = conn.Read(make([]byte, 1)) // the client gives the connection up, and says so then
-		conn.Close()
-		closed <- err
-	}()
-	cmd := programCommand("", nil, "--http", "x=http://"+l.Addr().String()+"/", "--interval", "x:1h", "--log.format", "json", "--log.level", "debug",
-		"--web.listen-address", "127.0.0.1:0")
-	log := &syncBuffer{}
-	cmd.Stderr = log
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	if err := <-closed; err == nil {
-		t.Error("there was another request at the connection")
-	}
-	if !eventually(func() bool { return strings.Contains(log.String(), `"msg":"source is up"`) }) {
-		t.Errorf("the source is not up:\n%s", log)
-	}
-	cmd.Process.Signal(syscall.SIGTERM)
-	cmd.Wait()
-	for line := range strings.Lines(log.String()) {
-		if !strings.HasPrefix(line, `{"time":`) || strings.Contains(line, "secret") {
-			t.Errorf("on standard error: %s", line)
-		}
-	}
-}
-
-// TestSameAuthority follows redirects to the exporter, however it writes itself, with all
-// headers, and to nobody else.
-func TestSameAuthority(t *testing.T) {
-	for _, c := range []struct {
-		url, host, location string
-		follows             bool
-	}{
-		{"http://h/metrics", "", "/m", true},
-		{"http://h/metrics", "", "http://h:80/m", true},
-		{"http://h:80/metrics", "", "http://H/m", true},
-		{"https://h/metrics", "", "https://h:443/m", true},
-		{"http://h:9100/metrics", "", "http://h/m", false},
-		{"http://h/metrics", "", "https://h/m", false},
-		{"http://h/metrics", "", "//h2/m", false},
-		{"http://h/metrics", "", "http://h:8080/m", false},
-		{"http://h:9100/metrics", "app.example", "http://app.example/m", true},
-		{"http://h:9100/metrics", "app.example", "http://App.example:9100/m", true},
-		{"http://h:9100/metrics", "app.example:8080", "http://app.example:8080/m", true},
-		{"http://h:9100/metrics", "app.example", "http://h:9100/m", true},
-		{"http://h:9100/metrics", "app.example", "https://app.example/m", false},
-		{"http://h:9100/metrics", "app.example", "http://app.example:8080/m", false},
-		{"http://[fe80::1%25eth0]:9100/metrics", "", "http://[fe80::1%25eth0]:9100/m", true},
-	} {
-		from, _ := url.Parse(c.url)
-		first := &http.Request{URL: from, Host: c.host, Header: http.Header{"Authorization": {"x"}}}
-		to, _ := from.Parse(c.location)
-		next := &http.Request{URL: to, Header: http.Header{}}
-		err := stayThere(next, []*http.Request{first})
-		if (err == nil) != c.follows {
-			t.Errorf("%s, %s to %s: %v", c.url, c.host, c.location, err)
-		}
-		if err == nil && (next.URL.Host != from.Host || next.Host != c.host || next.Header.Get("Authorization") != "x") {
-			t.Errorf("%s, %s to %s: asks %s as %q", c.url, c.host, c.location, next.URL, next.Host)
-		}
-	}
-}
-
-// TestFixedParameters keeps a scraper from adding to the parameters that a URL has.
-func TestFixedParameters(t *testing.T) {
-	p, _ := newTestProgram(t, "--http", "x=http://h/probe?module=http_2xx", "--params", "x:*")
-	for query, want := range map[string]string{
-		"module=icmp":                     "",
-		"module=icmp&target=a":            "target=a",
-		"Module=icmp&target=a&target=b":   "Module=icmp&target=a&target=b",
-		"exporter_name=x&mod%75le=icmp&a": "a=",
-	} {
-		given, _ := url.ParseQuery(query)
-		a, err := p.sources[0].arguments(given)
-		if err != nil || a.id != want || a.standard != (want == "") {
-			t.Errorf("%s: %q, standard %v, %v, want %q", query, a.id, a.standard, err, want)
-		}
-	}
-}
-
-// TestLocalhost finds an exporter at either address of localhost, without a resolver.
-func TestLocalhost(t *testing.T) {
-	for _, addr := range []string{"127.0.0.1:0", "[::1]:0"} {
-		l, err := net.Listen("tcp", addr)
-		if err != nil {
-			t.Logf("not tested: %v", err)
-			continue
-		}
-		exporter := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })}
-		go exporter.Serve(l)
-		defer exporter.Close()
-		_, port, _ := net.SplitHostPort(l.Addr().String())
-		p, _ := newTestProgram(t, "--http", "x=http://LocalHost:"+port)
-		if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f != nil {
-			t.Errorf("%s: %v", l.Addr(), f.err)
-		}
-	}
-}
-
-// TestZone asks an exporter at a link-local address.
-func TestZone(t *testing.T) {
-	e := newExporter(&sourceConfig{target: "http://[fe80::1%25lo]:9100"}, nil, nil)
-	if got := e.String(); got != "http://[fe80::1%lo]:9100/metrics" {
-		t.Errorf("shown as %s", got)
-	}
-	interfaces, _ := net.Interfaces()
-	for _, i := range interfaces {
-		addrs, _ := i.Addrs()
-		for _, addr := range addrs {
-			ip := addr.(*net.IPNet).IP
-			if !ip.IsLinkLocalUnicast() || ip.To4() != nil {
-				continue
-			}
-			l, err := net.Listen("tcp", fmt.Sprintf("[%s%%%s]:0", ip, i.Name))
-			if err != nil {
-				continue // not usable yet
-			}
-			exporter := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })}
-			go exporter.Serve(l)
-			defer exporter.Close()
-			p, _ := newTestProgram(t, "--http", fmt.Sprintf("x=http://[%s%%25%s]:%d/", ip, i.Name, l.Addr().(*net.TCPAddr).Port))
-			if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f != nil {
-				t.Errorf("%s: %v", l.Addr(), f.err)
-			}
-			return
-		}
-	}
-	t.Log("no link-local address to test with")
-}
-
-// TestClientCertificate logs in to an exporter with a certificate and a token, which are
-// taken up when they change, at open connections, too.
-func TestClientCertificate(t *testing.T) {
-	ca, other, dir := newAuthority(t), newAuthority(t), t.TempDir()
-	cert, err := tls.LoadX509KeyPair(ca.issue(t, dir, "exporter"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	exporter := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("Authorization") != "Bearer two" {
-			w.WriteHeader(http.StatusUnauthorized)
-		}
-		fmt.Fprintf(w, "serial %s\n", r.TLS.PeerCertificates[0].SerialNumber)
-	}))
-	exporter.TLS = &tls.Config{Certificates: []tls.Certificate{cert}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: x509.NewCertPool()}
-	exporter.TLS.ClientCAs.AppendCertsFromPEM([]byte(ca.pem))
-	exporter.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-	exporter.StartTLS()
-	defer exporter.Close()
-	read := func(name string) string {
-		text, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return string(text)
-	}
-	other.issue(t, dir, "wrong")
-	both := replaceFile(t, dir, "both", read("wrong.pem")+read("wrong.key"))
-	token := replaceFile(t, dir, "token", "one\n")
-	p, log := newTestProgram(t, "--http", "none="+exporter.URL, "--insecure", "none",
-		"--http", "name="+exporter.URL, "--ca-file", "name:"+dir+"/ca.pem", "--server-name", "name:elsewhere",
-		"--http", "x="+exporter.URL, "--ca-file", "x:"+writeFile(t, dir, "ca.pem", ca.pem), "--server-name", "x:localhost",
-		"--cert-file", "x:"+both, "--bearer-token-file", "x:"+token)
-	if !p.loadFiles() {
-		t.Fatal(log)
-	}
-	want := func(reason, err string) {
-		t.Helper()
-		r := &result{}
-		f := p.sources[2].fetcher.fetch(t.Context(), r, nil)
-		switch {
-		case f == nil && reason != "" || f != nil && f.reason != reason:
-			t.Errorf("%+v, want %s", f, reason)
-		case f != nil:
-			wantContains(t, f.err.Error(), err)
-		}
-	}
-	if f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil); f == nil || f.reason != "tls" {
-		t.Errorf("without a certificate: %+v", f)
-	} else {
-		wantContains(t, f.err.Error(), "--cert-file none:FILE")
-	}
-	if f := p.sources[1].fetcher.fetch(t.Context(), &result{}, nil); f == nil || f.reason != "tls" {
-		t.Errorf("with another name: %+v", f)
-	} else {
-		wantContains(t, f.err.Error(), "not elsewhere")
-	}
-	want("tls", "remote error: tls:")
-	ca.issue(t, dir, "right")
-	replaceFile(t, dir, "both", read("right.pem")+read("right.key"))
-	want("status", "401")
-	replaceFile(t, dir, "token", "two\r\n")
-	want("", "")
-	replaceFile(t, dir, "token", "two words, secret")
-	want("", "") // the old one stays
-	replaceFile(t, dir, "both", read("wrong.pem")+read("wrong.key"))
-	want("tls", "remote error: tls:")
-	wantContains(t, log.String(), token+": want one token")
-	if strings.Contains(log.String(), "secret") {
-		t.Errorf("a token is logged:\n%s", log)
-	}
-}
-
-// TestLoginFlags refuses options of an exporter's login that do not go together, or not with
-// the source, and shows nothing secret.
-func TestLoginFlags(t *testing.T) {
-	f := func(args string, want ...string) {
-		t.Helper()
-		_, faults := parseFlags(strings.Fields("--http s=https://h --http p=http://u:secret@h --exec c=cmd " + args))
-		if len(faults) != len(want) {
-			t.Errorf("%s: %q, want %q", args, faults, want)
-		}
-		for _, part := range want {
-			wantContains(t, strings.Join(faults, "\n"), part)
-		}
-		if strings.Contains(strings.Join(faults, "\n"), "secret") {
-			t.Errorf("%s: a secret is told: %q", args, faults)
-		}
-	}
-	f("--cert-file s:a --key-file s:b --server-name s:h --bearer-token-file s:t --any-exit c")
-	f("--key-file s:b", "--key-file s: needs --cert-file s:FILE")
-	f("--cert-file p:a --server-name p:h", "--cert-file p:a: only an https source", "--server-name p:h: only an https source")
-	f("--cert-file s: --bearer-token-file s:", "--cert-file s:: want a value", "--bearer-token-file s:: want the name of a file")
-	f("--bearer-token-file p:t", "--bearer-token-file p: not together with a user in the URL")
-	f("--bearer-token-file s:t --header s:authorization:secret", "--bearer-token-file s: not together with")
-	f("--bearer-token-file c:t", "--bearer-token-file c:t: only an http source")
-	f("--any-exit s,c", "--any-exit s: only a command")
-}
-
-// TestCheckSources finds what is wrong with files, folders and programs before there is a
-// scrape.
-func TestCheckSources(t *testing.T) {
-	dir := t.TempDir()
-	writeFile(t, dir, "a.prom", "a 1\n")
-	writeFile(t, dir, "windows", "#!/usr/bin/env sh\r\necho a 1\r\n")
-	writeFile(t, dir, "plain", "#!/bin/sh\necho a 1\n")
-	os.Chmod(filepath.Join(dir, "plain"), 0o644)
-	for _, c := range []struct{ flag, what, want string }{
-		{"--file", dir + "/a.prom", "ok"},
-		{"--file", dir + "/*.prom", "ok"},
-		{"--file", dir + "/*.none", "ok"},
-		{"--file", dir + "/none/*.prom", "--file x: open " + dir + "/none/: no such file"},
-		{"--file", "'" + dir + "/*.prom'", "--file x: open '" + dir + "/: no such file"},
-		{"--exec", "sh -c true", "ok"},
-		{"--exec", dir + "/windows", "its #! line ends in a carriage return"},
-		{"--exec", dir + "/plain", "chmod +x " + dir + "/plain"},
-		{"--exec", dir + "/none", "no such file"},
-		{"--exec", "no-such-program", "there is no such program in PATH"},
-	} {
-		p, _ := newTestProgram(t, c.flag, "x="+c.what)
-		var out bytes.Buffer
-		if code := p.check(&out); (code == 0) != (c.want == "ok") {
-			t.Errorf("%s %s: exit status %d", c.flag, c.what, code)
-		}
-		wantContains(t, out.String(), c.want)
-	}
-}
-
-// TestGlobs expands globs as a shell does, and notices folders that are not there.
-func TestGlobs(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"a.prom", "b.prom", ".job-a8f3.prom", "sub/c.prom", "sub/.d.prom", ".hidden/e.prom", "other/f.txt", "[x].prom"} {
-		os.MkdirAll(filepath.Join(dir, filepath.Dir(name)), 0o755)
-		writeFile(t, dir, name, "")
-	}
-	if err := syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	f := func(pattern string, fails bool, want ...string) {
-		t.Helper()
-		names, err := expand(dir + pattern)
-		for i, name := range names {
-			names[i] = strings.TrimPrefix(name, dir+"/")
-		}
-		if !slices.Equal(names, want) || (err != nil) != fails {
-			t.Errorf("%s: %q, %v, want %q", pattern, names, err, want)
-		}
-	}
-	f("/*.prom", false, "[x].prom", "a.prom", "b.prom")
-	f("/?.prom", false, "a.prom", "b.prom")
-	f("/[.ab]*.prom", false, "a.prom", "b.prom")
-	f("/.*.prom", false, ".job-a8f3.prom")
-	f(`/\.j*`, false, ".job-a8f3.prom")
-	f(`/\[x].prom`, false, "[x].prom")
-	f("/*.none", false)
-	f("/*/*.prom", false, "sub/c.prom")
-	f("/*/c.prom", false, "sub/c.prom")
-	f("/.h*/*", false, ".hidden/e.prom")
-	f("/sub//*", false, "sub//c.prom")
-	f("/s*//c*", false, "sub//c.prom")
-	f("/none/*.prom", true)
-	f("/none/*/x.prom", true)
-	f("/a.prom/*", true)
-	f("/fifo/*", true)
-	f("/f*/*", false)
-	f("'/*.prom", true) // a quote that reached the program
-	t.Chdir(dir)
-	if names, err := expand("*.prom"); err != nil || !slices.Equal(names, []string{"[x].prom", "a.prom", "b.prom"}) {
-		t.Errorf("in the current folder: %q, %v", names, err)
-	}
-	if os.Getuid() == 0 {
-		return // who may read everything
-	}
-	os.Chmod(filepath.Join(dir, "sub"), 0)
-	f("/sub/*", true)
-	f("/*/*.txt", true, "other/f.txt")
-}
-
-// TestHalfFiles takes no file that may be half written, and names that differ for each.
-func TestHalfFiles(t *testing.T) {
-	dir := t.TempDir()
-	for _, c := range []struct{ text, reason string }{
-		{"", ""},
-		{"\n", ""},
-		{"a 1\n", ""},
-		{"a 1\nb 12", "file"},
-		{"a", "file"},
-		{"\ufeff", "file"},
-		{"\ufeffa 1\n", ""},
-		{"# TYPE a counter\na_total 1\n# EOF", ""}, // OpenMetrics has an end of its own
-		{"\ufeff# EOF\n", ""},
-		{"a 1\n# EO", "file"},
-	} {
-		p, _ := newTestProgram(t, "--file", "x="+writeFile(t, dir, "m.prom", c.text))
-		f := p.sources[0].fetcher.fetch(t.Context(), &result{}, nil)
-		if f == nil && c.reason != "" || f != nil && f.reason != c.reason {
-			t.Errorf("%q: %+v, want %s", c.text, f, c.reason)
-		}
-	}
-	if a, b := readable("a\xff"), readable("a\xfe"); a == b || !utf8.ValidString(a) || readable("é") != "é" {
-		t.Errorf("%s and %s", a, b)
-	}
-}
-
-// TestManyFiles does not go on reading after the end of its time.
-func TestManyFiles(t *testing.T) {
-	dir := t.TempDir()
-	for i := range 100 {
-		writeFile(t, dir, fmt.Sprint(i), "a 1\n")
-	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*")
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	r := &result{}
-	if f := p.sources[0].fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
-		t.Errorf("%d files were opened, %v", len(r.files), f)
-	}
-}
+// ---- A scrape
 
 // TestPatience reads what a scraper says of its deadline.
 func TestPatience(t *testing.T) {
@@ -1798,93 +1263,6 @@ func TestPatience(t *testing.T) {
 			t.Errorf("%q: %v for the sources, %v for all, want %v", header, forSources, forAll, want)
 		}
 	}
-}
-
-// TestFileChanges takes nothing of a file that is written while it is read, and
-// all of one that is renamed away.
-func TestFileChanges(t *testing.T) {
-	dir := t.TempDir()
-	text := strings.Repeat("metric 1\n", windowSize)
-	for name, change := range map[string]func(path string) error{
-		"truncated": func(path string) error { return os.Truncate(path, int64(len(text)/2)) },
-		"appended": func(path string) error {
-			return os.WriteFile(path, []byte(text+"more 1\n"), 0o644)
-		},
-		"renamed": func(path string) error { return os.Rename(path, path+".old") },
-	} {
-		path := writeFile(t, dir, name, text)
-		p, _ := newTestProgram(t, "--file", "x="+path)
-		s := p.sources[0]
-		r := &result{}
-		ctx := &changingContext{Context: context.Background(), change: func() {
-			if err := change(path); err != nil {
-				t.Error(err)
-			}
-		}}
-		f := s.fetcher.(*files).read(ctx, r, path)
-		if name == "renamed" {
-			if f != nil || r.samples() != windowSize {
-				t.Errorf("renamed: %d samples, %v", r.samples(), f)
-			}
-		} else if f == nil || f.reason != "file" || len(r.bodies) > 0 {
-			t.Errorf("%s: %d bodies, %v", name, len(r.bodies), f)
-		}
-	}
-}
-
-// changingContext makes a change when it is asked for the second time whether it
-// is done: between the first and the second read of a file.
-type changingContext struct {
-	context.Context
-	asked  int
-	change func()
-}
-
-func (c *changingContext) Err() error {
-	if c.asked++; c.asked == 2 {
-		c.change()
-	}
-	return nil
-}
-
-// Scrapes.
-
-// TestDeadline answers at the scraper's deadline, with all but the source that hangs.
-func TestDeadline(t *testing.T) {
-	t.Parallel()
-	hang := make(chan struct{})
-	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { <-hang }))
-	defer exporter.Close()
-	defer close(hang)
-	p, log := newTestProgram(t, "--http", "hangs="+exporter.URL, "--timeout", "1h", "--file", "beside=testdata/appliance/backup.prom")
-	page := get(t, p, "/metrics", timeoutHeader, "2").Body.String()
-	wantContains(t, page,
-		`reverse_exporter_source_up{exporter_name="hangs"} 0`,
-		`reverse_exporter_source_up{exporter_name="beside"} 1`,
-		`backup_size_bytes{exporter_name="beside",target="nas"} 7.3014444032e+10`)
-	if strings.Contains(page, `duration_seconds{exporter_name="hangs"`) {
-		t.Error("a source that missed the deadline has a duration")
-	}
-	wantContains(t, logged(p, log), "exporter_name=hangs reason=timeout") // the fetch that nobody waits for any more has ended
-	if n := p.sources[0].status.snapshot().failures["timeout"]; n != 1 {
-		t.Errorf("%d timeouts counted, want 1", n)
-	}
-}
-
-// TestTimeout ends a fetch at the source's own --timeout.
-func TestTimeout(t *testing.T) {
-	hang := make(chan struct{})
-	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		io.WriteString(w, "a 1\n")
-		w.(http.Flusher).Flush()
-		<-hang
-	}))
-	defer exporter.Close()
-	defer close(hang)
-	p, log := newTestProgram(t, "--http", "hangs="+exporter.URL, "--timeout", "hangs:50ms")
-	page := get(t, p, "/metrics", timeoutHeader, "60").Body.String() // it waits for the end of the fetch
-	wantContains(t, page, `failures_total{exporter_name="hangs",reason="timeout"} 1`)
-	wantContains(t, logged(p, log), "50ms")
 }
 
 // TestHalfClosed answers nothing rather than an empty page to a client that looks
@@ -1965,7 +1343,7 @@ func TestLateAnswer(t *testing.T) {
 	wantContains(t, httpGet(t, server.URL+"/metrics"), "down: x")
 }
 
-// The waterfall.
+// ---- Status metrics
 
 // TestOwnMetrics has the program's own metrics after all others. Where a source has one of
 // their families they come after its samples and yield to its HELP, its type and its series.
@@ -2014,7 +1392,7 @@ go_info_count 8
 	}
 }
 
-// The waterfall.
+// ---- The waterfall
 
 // stand is a waterfall with runs that a test begins and ends.
 type stand struct {
@@ -2945,7 +2323,176 @@ func TestWaitEnds(t *testing.T) {
 	})
 }
 
-// Commands.
+// ---- Exporters
+
+// TestSameAuthority follows redirects to the exporter, however it writes itself, with all
+// headers, and to nobody else.
+func TestSameAuthority(t *testing.T) {
+	f := func(from, host, location string, follows bool) {
+		t.Helper()
+		first := httptest.NewRequest("GET", from, nil)
+		first.Host = host
+		first.Header.Set("Authorization", "x")
+		to, _ := first.URL.Parse(location)
+		next := &http.Request{URL: to, Header: http.Header{}}
+		if err := stayThere(next, []*http.Request{first}); (err == nil) != follows {
+			t.Errorf("%s, %s to %s: %v", from, host, location, err)
+		} else if follows && (next.URL.Host != first.URL.Host || next.Host != host || next.Header.Get("Authorization") != "x") {
+			t.Errorf("%s, %s to %s: asks %s as %q", from, host, location, next.URL, next.Host)
+		}
+	}
+	f("http://h/metrics", "", "/m", true)
+	f("http://h/metrics", "", "http://h:80/m", true)
+	f("http://h:80/metrics", "", "http://H/m", true)
+	f("https://h/metrics", "", "https://h:443/m", true)
+	f("http://h:9100/metrics", "", "http://h/m", false)
+	f("http://h/metrics", "", "https://h/m", false)
+	f("http://h/metrics", "", "//h2/m", false)
+	f("http://h/metrics", "", "http://h:8080/m", false)
+	f("http://h:9100/metrics", "app.example", "http://app.example/m", true)
+	f("http://h:9100/metrics", "app.example", "http://App.example:9100/m", true)
+	f("http://h:9100/metrics", "app.example:8080", "http://app.example:8080/m", true)
+	f("http://h:9100/metrics", "app.example", "http://h:9100/m", true)
+	f("http://h:9100/metrics", "app.example", "https://app.example/m", false)
+	f("http://h:9100/metrics", "app.example", "http://app.example:8080/m", false)
+	f("http://[fe80::1%25eth0]:9100/metrics", "", "http://[fe80::1%25eth0]:9100/m", true)
+}
+
+// TestZone asks an exporter at a link-local address.
+func TestZone(t *testing.T) {
+	exporter := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })
+	tested := false
+	interfaces, _ := net.Interfaces()
+	for _, i := range interfaces {
+		addrs, _ := i.Addrs()
+		for _, addr := range addrs {
+			ip := addr.(*net.IPNet).IP
+			l, err := net.Listen("tcp", fmt.Sprintf("[%s%%%s]:0", ip, i.Name))
+			if err != nil || !ip.IsLinkLocalUnicast() {
+				continue // or it is not usable yet
+			}
+			go http.Serve(l, exporter)
+			defer l.Close()
+			p, _ := newTestProgram(t, "--http", fmt.Sprintf("x=http://[%s%%25%s]:%d/", ip, i.Name, l.Addr().(*net.TCPAddr).Port))
+			if r := fetchOnce(p.sources[0]); r.failure != nil {
+				t.Errorf("%s: %v", l.Addr(), r.failure.err)
+			}
+			tested = true
+		}
+	}
+	if !tested {
+		t.Skip("no link-local address to test with")
+	}
+}
+
+// ---- Files
+
+// TestHungFile reads the other files of a glob though the read of one does not come back, and
+// that one again once it does.
+func TestHungFile(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b", "c"} {
+		writeFile(t, dir, name+".prom", name+" 1\n")
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--timeout", "2s")
+	fs := p.sources[0].fetcher.(*files)
+	fs.hanging = map[string]bool{dir + "/b.prom": true} // as if it were on a dead disk
+	fetch := func() *result { return fetchOnce(p.sources[0]) }
+	r := fetch()
+	if r.failure == nil || r.failure.reason != "timeout" || r.samples() != 2 || len(r.files) != 2 {
+		t.Errorf("%d samples, %v", r.samples(), r.failure)
+	}
+	delete(fs.hanging, dir+"/b.prom")
+	if r := fetch(); r.failure != nil || r.samples() != 3 {
+		t.Errorf("after it came back: %d samples, %v", r.samples(), r.failure)
+	}
+	if len(fs.hanging) > 0 {
+		t.Errorf("%d reads are under way", len(fs.hanging))
+	}
+	for i := range 16 {
+		fs.hanging[strconv.Itoa(i)] = true
+	}
+	if r := fetch(); r.failure == nil || r.samples() != 0 {
+		t.Errorf("while 16 reads hang: %d samples, %v", r.samples(), r.failure)
+	}
+}
+
+// manyFiles returns a source of a hundred small files.
+func manyFiles(t *testing.T) *source {
+	dir := t.TempDir()
+	for i := range 100 {
+		writeFile(t, dir, fmt.Sprintf("%d.prom", i), fmt.Sprintf("m%d 1\n", i))
+	}
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
+	return p.sources[0]
+}
+
+// TestSmallFiles holds of many small files not much more than what is in them.
+func TestSmallFiles(t *testing.T) {
+	r := &result{}
+	if f := manyFiles(t).fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
+		t.Fatalf("%d bodies, %v", len(r.bodies), f)
+	}
+	for _, e := range r.bodies {
+		if cap(e.buf) > 2*len(e.buf) {
+			t.Fatalf("%d bytes for %q", cap(e.buf), e.buf)
+		}
+	}
+}
+
+// TestManyFiles does not go on reading after the end of its time.
+func TestManyFiles(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	r := &result{}
+	if f := manyFiles(t).fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
+		t.Errorf("%d files were opened, %v", len(r.files), f)
+	}
+}
+
+// TestFileChanges takes nothing of a file that is written while it is read, and
+// all of one that is renamed away.
+func TestFileChanges(t *testing.T) {
+	text := strings.Repeat("metric 1\n", windowSize)
+	f := func(samples int, reason string, change func(path string) error) {
+		t.Helper()
+		path := writeFile(t, t.TempDir(), "m.prom", text)
+		p, _ := newTestProgram(t, "--file", "x="+path)
+		r := &result{}
+		ctx := &changingContext{Context: context.Background(), change: func() {
+			if err := change(path); err != nil {
+				t.Error(err)
+			}
+		}}
+		got := ""
+		if f := p.sources[0].fetcher.(*files).read(ctx, r, path); f != nil {
+			got = f.reason
+		}
+		if got != reason || r.samples() != samples {
+			t.Errorf("%d samples, reason %q, want %d, %q", r.samples(), got, samples, reason)
+		}
+	}
+	f(0, "file", func(path string) error { return os.Truncate(path, int64(len(text)/2)) })
+	f(0, "file", func(path string) error { return os.WriteFile(path, []byte(text+"more 1\n"), 0o644) })
+	f(windowSize, "", func(path string) error { return os.Rename(path, path+".old") })
+}
+
+// changingContext makes a change when it is asked for the second time whether it
+// is done: between the first and the second read of a file.
+type changingContext struct {
+	context.Context
+	asked  int
+	change func()
+}
+
+func (c *changingContext) Err() error {
+	if c.asked++; c.asked == 2 {
+		c.change()
+	}
+	return nil
+}
+
+// ---- Commands
 
 func TestSplitWords(t *testing.T) {
 	f := func(line string, want ...string) {
@@ -2970,105 +2517,6 @@ func TestSplitWords(t *testing.T) {
 			t.Errorf("%s: taken as %q", line, words)
 		}
 	}
-}
-
-// TestShellWords refuses what only a shell could mean, with what to write, and repeats
-// nothing that may be secret.
-func TestShellWords(t *testing.T) {
-	f := func(line, want string) {
-		t.Helper()
-		_, err := parseCommand(line)
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret") {
-			t.Errorf("%s: %v, want %s", line, err, want)
-		}
-	}
-	for _, words := range []string{"|", "||", "&&", ";", "&", ">", ">>", "<", "2>&1", ">x", "2>/dev/null", "&>x", "<<E", "<(x)", "x; y", "|x"} {
-		f("a --key secret "+words+" b", `write NAME=sh -c '…'`)
-	}
-	f(`a 'secret b' | c`, `write NAME=sh -c "…"`)
-	f(`a 'secret b' "c" | d`, `write NAME=sh -c '…', with '\'' for each '`)
-	f(`a 'secret\b' | d`, `write NAME=sh -c '…', with '\'' for each '`)
-	f(`a {disk} | b`, `write NAME=sh -c '…' sh {x}, with "$1"`)
-	f(`FOO=secret a`, `write NAME=env FOO=…`)
-	f(`_f1='secret b' a`, `write NAME=env _f1=…`)
-	f(`echo a{l="secret"}`, `{{ and }} are literal braces`)
-	f(`echo a{l='secret'}b`, `{{ and }} are literal braces`)
-	f(`printf 'a{l="secret"} 1'`, `{{ and }} are literal braces`)
-	f(`printf "a{l=\"secret\"} 1"`, `{{ and }} are literal braces`)
-	f(`echo {{}}{l="secret"}`, `{{ and }} are literal braces`)
-	f(`a {password:secret}`, `a placeholder is {NAME}`)
-	f(`awk '{print $secret}'`, `{{ and }} are literal braces`)
-}
-
-func TestPlaceholders(t *testing.T) {
-	query := func(pairs ...string) map[string][]string {
-		q := map[string][]string{}
-		for i := 0; i < len(pairs); i += 2 {
-			q[pairs[i]] = append(q[pairs[i]], pairs[i+1])
-		}
-		return q
-	}
-	const line = `cmd {disk=sda|sdb|-x} --mode={mode=fast} {{lit}} '{host}' {mode}`
-	if cmd, err := parseCommand("cmd {a}{b}"); err != nil {
-		t.Error(err)
-	} else if values, _, err := cmd.values(query("a", "", "b", "-rf")); err == nil {
-		t.Errorf("{a}{b} became %q", cmd.args(values))
-	}
-	for _, c := range []struct {
-		query    map[string][]string
-		want     []string // words behind the command, nil for a refusal
-		standard bool
-	}{
-		{query("host", "h"), []string{"sda", "--mode=fast", "{lit}", "h", "fast"}, false},
-		{query("host", "h", "disk", "sdb", "mode", "-rf", "other", "x"), nil, false}, // {mode} begins the last word
-		{query("host", "h", "disk", "sdc"), nil, false},
-		{query("host", "h", "disk", "-x"), []string{"-x", "--mode=fast", "{lit}", "h", "fast"}, false},
-		{query("disk", "sda"), nil, false},
-		{query("host", "-h"), nil, false},
-		{query("host", "a", "host", "b"), nil, false},
-		{query("host", ""), []string{"sda", "--mode=fast", "{lit}", "", "fast"}, false},
-		{query("host", "; rm -rf / $(x) `y` 'z\" \\ *"), []string{"sda", "--mode=fast", "{lit}", "; rm -rf / $(x) `y` 'z\" \\ *", "fast"}, false},
-		{query("host", "{disk}"), []string{"sda", "--mode=fast", "{lit}", "{disk}", "fast"}, false},
-		{query("host", "a\nb"), nil, false},
-		{query("host", "a\x00b"), nil, false},
-		{query("host", "a\u009bb"), nil, false},
-		{query("host", "a\xffb"), nil, false},
-		{query("host", strings.Repeat("x", 1024)), []string{"sda", "--mode=fast", "{lit}", strings.Repeat("x", 1024), "fast"}, false},
-		{query("host", strings.Repeat("x", 1025)), nil, false},
-	} {
-		cmd, err := parseCommand(line)
-		if err != nil {
-			t.Fatal(err)
-		}
-		values, standard, err := cmd.values(c.query)
-		if err != nil {
-			if c.want != nil {
-				t.Errorf("%q: %v", c.query, err)
-			}
-			continue
-		}
-		if got := cmd.args(values); c.want == nil || !slices.Equal(got[1:], c.want) || standard != c.standard {
-			t.Errorf("%q: %q, standard %v, want %q, %v", c.query, got, standard, c.want, c.standard)
-		}
-	}
-	for _, line := range []string{"x {", "x }", "x {a b}", "x {}", "x {=a}", "x {exporter_name}", "x {a=1} {a=2}", "{x}", "a{x=b}", "''"} {
-		if _, err := parseCommand(line); err == nil {
-			t.Errorf("%s: taken", line)
-		}
-	}
-}
-
-// runScript runs a shell script as the command of a source.
-func runScript(t *testing.T, script string, args ...string) (*source, *result, *syncBuffer) {
-	t.Helper()
-	path := writeFile(t, t.TempDir(), "script", "#!/bin/sh\n"+script)
-	p, log := newTestProgram(t, append([]string{"--exec", "x=" + path}, args...)...)
-	s := p.sources[0]
-	share := s.join(standardVisit())
-	defer s.leave(share, false)
-	s.wait(context.Background(), share)
-	s.runs.Wait() // what the run came to is logged after its result is there
-	return s, s.result(share), log
 }
 
 // alive returns how many processes have the marker in their command line.
@@ -3097,42 +2545,6 @@ func wantNoneAlive(t *testing.T, marker string) {
 	}
 }
 
-// TestGroup wants nothing left of the group of a run, whichever way it ended, and
-// no wait for a pipe that something of it held. The sleeps have a length that
-// tells them from all others.
-func TestGroup(t *testing.T) {
-	t.Parallel()
-	n := 0
-	for name, c := range map[string]struct{ script, reason string }{
-		"success":         {`sleep $S & sleep $S & echo a 1`, ""},
-		"failure":         {`sleep $S & sleep $S & exit 1`, "exit"},
-		"timeout":         {`sleep $S & sleep $S; echo a 1`, "timeout"},
-		"double fork":     {`( (sleep $S; echo late 1) & ) ; echo a 1`, ""},
-		"ignores SIGTERM": {`(trap '' TERM HUP INT; sleep $S; sleep $S) & echo a 1`, ""},
-		"fifty":           {`for i in $(seq 50); do sleep $S & done; echo a 1`, ""},
-		"stopped":         {`(kill -STOP $(exec sh -c 'echo $PPID'); sleep $S) & sleep 0.05; echo a 1`, ""},
-	} {
-		n++
-		marker := fmt.Sprintf("%d.%d", 100000+os.Getpid(), n)
-		t.Run(name, func(t *testing.T) {
-			start := time.Now()
-			timeout := map[bool]string{true: "500ms", false: "1m"}[c.reason == "timeout"]
-			_, r, _ := runScript(t, "S="+marker+"\n"+c.script, "--timeout", timeout)
-			reason := ""
-			if r.failure != nil {
-				reason = r.failure.reason
-			}
-			if reason != c.reason || c.reason == "" && r.samples() != 1 {
-				t.Errorf("%d samples, %+v", r.samples(), r.failure)
-			}
-			if took := time.Since(start); took > time.Minute {
-				t.Errorf("it waited for the pipe: %v", took)
-			}
-			wantNoneAlive(t, marker)
-		})
-	}
-}
-
 // TestCancelKillsGroup kills all of a run's group when its last waiter leaves.
 func TestCancelKillsGroup(t *testing.T) {
 	marker := fmt.Sprintf("%d.99", 100000+os.Getpid())
@@ -3156,110 +2568,6 @@ func TestCancelKillsGroup(t *testing.T) {
 	<-done
 	p.sources[0].runs.Wait()
 	wantNoneAlive(t, marker)
-}
-
-// TestLastBytes takes whole what a command writes just before its end.
-func TestLastBytes(t *testing.T) {
-	const lines = 60 << 10 / 12
-	for range 20 {
-		_, r, _ := runScript(t, fmt.Sprintf(`sleep 100 & yes 'metric_a 12' | head -n %d`, lines))
-		if r.failure != nil || r.samples() != lines {
-			t.Fatalf("%d samples, want %d: %v", r.samples(), lines, r.failure)
-		}
-	}
-}
-
-// TestPipeHeldOutside takes what was written in time although a process that left the
-// group goes on writing, and does not wait for its end.
-func TestPipeHeldOutside(t *testing.T) {
-	if _, err := exec.LookPath("setsid"); err != nil {
-		t.Skip("setsid is not installed")
-	}
-	ready := filepath.Join(t.TempDir(), "ready")
-	_, r, _ := runScript(t, `echo a 1
-setsid sh -c 'echo late 1; touch `+ready+`; for i in $(seq 1000); do echo late 1; sleep 0.02; done' &
-until test -e `+ready+`; do sleep 0.01; done
-`, "--timeout", "1m")
-	if r.failure != nil || r.samples() < 2 || r.samples() > 1000 {
-		t.Errorf("%d samples, %v", r.samples(), r.failure)
-	}
-}
-
-// TestEndOfRun gives a run that is cut off the time to tidy up, and takes nothing of it.
-func TestEndOfRun(t *testing.T) {
-	lock := filepath.Join(t.TempDir(), "lock")
-	for name, script := range map[string]string{
-		"trap":     `trap 'rm "$lock"; exit 0' TERM; >"$lock"; echo a 1; sleep 100 & wait`,
-		"no trap":  `echo a 1; sleep 100`,
-		"ignoring": `trap '' TERM; echo a 1; while :; do sleep 100; done`,
-	} {
-		_, r, _ := runScript(t, "lock="+lock+"\n"+script, "--timeout", "1s", "--any-exit", "x")
-		if r.failure == nil || r.failure.reason != "timeout" || len(r.bodies) > 0 || r.exit.known {
-			t.Errorf("%s: %d bodies, exit %+v, %+v", name, len(r.bodies), r.exit, r.failure)
-		}
-	}
-	if _, err := os.Stat(lock); err == nil {
-		t.Error("the trap did not run")
-	}
-}
-
-// TestAnyExit takes what a command printed although it ended with another status than 0,
-// but not one that a signal ended.
-func TestAnyExit(t *testing.T) {
-	for script, reason := range map[string]string{
-		`echo a 1; exit 2`:      "",
-		`exit 1`:                "",
-		`echo a; exit 2`:        "parse",
-		`echo a 1; kill -9 $$`:  "exit",
-		`echo a 1; kill -15 $$`: "exit",
-	} {
-		_, r, _ := runScript(t, script, "--any-exit", "x")
-		if r.failure == nil && reason != "" || r.failure != nil && r.failure.reason != reason {
-			t.Errorf("%s: %+v, want %s", script, r.failure, reason)
-		}
-		if known := reason != "exit"; r.exit.known != known || known && r.exit.code == 0 {
-			t.Errorf("%s: exit %+v", script, r.exit)
-		}
-	}
-	if _, r, _ := runScript(t, `exit 3`); r.failure == nil || r.exit != (exitStatus{true, 3}) {
-		t.Errorf("without --any-exit: exit %+v, %+v", r.exit, r.failure)
-	}
-}
-
-// TestStandardError logs what a good run writes there at debug only.
-func TestStandardError(t *testing.T) {
-	_, _, log := runScript(t, `echo a 1; echo warning >&2`)
-	if strings.Contains(log.String(), "warning") {
-		t.Errorf("logged:\n%s", log)
-	}
-	_, _, log = runScript(t, `echo a 1; echo warning >&2`, "--log.level", "debug")
-	wantContains(t, log.String(), `level=DEBUG msg="the command wrote to standard error" exporter_name=x stderr="warning\n"`)
-	_, _, log = runScript(t, `echo a; echo warning >&2`)
-	wantContains(t, log.String(), "reason=parse", `stderr="warning\n"`)
-}
-
-// TestCutOutput takes no output that somebody was still to write the end of.
-func TestCutOutput(t *testing.T) {
-	for script, reason := range map[string]string{
-		`printf 'a 1'`: "",
-		`printf 'a 1'; (sleep 100; printf 2345) &`:         "exit",
-		`echo 'a 1'; (sleep 100; printf 2345) &`:           "",
-		`(sleep 100; printf 2345) & : nothing was written`: "",
-	} {
-		_, r, _ := runScript(t, script)
-		if r.failure == nil && reason != "" || r.failure != nil && r.failure.reason != reason {
-			t.Errorf("%s: %+v, want %s", script, r.failure, reason)
-		}
-	}
-	setsid, err := exec.LookPath("setsid")
-	if err != nil {
-		t.Skip("setsid is not installed")
-	}
-	dir := t.TempDir()
-	_, r, _ := runScript(t, "cd "+dir+"; mkfifo left; printf 'a 1'; "+setsid+" sh -c 'echo >left; sleep 2; printf 2345' & read line <left")
-	if r.failure == nil || r.failure.reason != "exit" {
-		t.Errorf("held outside the group: %d samples, %+v", r.samples(), r.failure)
-	}
 }
 
 // TestOtherGroup ends a command that has gone to the group of its parent.
@@ -3604,24 +2912,7 @@ func httpGet(t testing.TB, url string) string {
 	return body
 }
 
-// TestStopKillsCommands leaves no process of a command when the program is stopped.
-func TestStopKillsCommands(t *testing.T) {
-	t.Parallel()
-	marker := fmt.Sprintf("%d.98", 100000+os.Getpid())
-	script := writeFile(t, t.TempDir(), "script", "#!/bin/sh\ntrap '' TERM\nsleep "+marker+" & sleep "+marker+"\n")
-	s := startProgram(t, "--exec", "x="+script)
-	go http.Get(s.url + "/metrics")
-	if !eventually(func() bool { return alive(t, marker) == 2 }) {
-		t.Fatal("the command does not run")
-	}
-	s.Process.Signal(syscall.SIGTERM)
-	if err := s.Wait(); err != nil {
-		t.Errorf("after SIGTERM: %v", err)
-	}
-	wantNoneAlive(t, marker)
-}
-
-// Flags.
+// ---- Options
 
 func TestDurations(t *testing.T) {
 	for text, want := range map[string]time.Duration{
@@ -3635,7 +2926,7 @@ func TestDurations(t *testing.T) {
 	}
 }
 
-// Modes, end to end.
+// ---- Running
 
 // exitCode returns the exit status of a command's error.
 func exitCode(err error) int {
@@ -3665,16 +2956,16 @@ func newStarted(cmd *exec.Cmd) *started {
 // startProgram starts the program on a free port and waits until it listens.
 func startProgram(t testing.TB, args ...string) *started {
 	t.Helper()
-	s := newStarted(programCommand("", nil, args...))
-	s.listen(t)
-	return s
+	return startIn(t, nil, args...)
 }
 
-// startIn starts the program through another command.
+// startIn starts the program through another command, if any.
 func startIn(t testing.TB, wrapper []string, args ...string) *started {
 	t.Helper()
-	s := newStarted(programCommand("", nil, args...))
-	s.Path, s.Args = wrapper[0], append(wrapper, s.Args...)
+	cmd := programCommand("", nil, args...)
+	cmd.Args = append(wrapper, append([]string{cmd.Path}, args...)...)
+	cmd.Path = cmd.Args[0]
+	s := newStarted(cmd)
 	s.listen(t)
 	return s
 }
@@ -3708,32 +2999,6 @@ func (s *started) listen(t testing.TB) {
 func (s *started) stop() error {
 	s.Process.Signal(syscall.SIGTERM)
 	return s.Wait()
-}
-
-// startListening starts a command that says where it listens, and returns that.
-func startListening(t testing.TB, cmd *exec.Cmd) (url string) {
-	t.Helper()
-	out, err := cmd.StderrPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
-	})
-	lines := bufio.NewScanner(out)
-	for lines.Scan() {
-		if _, rest, ok := strings.Cut(lines.Text(), "msg=listening address=127."); ok {
-			addr, _, _ := strings.Cut(rest, " ")
-			go io.Copy(io.Discard, out)
-			return "http://127." + addr
-		}
-	}
-	t.Fatal("it does not listen")
-	return ""
 }
 
 // TestEmptyRoot runs the program and a command, itself once more, in a root that
@@ -3778,7 +3043,7 @@ func TestEmptyRoot(t *testing.T) {
 	}
 }
 
-// Server.
+// ---- Listening
 
 // serve has a program listen in this process, and returns the address of the first
 // listener.
@@ -3803,16 +3068,13 @@ func serve(t testing.TB, p *program) string {
 type authority struct {
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	pem  string
 }
 
-// newAuthority makes one up.
-func newAuthority(t testing.TB) *authority {
-	a := &authority{}
-	var text []byte
-	a.cert, a.key, text = makeCertificate(t, nil, "authority")
-	a.pem = string(text)
-	return a
+// newAuthority makes one up, and writes its certificate to NAME.pem.
+func newAuthority(t testing.TB, dir, name string) *authority {
+	cert, key, text := makeCertificate(t, nil, "authority")
+	replaceFile(t, dir, name+".pem", string(text))
+	return &authority{cert, key}
 }
 
 // makeCertificate makes a certificate that the authority signs, or that signs itself
@@ -3880,42 +3142,12 @@ func (a *authority) clientConfig(dir string) *tls.Config {
 	return config
 }
 
-// client returns a client that trusts the authority and has the certificate, if any,
-// and that makes a connection for each request.
-func (a *authority) client(t testing.TB, certFile, keyFile string) *http.Client {
-	t.Helper()
-	config := &tls.Config{RootCAs: x509.NewCertPool()}
-	config.RootCAs.AddCert(a.cert)
-	if certFile != "" {
-		cert, err := tls.LoadX509KeyPair(certFile, keyFile)
-		if err != nil {
-			t.Fatal(err)
-		}
-		config.Certificates = []tls.Certificate{cert}
-	}
-	return &http.Client{Transport: &http.Transport{TLSClientConfig: config, DisableKeepAlives: true}}
-}
-
-// ask returns the answer to a GET, with its body read.
-func ask(t testing.TB, client *http.Client, url string) (*http.Response, string) {
-	t.Helper()
-	resp, err := client.Get(url)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return resp, string(body)
-}
-
 const backup = "--file=backup=testdata/appliance/backup.prom"
 
 // TestOldTLS speaks no TLS before 1.2.
 func TestOldTLS(t *testing.T) {
-	ca, dir := newAuthority(t), t.TempDir()
+	dir := t.TempDir()
+	ca := newAuthority(t, dir, "ca")
 	certFile, keyFile := ca.issue(t, dir, "server")
 	p, _ := newTestProgram(t, backup, "--web.tls-cert-file", certFile, "--web.tls-key-file", keyFile)
 	addr := serve(t, p)
@@ -3930,44 +3162,6 @@ func TestOldTLS(t *testing.T) {
 		if err == nil {
 			conn.Close()
 		}
-	}
-}
-
-// TestUnixListener replaces the socket of the dead, not that of the living.
-func TestUnixListener(t *testing.T) {
-	dir := t.TempDir()
-	path := dir + "/re.sock"
-	stale, err := net.Listen("unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	stale.(*net.UnixListener).SetUnlinkOnClose(false)
-	stale.Close()
-	a := address{network: "unix", addr: path}
-	l, err := a.listen()
-	if err != nil {
-		t.Fatalf("beside a stale socket: %v", err)
-	}
-	if info, _ := os.Stat(path); info.Mode().Perm() != 0o666 {
-		t.Errorf("mode %v", info.Mode())
-	}
-	if _, err := a.listen(); err == nil || !strings.Contains(err.Error(), "another program listens") {
-		t.Errorf("beside a live socket: %v", err)
-	}
-	l.Close()
-	if _, err := os.Lstat(path); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("after the end: %v", err)
-	}
-	writeFile(t, dir, "re.sock", "precious")
-	if _, err := a.listen(); err == nil || !strings.Contains(err.Error(), "is not a socket") {
-		t.Errorf("in place of a file: %v", err)
-	}
-	p, _ := newTestProgram(t, backup, "--web.listen-address", "unix:"+dir+"/first.sock", "--web.listen-address", "unix:"+path)
-	if _, err := p.listenAll(); err == nil {
-		t.Error("one listener of two is enough")
-	}
-	if _, err := os.Lstat(dir + "/first.sock"); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("the first listener is left: %v", err)
 	}
 }
 
@@ -4090,24 +3284,6 @@ func TestDeadLog(t *testing.T) {
 	}
 }
 
-// TestHangup takes up a changed file at once, and goes on.
-func TestHangup(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	headers := writeFile(t, dir, "headers", "X-Key: 1\n")
-	s := startProgram(t, "--http", "x=http://127.0.0.1:1/", "--header", "x:@"+headers, "--web.listen-address", "127.0.0.1:0")
-	replaceFile(t, dir, "headers", "X-Key: 2\n")
-	s.Process.Signal(syscall.SIGHUP)
-	if !eventually(func() bool { return strings.Contains(s.log.String(), "reloaded a changed file") }) {
-		t.Errorf("the file was not taken up:\n%s", s.log.String())
-	}
-	s.Process.Signal(syscall.SIGTERM)
-	if err := s.Wait(); err != nil {
-		t.Errorf("after SIGHUP and SIGTERM: %v", err)
-	}
-	wantContains(t, s.log.String(), "msg=stopping why=\"a signal\"")
-}
-
 // TestFlapping logs each change of a source's state at once, and sums up those of one that
 // changes all the time.
 func TestFlapping(t *testing.T) {
@@ -4142,9 +3318,6 @@ func TestFlapping(t *testing.T) {
 		}
 	})
 }
-
-// httpClient returns the client of an http source.
-func httpClient(s *source) *http.Client { return &s.fetcher.(*exporter).client }
 
 // unzipped returns what is in a gzip stream.
 func unzipped(t testing.TB, body []byte) string {
@@ -5043,88 +4216,19 @@ func TestShutdown(t *testing.T) {
 	}
 }
 
-// TestPageSize bounds what the overview page takes for a source.
-func TestPageSize(t *testing.T) {
-	var args []string
-	for i := range 20 {
-		args = append(args, "--http", fmt.Sprintf("source-%d=http://source-%d.monitoring.example:9100/metrics", i, i), "--timeout", fmt.Sprintf("source-%d:1ms", i))
-	}
-	p, _ := newTestProgram(t, args...)
-	get(t, p, "/metrics")
-	if page := get(t, p, "/").Body.String(); len(page) > 30_000 {
-		t.Errorf("%d bytes for 20 sources", len(page))
-	}
-}
-
-// Fuzzing.
-
-// TestOverview shows what is down first, with all that may help, and nothing that could run
-// in a browser.
-func TestOverview(t *testing.T) {
-	odd := writeFile(t, t.TempDir(), `<script>"&.prom`, "a 1\n}\n")
-	p, _ := newTestProgram(t, backup, "--file", "odd="+odd, "--exec", "disk=smart --token=hunter2 {disk}", "--path", "disk:/smart",
-		"--http", "quiet=http://user:hunter2@localhost:1/metrics?key=hunter2", "--path", "quiet:/quiet", "--path", "/metrics")
-	host, _ := os.Hostname()
-	before := get(t, p, "/").Body.String()
-	wantContains(t, before, "<title>○ nothing asked yet – "+host+"</title>", "0 of 4 up, 1 on demand, 3 never asked", "not scraped yet")
-	get(t, p, "/metrics")
-	w := get(t, p, "/")
-	page := w.Body.String()
-	wantContains(t, page, "<title>✖ 1 down – "+host+"</title>", "<h1>✖ 1 down – "+host+"</h1>",
-		"<p><a href=#odd>odd</a><p class=dim>1 of 4 up, 1 on demand, 1 never asked</header>",
-		"reverse_exporter devel", " by 192.0.2.1, took ", "renewed every 15 s",
-		`<a href="./metrics?exporter_name=odd">odd</a><td>file `, `&lt;script&gt;&quot;&amp;.prom`,
-		"<td colspan=8><b>parse:</b> ", "line 2, column 1: expected a metric name <i>→ promtool check metrics says more",
-		"<td>○ never asked<td>", "http://localhost:1/metrics, served on /quiet<td>–<td>–<td>–<td>–<td>never<td>0",
-		"<td>◇ on demand<td>disk<td>exec smart, served on /smart<td>–",
-		`<a href="./metrics">/metrics</a> <a href="./quiet">/quiet</a> <a href="./smart">/smart</a>`,
-		`<a href="./metrics?exporter_name=reverse_exporter">`)
-	wantOrder(t, page, " id=odd>", " id=quiet>", " id=disk>", " id=backup>")
-	for _, unwanted := range []string{"<script", "hunter2", " style=", "Could not be merged"} {
-		if strings.Contains(page, unwanted) {
-			t.Errorf("%s is on the page:\n%s", unwanted, page)
-		}
-	}
-	_, look, _ := strings.Cut(page, "<style>")
-	look, _, _ = strings.Cut(look, "</style>")
-	sum := sha256.Sum256([]byte(look))
-	wantContains(t, w.Header().Get("Content-Security-Policy"), "default-src 'none'", "frame-ancestors 'none'",
-		"style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"'")
-	if h := w.Header(); h.Get("Cache-Control") != "no-store" || h.Get("X-Content-Type-Options") != "nosniff" ||
-		h.Get("Content-Type") != "text/html; charset=utf-8" {
-		t.Error(h)
-	}
-}
-
-// wantOrder wants parts in a text, one after another.
-func wantOrder(t *testing.T, text string, parts ...string) {
-	t.Helper()
-	rest := text
-	for _, part := range parts {
-		_, after, ok := strings.Cut(rest, part)
-		if !ok {
-			t.Fatalf("%q is not in its place in:\n%s", part, text)
-		}
-		rest = after
-	}
-}
+// ---- The overview page
 
 // TestOverviewRecovery shows the error of a source that is up again for an hour.
 func TestOverviewRecovery(t *testing.T) {
-	dir := t.TempDir()
-	p, _ := newTestProgram(t, "--file", "cron="+dir+"/cron.prom")
-	get(t, p, "/metrics")
-	wantContains(t, get(t, p, "/").Body.String(), "<tr class=down id=cron>", `<td title="since `, "<i>→ does the job that writes it still run")
-	writeFile(t, dir, "cron.prom", "a 1\n")
-	get(t, p, "/metrics")
-	page := get(t, p, "/").Body.String()
-	wantContains(t, page, "● all up – ", "<tr class=up id=cron><td>● up <i>", ` s ago: <b>file:</b> `)
-	if strings.Contains(page, "→") {
-		t.Errorf("there is advice though all is well:\n%s", page)
-	}
-	p.sources[0].status.lastFailureTime = time.Now().Add(-61 * time.Minute)
-	if page := get(t, p, "/").Body.String(); strings.Contains(page, "<b>file:</b>") {
-		t.Errorf("an error of long ago is shown:\n%s", page)
+	for _, c := range []struct {
+		state sourceState
+		ago   time.Duration
+		shown bool
+	}{{isUp, 59 * time.Minute, true}, {isUp, 61 * time.Minute, false}, {isDown, 61 * time.Minute, true}} {
+		r := row{source: &source{waterfall: waterfall{sourceConfig: &sourceConfig{}}}, state: c.state, counts: counts{lastFailure: fail("file", "x"), lastFailureTime: time.Now().Add(-c.ago)}}
+		if got := string(r.appendFailure(nil)); strings.Contains(got, "<b>file:</b>") != c.shown {
+			t.Errorf("%v ago, now %v: %s", c.ago, c.state, got)
+		}
 	}
 }
 
@@ -5165,24 +4269,20 @@ func TestOverviewAdvice(t *testing.T) {
 
 // TestOverviewSize keeps the page small: it is loaded again every 15 s.
 func TestOverviewSize(t *testing.T) {
-	dir := t.TempDir()
-	t.Chdir(dir)
-	for sources, limit := range map[int]int{11: 8_000, 60: 25_000} {
+	for _, c := range []struct{ up, down, limit int }{{6, 5, 8_000}, {55, 5, 25_000}, {0, 20, 30_000}} {
 		var args []string
-		for i := range sources {
-			name := fmt.Sprintf("appliance-service-%02d", i)
-			args = append(args, "--file", name+"="+name+".prom")
-			if i >= 5 {
-				writeFile(t, dir, name+".prom", "a 1\n")
-			}
+		for i := range c.up {
+			args = append(args, "--file", fmt.Sprintf("appliance-service-%02d=testdata/appliance/backup.prom", i))
+		}
+		for i := range c.down {
+			args = append(args, "--http", fmt.Sprintf("source-%d=http://127.0.0.1:1/source-%[1]d.monitoring.example/metrics", i))
 		}
 		p, _ := newTestProgram(t, args...)
 		get(t, p, "/metrics")
 		page := get(t, p, "/").Body.String()
-		wantContains(t, page, "✖ 5 down", fmt.Sprintf("%d of %d up", sources-5, sources))
-		t.Logf("%d bytes for %d sources", len(page), sources)
-		if len(page) > limit {
-			t.Errorf("%d bytes for %d sources, want %d at most", len(page), sources, limit)
+		wantContains(t, page, fmt.Sprintf("✖ %d down", c.down), fmt.Sprintf("%d of %d up", c.up, c.up+c.down))
+		if len(page) > c.limit {
+			t.Errorf("%d bytes for %d sources, want %d at most", len(page), c.up+c.down, c.limit)
 		}
 	}
 }
@@ -5206,45 +4306,35 @@ func TestOverviewUnmerged(t *testing.T) {
 
 // TestOverviewUnits writes numbers as the page has them.
 func TestOverviewUnits(t *testing.T) {
-	for d, want := range map[time.Duration]string{
-		0:                         "0.1 ms",
-		49 * time.Microsecond:     "0.1 ms",
-		540 * time.Microsecond:    "0.5 ms",
-		2 * time.Millisecond:      "2 ms",
-		9940 * time.Microsecond:   "9.9 ms",
-		9960 * time.Microsecond:   "10 ms",
-		812 * time.Millisecond:    "812 ms",
-		999 * time.Millisecond:    "999 ms",
-		999600 * time.Microsecond: "1 s",
-		8900 * time.Millisecond:   "8.9 s",
-		10 * time.Second:          "10 s",
-		2 * time.Minute:           "120 s",
-	} {
-		if got := durationText(d); got != want {
-			t.Errorf("%v is %q, want %q", d, got, want)
+	f := func(got, want string) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%q, want %q", got, want)
 		}
 	}
-	for n, want := range map[uint64]string{0: "0", 999: "999", 1000: "1\u202f000", 1002003: "1\u202f002\u202f003"} {
-		if got := grouped(n); got != want {
-			t.Errorf("%d is %q, want %q", n, got, want)
-		}
-	}
+	f(durationText(0), "0.1 ms")
+	f(durationText(49*time.Microsecond), "0.1 ms")
+	f(durationText(540*time.Microsecond), "0.5 ms")
+	f(durationText(2*time.Millisecond), "2 ms")
+	f(durationText(9940*time.Microsecond), "9.9 ms")
+	f(durationText(9960*time.Microsecond), "10 ms")
+	f(durationText(812*time.Millisecond), "812 ms")
+	f(durationText(999*time.Millisecond), "999 ms")
+	f(durationText(999600*time.Microsecond), "1 s")
+	f(durationText(8900*time.Millisecond), "8.9 s")
+	f(durationText(10*time.Second), "10 s")
+	f(durationText(2*time.Minute), "120 s")
+	f(grouped(0)+" "+grouped(999)+" "+grouped(1000)+" "+grouped(1002003), "0 999 1\u202f000 1\u202f002\u202f003")
+	f(ago(time.Time{}), "never")
 	synctest.Test(t, func(t *testing.T) { // time stands still
-		for d, want := range map[time.Duration]string{
-			0: "0 s ago", 119 * time.Second: "119 s ago", 2 * time.Minute: "2 min ago", 119 * time.Minute: "119 min ago",
-			2 * time.Hour: "2 h ago", 47 * time.Hour: "47 h ago", 48 * time.Hour: "2 d ago",
-		} {
-			if got := ago(time.Now().Add(-d)); got != want {
-				t.Errorf("%v is %q, want %q", d, got, want)
-			}
-		}
+		at := func(d time.Duration) string { return ago(time.Now().Add(-d)) }
+		f(at(0)+", "+at(119*time.Second), "0 s ago, 119 s ago")
+		f(at(2*time.Minute)+", "+at(119*time.Minute), "2 min ago, 119 min ago")
+		f(at(2*time.Hour)+", "+at(47*time.Hour)+", "+at(48*time.Hour), "2 h ago, 47 h ago, 2 d ago")
 	})
-	if got := ago(time.Time{}); got != "never" {
-		t.Errorf("no time at all is %q", got)
-	}
 }
 
-// Fuzzing.
+// ---- Fuzzing
 
 // seeds calls add for all bodies of testdata.
 func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
@@ -5520,7 +4610,7 @@ func FuzzCommand(f *testing.F) {
 	})
 }
 
-// Speed.
+// ---- Speed
 
 // generate makes families of gauges, counters, histograms and summaries with about
 // series samples each: 100 of 100 are 1 MB.
@@ -5580,14 +4670,7 @@ type workload struct {
 // workloads returns the real scrapes as eight sources and as one, and generated bodies
 // of 1 MB and 10 MB, whose families are large and much alike.
 func workloads(b *testing.B) []workload {
-	var real [][]byte
-	for _, file := range scrapes(b) {
-		body, err := os.ReadFile(file)
-		if err != nil {
-			b.Fatal(err)
-		}
-		real = append(real, body)
-	}
+	real := realBodies(b)
 	all := []workload{
 		{name: "real", bodies: real},
 		{name: "real as one", bodies: [][]byte{bytes.Join(real, nil)}},
@@ -5600,6 +4683,18 @@ func workloads(b *testing.B) []workload {
 		}
 	}
 	return all
+}
+
+// realBodies returns the real scrapes.
+func realBodies(b *testing.B) (bodies [][]byte) {
+	for _, file := range scrapes(b) {
+		body, err := os.ReadFile(file)
+		if err != nil {
+			b.Fatal(err)
+		}
+		bodies = append(bodies, body)
+	}
+	return bodies
 }
 
 // BenchmarkLines is what the others are compared with: it looks for line ends,
@@ -5731,14 +4826,7 @@ func BenchmarkOpenMetrics(b *testing.B) {
 func BenchmarkMerge(b *testing.B) {
 	body := generate(100, 100)
 	benchmarkMerge(b, "generated 1 MB", [][]byte{body, body})
-	var bodies [][]byte
-	for _, file := range scrapes(b) {
-		body, err := os.ReadFile(file)
-		if err != nil {
-			b.Fatal(err)
-		}
-		bodies = append(bodies, body)
-	}
+	bodies := realBodies(b)
 	benchmarkMerge(b, "8 scrapes", bodies)
 	benchmarkMerge(b, "40 scrapes", slices.Concat(bodies, bodies, bodies, bodies, bodies))
 }
