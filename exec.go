@@ -53,6 +53,7 @@ type sourceConfig struct {
 	parallel           int           // runs of a command that may go on at once
 	paths              []string
 	labels             map[string]string
+	drop               []string // globs of metric families
 	params             []string // URL parameters that are forwarded, * for all
 	headers            []string // as KEY: VALUE
 	headerFiles        []string
@@ -196,6 +197,15 @@ func (r *result) samples() int {
 // openMetrics reports whether one of the bodies is OpenMetrics.
 func (r *result) openMetrics() bool {
 	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.openMetrics })
+}
+
+// dropped counts the metric families that were left out.
+func (r *result) dropped() int {
+	n := 0
+	for _, e := range r.bodies {
+		n += e.dropped
+	}
+	return n
 }
 
 // quoted reports whether a name in one of the bodies needs quotes.
@@ -373,7 +383,7 @@ func (w *waterfall) makeRoom(client string) bool {
 	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
 	fits := func() bool { return w.budget.spent.Load()+w.size() <= w.budget.most }
 	for len(kept) > 0 && (len(kept)+len(wanted) >= w.places || !fits()) {
-		w.drop(kept[0])
+		w.forget(kept[0])
 		kept = kept[1:]
 	}
 	if len(wanted) < w.places {
@@ -393,8 +403,8 @@ func (w *waterfall) makeRoom(client string) bool {
 	return true
 }
 
-// drop drops a key that only keeps a result.
-func (w *waterfall) drop(k *key) {
+// forget drops a key that only keeps a result.
+func (w *waterfall) forget(k *key) {
 	k.expiry.Stop()
 	k.replace(nil)
 	delete(w.keys, k.id)
@@ -860,7 +870,7 @@ func (in *intake) likelySize() int64 { return max(in.buffers.size.Load(), 64<<10
 
 // newAddedLabels returns the labels that a source adds to its samples.
 func newAddedLabels(c *sourceConfig) addedLabels {
-	var added addedLabels
+	added := addedLabels{drop: c.drop}
 	if !c.raw {
 		added.add("exporter_name", c.name)
 		added.telling = c.kind != "file" || !hasMeta(c.target) // two files may have the same series

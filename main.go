@@ -127,6 +127,8 @@ var options = []option{
 		}},
 	{name: "parallel", scope: oneSource, value: "NAME:N",
 		help: "runs of a command with different arguments that may go on at once (1)", set: setParallel},
+	{name: "drop", scope: anySource, value: "[NAME:]PATTERN",
+		help: "leave out the metric families that match, as go_*; repeatable", set: setDrop, key: wholeValue},
 	{name: "path", scope: anySource, value: "[NAME:]/PATH",
 		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, key: wholeValue},
 	{name: "params", scope: oneSource, value: "NAME:LIST",
@@ -312,6 +314,7 @@ type program struct {
 	connections connections
 	refusals    atomic.Uint64 // requests without a right password or certificate
 	lastScrape  atomic.Pointer[scraped]
+	found       sync.Map // by path: the *findings of its last page
 	tls         serverTLS
 	passwords   *passwords // nil if none are demanded
 	watched     []*watched // the files that flags name
@@ -840,7 +843,8 @@ func (f *flags) setSources() {
 		kind, name, target := s.kind, s.name, s.target
 		*s = f.general
 		s.kind, s.name, s.target = kind, name, target
-		s.labels, s.paths = maps.Clone(s.labels), nil // a source's own paths replace the general ones
+		s.labels, s.drop = maps.Clone(s.labels), slices.Clone(s.drop)
+		s.paths = nil // a source's own replace the general ones
 	}
 	for _, st := range specific {
 		f.set(st, st.source)
@@ -1095,6 +1099,14 @@ func setParallel(s *sourceConfig, value string) error {
 		return errors.New("only the runs of a command can go on in parallel")
 	}
 	s.parallel = int(n)
+	return nil
+}
+
+func setDrop(s *sourceConfig, value string) error {
+	if _, err := path.Match(value, ""); err != nil || value == "" {
+		return errors.New("want a glob like go_*")
+	}
+	s.drop = append(s.drop, value)
 	return nil
 }
 
@@ -1741,6 +1753,10 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		return
 	}
 	p.send(w, r, sp)
+	if len(sources) == len(p.endpoints[r.URL.Path]) {
+		found := sp.findings // not the page with it
+		p.found.Store(r.URL.Path, &found)
+	}
 	if len(sp.conflicts) > 0 || sp.duplicates > 0 {
 		control.Flush() // logging may block
 		p.report(&sp.findings)
@@ -2328,8 +2344,26 @@ type unmerged struct {
 	served  string   // how it is served instead, and why
 }
 
-// unmerged returns what could not be merged as it came when this was last tried.
-func (p *program) unmerged() []unmerged { return nil }
+// unmerged returns what could not be merged as it came when each endpoint was last scraped.
+func (p *program) unmerged() []unmerged {
+	var all []unmerged
+	seen := map[string]bool{}
+	add := func(list []finding, served string) {
+		for _, f := range list {
+			if !seen[served+f.family] {
+				seen[served+f.family] = true
+				all = append(all, unmerged{f.family, f.sources, served})
+			}
+		}
+	}
+	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
+		if found, ok := p.found.Load(path); ok {
+			add(found.(*findings).conflicts, "the types differ: served untyped")
+			add(found.(*findings).repeating, "the same series: the first is served")
+		}
+	}
+	return all
+}
 
 // appendUnmerged appends what could not be merged as it came.
 func appendUnmerged(dst []byte, all []unmerged) []byte {

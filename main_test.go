@@ -2754,7 +2754,7 @@ func TestBudget(t *testing.T) {
 	s.waterfall.mu.Lock()
 	for _, k := range s.keys {
 		if !k.standard {
-			s.drop(k)
+			s.forget(k)
 		}
 	}
 	s.waterfall.mu.Unlock()

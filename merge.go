@@ -19,9 +19,11 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"maps"
 	"math"
 	"math/bits"
 	"os"
+	"path"
 	"runtime"
 	"runtime/metrics"
 	"slices"
@@ -46,9 +48,10 @@ var (
 // addedLabels are what a source adds to each of its samples.
 type addedLabels struct {
 	names   []string
-	text    []byte // as it stands between the braces
-	seen    uint64 // see nameBit
-	telling bool   // they tell its series from those of all other bodies
+	text    []byte   // as it stands between the braces
+	seen    uint64   // see nameBit
+	telling bool     // they tell its series from those of all other bodies
+	drop    []string // globs of metric families that are left out instead
 }
 
 // add appends a label.
@@ -59,6 +62,14 @@ func (a *addedLabels) add(name, value string) {
 	a.names = append(a.names, name)
 	a.text = fmt.Appendf(a.text, `%s="%s"`, name, escape.Replace(value))
 	a.seen |= nameBit([]byte(name))
+}
+
+// drops reports whether the source leaves out a metric family.
+func (a *addedLabels) drops(name []byte) bool {
+	return slices.ContainsFunc(a.drop, func(pattern string) bool {
+		matches, _ := path.Match(pattern, string(name))
+		return matches
+	})
 }
 
 // has reports whether a label of that name is added.
@@ -156,6 +167,9 @@ func (l *labeller) readLines(limit int) error {
 func (l *labeller) sample() {
 	if !l.p.repeated {
 		l.enter()
+	}
+	if l.last().dropped {
+		return
 	}
 	if l.p.plain && !l.anew && l.p.seen()&l.added.seen == 0 {
 		l.relay()
@@ -444,6 +458,9 @@ func (l *labeller) keepType() {
 	if l.p.metricType != untyped {
 		f.metricType = l.p.metricType
 	}
+	if l.p.openMetrics && f.metricType == counter { // Prometheus knows it by the name of its samples
+		f.dropped = f.dropped || l.added.drops(append(slices.Clone(l.p.name), "_total"...))
+	}
 }
 
 // keepUnit keeps the unit of a family, with which its name ends.
@@ -468,7 +485,9 @@ func (l *labeller) begin(name []byte) *family {
 	at := l.e.add(name)
 	none := span{at.to, at.to}
 	l.e.families = append(l.e.families, family{name: at, help: none, lines: none, quoted: !isBareName(name)})
-	return l.last()
+	f := l.last()
+	f.dropped = l.added.drops(name)
+	return f
 }
 
 // appendRespelled appends a text as it stands in a body: newlines are escaped, and a
@@ -501,6 +520,7 @@ type exposition struct {
 	buf      []byte // names, HELP texts and lines of the families
 	families []family
 	samples  int
+	dropped  int // families that were left out
 
 	openMetrics bool // it is in that format
 	loose       bool // its body is not
@@ -536,6 +556,7 @@ type family struct {
 	metricType metricType
 	quoted     bool // the family's name or one in its lines needs quotes
 	bare       bool // a sample has the family's own name
+	dropped    bool // it is left out
 	foreign    bool // the other format has its samples in another way, or in families of their own
 
 	noHistogram, noSummary bool // a sample contradicts that type, see contradict
@@ -567,6 +588,9 @@ func (t metricType) claims(suffix string, openMetrics bool) bool {
 // buffers take more than limit bytes.
 func (e *exposition) regroup(limit int) error {
 	e.sort()
+	if slices.ContainsFunc(e.families, func(f family) bool { return f.dropped }) {
+		e.leaveOut()
+	}
 	e.quoted = slices.ContainsFunc(e.families, func(f family) bool { return f.quoted })
 	if e.isGrouped() {
 		return nil
@@ -602,6 +626,29 @@ func (e *exposition) sort() {
 	slices.SortFunc(e.families, func(a, b family) int {
 		return cmp.Or(bytes.Compare(e.text(a.name), e.text(b.name)), cmp.Compare(a.lines.from, b.lines.from))
 	})
+}
+
+// leaveOut removes the families that are dropped, with samples that came before their TYPE.
+func (e *exposition) leaveOut() {
+	e.adopt()
+	var kept []family
+	for _, g := range e.groups(0) {
+		var pieces []family
+		dropped := false
+		for p := g.first; p != nil; p = p.next {
+			pieces = append(pieces, *p.family)
+			dropped = dropped || p.dropped
+		}
+		if !dropped {
+			kept = append(kept, pieces...)
+			continue
+		}
+		e.dropped++
+		for _, f := range pieces {
+			e.samples -= bytes.Count(e.text(f.lines), []byte("\n"))
+		}
+	}
+	e.families = kept
 }
 
 // isGrouped reports whether each family has lines, and is there once, but for a counter of
@@ -804,9 +851,39 @@ type merged struct {
 
 // findings are what could not be merged as it came.
 type findings struct {
-	conflicts  []string // families served untyped, in order
-	duplicates int      // samples left out because an earlier body has the series
-	repeating  []string // families that those were of, in order
+	conflicts  []finding // families served untyped, in order
+	repeating  []finding // families of the samples left out, in order
+	duplicates int       // samples left out because an earlier body has the series
+}
+
+// finding is a metric family that could not be merged as it came.
+type finding struct {
+	family  string
+	ranks   []int32  // of the bodies concerned
+	sources []string // their names, see name
+}
+
+// finding returns a finding about the group.
+func (g group) finding() finding {
+	f := finding{family: string(g.name())}
+	for p := g.first; p != nil; p = p.next {
+		if !slices.Contains(f.ranks, p.rank) {
+			f.ranks = append(f.ranks, p.rank)
+		}
+	}
+	return f
+}
+
+// name sets the names of the sources concerned, of which each body has one.
+func (fs *findings) name(names []string) {
+	for _, list := range [][]finding{fs.conflicts, fs.repeating} {
+		for i := range list {
+			for _, rank := range list[i].ranks {
+				list[i].sources = append(list[i].sources, names[rank])
+			}
+			list[i].sources = slices.Compact(list[i].sources)
+		}
+	}
 }
 
 // part is what one body has of a family: all its lines, or a run of them.
@@ -836,7 +913,7 @@ func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merg
 	m := &merged{groups: gather(bodies, 0), openMetrics: openMetrics}
 	for m.settle(judge(m.groups, openMetrics)) && openMetrics { // there one change may call for another
 	}
-	slices.Sort(m.conflicts)
+	slices.SortFunc(m.conflicts, func(a, b finding) int { return cmp.Compare(a.family, b.family) })
 	return m, m.dropRepeats(ctx)
 }
 
@@ -1173,7 +1250,7 @@ func (m *merged) settle(verdicts []verdict) bool {
 			continue
 		}
 		if v == toSplit {
-			m.conflicts = append(m.conflicts, string(g.name()))
+			m.conflicts = append(m.conflicts, g.finding())
 		}
 		for p := g.first; p != nil; p = p.next {
 			switch {
@@ -1248,7 +1325,7 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 		if repeats > 0 {
 			m.groups[i] = distinct
 			m.duplicates += repeats
-			m.repeating = append(m.repeating, string(g.name()))
+			m.repeating = append(m.repeating, g.finding())
 		}
 	}
 	return nil
@@ -1447,15 +1524,18 @@ func (p *program) render(
 	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
 ) (*page, error) {
 	var bodies [][]*exposition
-	for _, r := range results {
+	var names []string // of their sources
+	for i, r := range results {
 		for _, e := range r.bodies {
 			bodies = append(bodies, e.as(f))
+			names = append(names, sources[i].name)
 		}
 	}
 	m, err := merge(ctx, bodies, f.openMetrics)
 	if err != nil {
 		return nil, err
 	}
+	m.findings.name(names)
 	var status ownMetrics
 	status.addSources(sources, results)
 	status.addProgram(p, &m.findings)
@@ -1463,14 +1543,32 @@ func (p *program) render(
 	return m.write(ctx)
 }
 
-// report logs what could not be merged, once for each family. It may block as long as
-// nobody reads the log, so the page has to be sent and closed before.
+// report logs what could not be merged, once for each pair of sources. It may block as long
+// as nobody reads the log, so the page has to be sent and closed before.
 func (p *program) report(found *findings) {
-	for _, name := range found.conflicts {
-		p.warnOnce(name, "the types of a metric family are in conflict: served untyped", "family", name)
+	p.reportPairs("the types of metric families differ: they are served untyped", found.conflicts)
+	p.reportPairs("sources without a telling label have the same series: the first is served", found.repeating)
+}
+
+// reportPairs logs a warning for each pair of sources in a list, with the number of families
+// and the first of them.
+func (p *program) reportPairs(what string, list []finding) {
+	type pair struct{ a, b string }
+	families := map[pair][]string{}
+	for _, f := range list {
+		for i, a := range f.sources {
+			others := f.sources[i+1:]
+			if len(f.sources) == 1 { // bodies of one source differ
+				others = f.sources
+			}
+			for _, b := range others {
+				families[pair{a, b}] = append(families[pair{a, b}], f.family)
+			}
+		}
 	}
-	for _, name := range found.repeating {
-		p.warnOnce(name, "sources without a telling label have the same series: the first is served", "family", name)
+	for pair, names := range families {
+		p.warnOnce(pair.a+" "+pair.b, what, "exporter_name", pair.a, "other", pair.b,
+			"families", len(names), "first", names[0])
 	}
 }
 
@@ -1555,6 +1653,12 @@ func (m *ownMetrics) addSources(sources []*source, results []*result) {
 		func(i int) float64 { return unixSeconds(counted[i].lastSuccess) })
 	each("timeout_seconds", gauge, "Longest time that a fetch may take.",
 		func(i int) float64 { return sources[i].timeout.Seconds() })
+	each("families_dropped", gauge, "Metric families that --drop left out.", func(i int) float64 {
+		if len(sources[i].drop) == 0 {
+			return math.NaN()
+		}
+		return float64(results[i].dropped())
+	})
 	each("exit_status", gauge, "Exit status of the command.", func(i int) float64 {
 		if exit := results[i].exit; exit.known {
 			return float64(exit.code)
@@ -1577,12 +1681,27 @@ func (m *ownMetrics) addSources(sources []*source, results []*result) {
 	}
 }
 
+// addFindings adds how often something was found, and for each source concerned in how many
+// families.
+func (m *ownMetrics) addFindings(name, help string, total int, list []finding) {
+	m.one(ownName+"_"+name, gauge, help, float64(total))
+	families := map[string]int{}
+	for _, f := range list {
+		for _, source := range f.sources {
+			families[source]++
+		}
+	}
+	for _, source := range slices.Sorted(maps.Keys(families)) {
+		m.sample(float64(families[source]), "exporter_name", source)
+	}
+}
+
 // addProgram adds what is to be told of the page and the program.
 func (m *ownMetrics) addProgram(p *program, found *findings) {
-	m.one(ownName+"_conflicting_families", gauge, "Metric families served untyped, as the sources disagree on them.",
-		float64(len(found.conflicts)))
-	m.one(ownName+"_duplicate_series_dropped", gauge, "Samples left out, as an earlier source has the same series.",
-		float64(found.duplicates))
+	m.addFindings("conflicting_families", "Metric families served untyped, as the sources disagree on them.",
+		len(found.conflicts), found.conflicts)
+	m.addFindings("duplicate_series_dropped", "Samples left out, as an earlier source has the same series."+
+		" For a source: families concerned.", found.duplicates, found.repeating)
 	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
 		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
 	m.one(ownName+"_log_lines_dropped_total", counter, "Lines of the log that could not be written.",
