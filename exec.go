@@ -1434,6 +1434,10 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	}
 	u, err = url.Parse(text)
 	switch {
+	case strings.ContainsAny(text, " \t\"'`"):
+		return nil, "", errors.New("the URL holds a blank or a quote: quotes that are part of a value, as in a JSON CMD, stay in it")
+	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
+		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", withPath(text))
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
@@ -1446,6 +1450,14 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	}
 	u.Fragment = ""
 	return u, socket, nil
+}
+
+// withPath returns an address with a path, which /metrics is most likely.
+func withPath(addr string) string {
+	if strings.Contains(addr, "/") {
+		return addr
+	}
+	return addr + "/metrics"
 }
 
 // isPort reports whether text is a port, or is empty if it may be.
@@ -1664,8 +1676,15 @@ type files struct {
 
 // checkPattern says why a file source cannot have the pattern.
 func checkPattern(pattern string) error {
-	if _, err := filepath.Match(pattern, ""); err != nil || pattern == "" {
+	_, err := filepath.Match(pattern, "")
+	name, isURL := strings.CutPrefix(pattern, "file://")
+	switch {
+	case err != nil || pattern == "":
 		return errors.New("want a file name or a glob")
+	case isURL:
+		return fmt.Errorf("want a file name, not a URL: write %s", name)
+	case len(pattern) > 1 && strings.ContainsAny(pattern[:1], `"'`) && pattern[0] == pattern[len(pattern)-1]:
+		return errors.New("the quotes are part of the name: in a JSON CMD or an env file they are not needed")
 	}
 	return nil
 }

@@ -1020,6 +1020,9 @@ func (f *flags) checkSources() {
 		if s.tokenFile != "" && s.hasLogin() {
 			f.fault("--bearer-token-file %s: not together with a user in the URL or --header Authorization", s.name)
 		}
+		if needs != "" && f.modes["once"] {
+			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
+		}
 		if needs != "" && !f.alone(s) {
 			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %s:/%s",
 				s.name, needs, s.name, s.name)
