@@ -186,10 +186,16 @@ func (r *result) release() {
 }
 
 // samples counts the samples of all bodies.
-func (r *result) samples() int {
+func (r *result) samples() int { return r.sum(func(e *exposition) int { return e.samples }) }
+
+// dropped counts the metric families that were left out.
+func (r *result) dropped() int { return r.sum(func(e *exposition) int { return e.dropped }) }
+
+// sum adds up what each body has.
+func (r *result) sum(of func(e *exposition) int) int {
 	n := 0
 	for _, e := range r.bodies {
-		n += e.samples
+		n += of(e)
 	}
 	return n
 }
@@ -197,15 +203,6 @@ func (r *result) samples() int {
 // openMetrics reports whether one of the bodies is OpenMetrics.
 func (r *result) openMetrics() bool {
 	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.openMetrics })
-}
-
-// dropped counts the metric families that were left out.
-func (r *result) dropped() int {
-	n := 0
-	for _, e := range r.bodies {
-		n += e.dropped
-	}
-	return n
 }
 
 // quoted reports whether a name in one of the bodies needs quotes.
