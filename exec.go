@@ -257,7 +257,7 @@ type waterfall struct {
 	count  func(standard bool, r *result) event                           // counts a fetch; called with mu held
 	report func(r *result, e event)                                       // logs a fetch; called without mu
 	size   func() int64                                                   // that a result is likely to have, in bytes
-	budget *budget                                                        // of results that have not the default arguments
+	budget *budget                                                        // of results with chosen arguments
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
 
@@ -1432,13 +1432,14 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	u, err = url.Parse(text)
 	switch {
 	case strings.ContainsAny(text, " \t\"'`"):
-		return nil, "", errors.New("the URL holds a blank or a quote: quotes that are part of a value, as in a JSON CMD, stay in it")
+		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
 	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
 		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", withPath(text))
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
-		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(socket))
+		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, this one has %d",
+			maxSocketPath, len(socket))
 	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true),
 		strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
 		return nil, "", errors.New("want a URL like http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")

@@ -102,25 +102,30 @@ Examples:
 var options = []option{
 	{heading: "Sources, repeatable; NAME becomes the value of exporter_name:"},
 	{name: "http", scope: newSourceScope, value: "NAME=URL",
-		help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics", set: func(s *sourceConfig, _ string) error { return checkURL(s.target) }},
+		help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
+		set:  func(s *sourceConfig, _ string) error { return checkURL(s.target) }},
 	{name: "file", scope: newSourceScope, value: "NAME=PATTERN",
-		help: "text files, read on every scrape; PATTERN may be a glob", set: func(s *sourceConfig, _ string) error { return checkPattern(s.target) }},
+		help: "text files, read on every scrape; PATTERN may be a glob",
+		set:  func(s *sourceConfig, _ string) error { return checkPattern(s.target) }},
 	{name: "exec", scope: newSourceScope, value: "NAME=COMMAND",
 		help: "a command that prints metrics, run on demand without a shell;\n" +
-			"{x}, {x=default}, {x=one|other} take the URL parameter x", set: func(s *sourceConfig, _ string) error { return checkCommand(s.target) }},
+			"{x}, {x=default}, {x=one|other} take the URL parameter x",
+		set: func(s *sourceConfig, _ string) error { return checkCommand(s.target) }},
 
 	{heading: "Options; with NAME: for one source, without for all:"},
 	{name: "label", scope: anySource, value: "[NAME:]KEY=VALUE",
 		help: "add a label to every sample; repeatable", set: setLabel, key: labelKey},
 	{name: "timeout", scope: anySource, value: "[NAME:]DURATION",
-		help: "longest time a fetch may take (10s)", set: func(s *sourceConfig, v string) error { return setDuration(&s.timeout, v, time.Millisecond) }},
+		help: "longest time a fetch may take (10s)",
+		set:  func(s *sourceConfig, v string) error { return setDuration(&s.timeout, v, time.Millisecond) }},
 	{name: "max-bytes", scope: anySource, value: "[NAME:]SIZE",
 		help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: func(s *sourceConfig, v string) (err error) {
 			s.maxBytes, err = parseSize(v)
 			return err
 		}},
 	{name: "max-age", scope: anySource, value: "[NAME:]DURATION",
-		help: "serve a result again while it is younger (0)", set: func(s *sourceConfig, v string) error { return setDuration(&s.maxAge, v, 0) }},
+		help: "serve a result again while it is younger (0)",
+		set:  func(s *sourceConfig, v string) error { return setDuration(&s.maxAge, v, 0) }},
 	{name: "interval", scope: oneSource, value: "NAME:DURATION",
 		help: "fetch in the background, serve the last result", set: func(s *sourceConfig, v string) error {
 			return setDuration(&s.interval, v, 100*time.Millisecond)
@@ -164,20 +169,24 @@ var options = []option{
 	{name: "any-exit", scope: sourceList, value: "NAME,...",
 		help: "take what these commands print whatever their exit status", set: setAnyExit},
 	{name: "require", scope: sourceList, value: "NAME,...",
-		help: "answer 503 when one of these is down", set: func(s *sourceConfig, _ string) error { s.require = true; return nil }},
+		help: "answer 503 when one of these is down",
+		set:  func(s *sourceConfig, _ string) error { s.require = true; return nil }},
 
 	{heading: "Server:"},
 	{name: "web.listen-address", scope: server, value: "ADDR",
 		help: ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
 			"http:// or https:// before it chooses TLS for this one", setServer: setListen, key: wholeValue},
 	{name: "web.tls-cert-file", scope: server, value: "FILE",
-		help: "serve https with this certificate ...", setServer: func(c *config, v string) error { return setFile(&c.tlsCert, v) }},
+		help:      "serve https with this certificate ...",
+		setServer: func(c *config, v string) error { return setFile(&c.tlsCert, v) }},
 	{name: "web.tls-key-file", scope: server, value: "FILE",
 		help: "... and its key", setServer: func(c *config, v string) error { return setFile(&c.tlsKey, v) }},
 	{name: "web.tls-client-ca-file", scope: server, value: "FILE",
-		help: "demand client certificates that this CA verifies", setServer: func(c *config, v string) error { return setFile(&c.tlsClientCA, v) }},
+		help:      "demand client certificates that this CA verifies",
+		setServer: func(c *config, v string) error { return setFile(&c.tlsClientCA, v) }},
 	{name: "web.basic-auth-file", scope: server, value: "FILE",
-		help: "demand a password; lines of user:HASH, see --hash-password", setServer: func(c *config, v string) error { return setFile(&c.basicAuth, v) }},
+		help:      "demand a password; lines of user:HASH, see --hash-password",
+		setServer: func(c *config, v string) error { return setFile(&c.basicAuth, v) }},
 	{name: "web.disable-exporter-metrics", scope: mode,
 		help: "leave out the process_* and go_* metrics of the program itself"},
 	{name: "log.level", scope: server, value: "LEVEL",
@@ -1663,7 +1672,8 @@ func parseHash(hash string) (*user, error) {
 		return nil, errors.New("the HASH is damaged")
 	}
 	if u.iterations < minIterations || u.iterations > maxIterations {
-		return nil, fmt.Errorf("the HASH has %d iterations; must be %d to %d", u.iterations, minIterations, maxIterations)
+		return nil, fmt.Errorf("the HASH has %d iterations; must be %d to %d",
+			u.iterations, minIterations, maxIterations)
 	}
 	return u, nil
 }
@@ -2610,7 +2620,8 @@ func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 		fault = "the password holds a NUL byte, begins with a byte order mark, or is not UTF-8"
 	}
 	if fault != "" {
-		fmt.Fprintf(stderr, "reverse_exporter: --hash-password reads a password, one line, from standard input: %s\n", fault)
+		fmt.Fprintf(stderr, "reverse_exporter: --hash-password reads one line, a password, from standard input: %s\n",
+			fault)
 		return 1
 	}
 	fmt.Fprintf(stdout, "%s\n", appendHash(nil, password, hashIterations))

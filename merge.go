@@ -1707,7 +1707,8 @@ func (m *ownMetrics) addProgram(p *program, found *findings) {
 	m.one(ownName+"_log_lines_dropped_total", counter, "Lines of the log that could not be written.",
 		float64(p.droppedLines()))
 	if c := p.tls.config.Load(); c != nil {
-		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge, "When the certificate of the program expires.",
+		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge,
+			"When the certificate of the program expires.",
 			unixSeconds(c.Certificates[0].Leaf.NotAfter))
 	}
 	m.begin(ownName+"_last_reload_successful", gauge,
