@@ -109,7 +109,7 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 	return s
 }
 
-// result is what one fetch yields. It does not change once the fetch has ended.
+// result is what one fetch yields. It does not change once a scrape can see it.
 type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
 	failure *failure      // nil if the source is up
@@ -166,8 +166,8 @@ func (r *result) settle() {
 // hold adds a holder. The caller must be one already, or have just made the result.
 func (r *result) hold() { r.holders.Add(1) }
 
-// release takes a holder away. A holder that forgets to leaves the buffers to the
-// garbage collector, which is safe.
+// release takes a holder away. A holder that forgets to leaves the buffers to the garbage
+// collector, but keeps its part of the budget.
 func (r *result) release() {
 	if r.holders.Add(-1) > 0 {
 		return
@@ -563,22 +563,27 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	if !f.key.standard {
 		r.reserve(w.budget, w.size())
 	}
-	defer func() {
-		if v := recover(); v != nil {
-			r.bodies = nil
-			r.failure = fail("internal", "a fault in reverse_exporter: %v", v)
-			r.failure.detail = string(debug.Stack())
-		}
-		r.end = time.Now()
-		r.settle()
-	}()
-	r.failure = w.do(ctx, r, f.key.values)
+	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
+	r.end = time.Now()
+	r.settle()
 	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
 		timedOut := w.timedOut()
 		timedOut.detail = r.failure.detail
 		r.failure = timedOut
 	}
 	return r
+}
+
+// recovered calls do, and makes a panic a failure of the source.
+func recovered(r *result, do func() *failure) (f *failure) {
+	defer func() {
+		if v := recover(); v != nil {
+			r.bodies = nil
+			f = fail("internal", "a fault in reverse_exporter: %v", v)
+			f.detail = string(debug.Stack())
+		}
+	}()
+	return do()
 }
 
 // timedOut returns the failure of a fetch that took longer than --timeout.
@@ -643,7 +648,7 @@ func (w *waterfall) drain() {
 // the background fail, the last good result is served until it is older than --max-age.
 func (w *waterfall) keep(k *key, r *result) {
 	good := r
-	if w.interval > 0 && r.failure != nil && k.newest != nil {
+	if w.interval > 0 && r.failure != nil && len(r.bodies) == 0 && k.newest != nil {
 		good = k.newest.lastGood()
 		if good != nil && time.Since(good.end) < w.maxAge {
 			r.standIn, r.bodies = good, good.bodies
@@ -895,6 +900,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		w.more = r.reserveMore
 	}
 	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(limit))
+	w.more = nil
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}
@@ -996,8 +1002,15 @@ func withoutMark(src io.Reader) io.Reader {
 
 // tooLarge says what to do about too large a body.
 func (c *sourceConfig) tooLarge(err error) *failure {
-	return fail("too_large", "%w; if it is right: --max-bytes %s:%s", err, c.name, sizeFlag(2*c.maxBytes))
+	if c.maxBytes == maxSize {
+		return fail("too_large", "%w", err)
+	}
+	larger := sizeFlag(min(2*c.maxBytes, maxSize))
+	return fail("too_large", "%w; if it is right: --max-bytes %s:%s", err, c.name, larger)
 }
+
+// maxSize is the largest that --max-bytes may be.
+const maxSize = 1 << 30
 
 // sizeFlag writes a size as --max-bytes wants it.
 func sizeFlag(n int64) string {
@@ -1116,9 +1129,16 @@ func (e *exporter) String() string {
 // check finds a client certificate that has expired. What else can be wrong with files is
 // found where they are read.
 func (e *exporter) check() error {
-	cert := e.cert.Load()
-	if cert != nil && time.Now().After(cert.Leaf.NotAfter) {
-		return fmt.Errorf("the certificate of --cert-file expired on %s", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	if cert := e.cert.Load(); cert != nil {
+		return checkExpiry(cert)
+	}
+	return nil
+}
+
+// checkExpiry says that a certificate has expired.
+func checkExpiry(cert *tls.Certificate) error {
+	if end := cert.Leaf.NotAfter; time.Now().After(end) {
+		return fmt.Errorf("the certificate expired on %s", end.UTC().Format(time.RFC3339))
 	}
 	return nil
 }
@@ -1720,8 +1740,12 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 // fileRead is the reading of one file of a glob.
 type fileRead struct {
 	result
-	done chan struct{} // closed when the read has come back
+	before fileTotals    // of the files before it
+	done   chan struct{} // closed when the read has come back
 }
+
+// fileTotals is what the files of a glob take so far: see result.
+type fileTotals struct{ bytes, held int64 }
 
 // readAll reads the files of a glob. A read that does not come back, from a dead disk say,
 // costs its own file only: the others are read meanwhile.
@@ -1735,13 +1759,17 @@ func (fs *files) readAll(ctx context.Context, r *result, names []string) *failur
 		fr := fs.begin(ctx, r, name)
 		reads = append(reads, fr)
 		if fr.wait(ctx, time.After(patience)) {
-			r.bytes, r.held = fr.bytes, fr.held
+			fr.addTo(r)
 		}
 	}
 	var failed *failure
 	for i, fr := range reads {
 		if !fr.wait(ctx, nil) {
 			failed = cmp.Or(failed, fail("timeout", "%s: its read does not come back", names[i]))
+			continue
+		}
+		if fr.addTo(r) && r.bytes > fs.intake.maxBytes { // slow reads did not know of each other
+			failed = cmp.Or(failed, fr.failure, fs.intake.tooLarge(errTooLarge))
 			continue
 		}
 		r.bodies = append(r.bodies, fr.bodies...)
@@ -1753,6 +1781,15 @@ func (fs *files) readAll(ctx context.Context, r *result, names []string) *failur
 	}
 	r.buffers = &fs.intake.buffers
 	return failed
+}
+
+// addTo adds to the result what the read took, unless it has done so before.
+func (fr *fileRead) addTo(r *result) (added bool) {
+	added = fr.bytes > fr.before.bytes
+	r.bytes += fr.bytes - fr.before.bytes
+	r.held += fr.held - fr.before.held
+	fr.before = fileTotals{fr.bytes, fr.held}
+	return added
 }
 
 // wait waits until a read has come back, ctx is done or the time is over. It reports whether
@@ -1776,7 +1813,8 @@ func (fr *fileRead) wait(ctx context.Context, over <-chan time.Time) bool {
 // others have not.
 func (fs *files) begin(ctx context.Context, r *result, name string) *fileRead {
 	const most = 16
-	fr := &fileRead{result: result{bytes: r.bytes, held: r.held}, done: make(chan struct{})}
+	fr := &fileRead{result: result{bytes: r.bytes, held: r.held}, before: fileTotals{r.bytes, r.held}}
+	fr.done = make(chan struct{})
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.hanging[name] || len(fs.hanging) >= most {
@@ -1789,7 +1827,7 @@ func (fs *files) begin(ctx context.Context, r *result, name string) *fileRead {
 	}
 	fs.hanging[name] = true
 	go func() {
-		fr.failure = fs.read(ctx, &fr.result, name)
+		fr.failure = recovered(&fr.result, func() *failure { return fs.read(ctx, &fr.result, name) })
 		fs.mu.Lock()
 		delete(fs.hanging, name)
 		fs.mu.Unlock()
@@ -2309,6 +2347,8 @@ func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed, left bool, err erro
 			err = <-ended
 		}
 	}
+	// The first process is reaped, so its number could be another group's by now. That takes
+	// a whole round of numbers within microseconds; waitid(WNOWAIT) is not in every syscall package.
 	left = signalGroup(cmd, syscall.SIGKILL)
 	return killed, left, err
 }

@@ -1250,7 +1250,7 @@ func parseSize(text string) (int64, error) {
 	switch {
 	case unit == 0 || err != nil || n == 0:
 		return 0, errors.New("want a whole number with B, KiB, MiB or GiB, like 32MiB")
-	case n > 1<<30/unit:
+	case n > maxSize/unit:
 		return 0, errors.New("must be at most 1GiB")
 	}
 	return int64(n * unit), nil
@@ -1770,10 +1770,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		found := sp.findings // not the page with it
 		p.found.Store(r.URL.Path, &found)
 	}
-	if len(sp.conflicts) > 0 || sp.duplicates > 0 {
-		control.Flush() // logging may block
-		p.report(&sp.findings)
-	}
+	p.report(&sp.findings)
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, until the
@@ -2515,9 +2512,10 @@ func (p *program) check(stdout io.Writer) int {
 	for _, w := range p.watched {
 		faults = append(faults, w.load())
 	}
-	if c := p.tls.config.Load(); c != nil && time.Now().After(c.Certificates[0].Leaf.NotAfter) {
-		faults = append(faults, fmt.Errorf("--web.tls-cert-file: the certificate expired on %s",
-			c.Certificates[0].Leaf.NotAfter.UTC().Format(time.RFC3339)))
+	if c := p.tls.config.Load(); c != nil {
+		if err := checkExpiry(&c.Certificates[0]); err != nil {
+			faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
+		}
 	}
 	for _, s := range p.sources {
 		if err := s.check(); err != nil {

@@ -2031,17 +2031,20 @@ func TestInterval(t *testing.T) {
 func TestStandIn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, last := background(t, func(n int, r *result) *failure {
-			if n > 0 {
-				return fail("exit", "as told")
+			switch {
+			case n == 0:
+				r.bodies = []*exposition{{samples: 7}}
+				return nil
+			case n == 8: // at 75 s: a glob with one broken file
+				r.bodies = []*exposition{{samples: 3}}
 			}
-			r.bodies = []*exposition{{samples: 7}}
-			return nil
+			return fail("exit", "as told")
 		}, "--max-age", "1m")
 		for _, c := range []struct {
 			at      time.Duration
 			samples int
 			up      bool
-		}{{5 * time.Second, 7, true}, {11 * time.Second, 7, false}, {59 * time.Second, 7, false}, {61 * time.Second, 0, false}} {
+		}{{5 * time.Second, 7, true}, {11 * time.Second, 7, false}, {59 * time.Second, 7, false}, {61 * time.Second, 0, false}, {76 * time.Second, 3, false}} {
 			time.Sleep(c.at - time.Duration(time.Now().UnixNano()%int64(time.Hour)))
 			synctest.Wait()
 			if r := last(); r.samples() != c.samples || (r.failure == nil) != c.up {
@@ -2386,6 +2389,45 @@ func TestZone(t *testing.T) {
 }
 
 // ---- Files
+
+// TestFileFaults makes a panic while a file is read a failure of its source, one of a glob, too.
+func TestFileFaults(t *testing.T) {
+	dir := t.TempDir()
+	writeFile(t, dir, "a.prom", "a 1\n")
+	for _, pattern := range []string{"/a.prom", "/*.prom"} {
+		p, _ := newTestProgram(t, "--file", "x="+dir+pattern)
+		p.windows.New = func() any { panic("as told") }
+		if r := fetchOnce(p.sources[0]); r.failure == nil || r.failure.reason != "internal" || len(r.bodies) > 0 {
+			t.Errorf("%s: %v", pattern, r.failure)
+		}
+	}
+}
+
+// TestSlowFiles bounds what the files of a glob have together, however long their reads take.
+func TestSlowFiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"a", "b", "c"} {
+		writeFile(t, dir, name+".prom", strings.Repeat(name+"{l=\""+strings.Repeat("v", 90)+"\"} 1\n", 40)) // 4,000 bytes
+	}
+	for _, slow := range []time.Duration{0, 1500 * time.Millisecond} {
+		synctest.Test(t, func(t *testing.T) {
+			p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--max-bytes", "9000B")
+			p.windows.New = func() any {
+				time.Sleep(slow)
+				return nil
+			}
+			r := fetchOnce(p.sources[0])
+			if r.failure == nil || r.failure.reason != "too_large" || r.samples() != 80 {
+				t.Errorf("slow by %v: %d samples, %v", slow, r.samples(), r.failure)
+			}
+			wantContains(t, fmt.Sprint(r.failure.err), "--max-bytes x:18000B")
+		})
+	}
+	c := &sourceConfig{name: "x", maxBytes: maxSize}
+	if hint := c.tooLarge(errTooLarge).err.Error(); strings.Contains(hint, "x:") {
+		t.Errorf("more than the most is advised: %s", hint)
+	}
+}
 
 // TestHungFile reads the other files of a glob though the read of one does not come back, and
 // that one again once it does.
@@ -2758,8 +2800,20 @@ func TestBudget(t *testing.T) {
 		}
 	}
 	s.waterfall.mu.Unlock()
-	if spent := s.budget.spent.Load(); spent != 0 {
-		t.Errorf("%d bytes are spent though nothing is kept", spent)
+	s.waterfall.maxAge = 0
+	tk := s.join(visit{arguments{"z", []string{"z"}, false}, "", time.Now().Add(time.Hour)})
+	waiting.Add(1)
+	s.wait(t.Context(), tk)
+	s.runs.Wait()
+	want := requestOf(p, func() []*result { return []*result{s.result(tk)} })
+	want.render = func(context.Context, []*result, form) (*page, error) { panic("as told") }
+	func() {
+		defer func() { recover() }()
+		p.pages.open(t.Context(), want)
+	}()
+	s.leave(tk, false)
+	if spent := s.budget.spent.Load(); spent != 0 || p.pages.turn.taken {
+		t.Errorf("%d bytes are spent though nothing is kept, the turn is taken: %v", spent, p.pages.turn.taken)
 	}
 }
 

@@ -911,7 +911,14 @@ func groupOf(body *exposition, f *family, run span, rank int32) group {
 // some of its families had to be changed for that. It fails if ctx ends.
 func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merged, error) {
 	m := &merged{groups: gather(bodies, 0), openMetrics: openMetrics}
-	for m.settle(judge(m.groups, openMetrics)) && openMetrics { // there one change may call for another
+	for changed := true; changed; {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		changed = m.settle(judge(m.groups, openMetrics))
+		// On an OpenMetrics page one change may call for another. That ends, for each takes a
+		// type away from a family or shortens a name.
+		changed = changed && openMetrics
 	}
 	slices.SortFunc(m.conflicts, func(a, b finding) int { return cmp.Compare(a.family, b.family) })
 	return m, m.dropRepeats(ctx)
@@ -1543,8 +1550,7 @@ func (p *program) render(
 	return m.write(ctx)
 }
 
-// report logs what could not be merged, once for each pair of sources. It may block as long
-// as nobody reads the log, so the page has to be sent and closed before.
+// report logs what could not be merged, once for each pair of sources.
 func (p *program) report(found *findings) {
 	p.reportPairs("the types of metric families differ: they are served untyped", found.conflicts)
 	p.reportPairs("sources without a telling label have the same series: the first is served", found.repeating)
@@ -1863,7 +1869,7 @@ func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, erro
 	var err error
 	sp := ps.join(want, false)
 	if sp == nil {
-		if sp, err = ps.make(ctx, want); err != nil {
+		if sp, err = ps.render(ctx, want); err != nil {
 			return nil, err
 		}
 	}
@@ -1895,18 +1901,24 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	return nil
 }
 
-// make renders a page once there is room for it.
-func (ps *pages) make(ctx context.Context, want *pageRequest) (*sharedPage, error) {
+// render renders a page once there is room for it.
+func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
 	if err := ps.makeRoom(ctx); err != nil {
 		return nil, err
 	}
 	results := want.newest()
+	rendered := false
+	defer func() { // after a panic, too
+		if !rendered {
+			releaseAll(results)
+		}
+	}()
 	f := want.form(results)
 	pg, err := want.render(ctx, results, f)
 	if err != nil {
-		releaseAll(results)
 		return nil, err
 	}
+	rendered = true
 	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
