@@ -4010,8 +4010,9 @@ func TestStuckLog(t *testing.T) {
 			done = true
 		}()
 		synctest.Wait()
-		if done || !first.Flushed || len(p.pages.alive) != 0 || p.pages.turn.taken {
-			t.Errorf("logged %v, answered %v, %d pages alive, turn taken %v", done, first.Flushed, len(p.pages.alive), p.pages.turn.taken)
+		// This log has no writer of its own, so the scrape waits for it, but holds nothing meanwhile.
+		if done || len(p.pages.alive) != 0 || p.pages.turn.taken {
+			t.Errorf("logged %v, %d pages alive, turn taken %v", done, len(p.pages.alive), p.pages.turn.taken)
 		}
 		for _, w := range []*httptest.ResponseRecorder{first, get(t, p, "/metrics")} {
 			wantContains(t, w.Body.String(), "# TYPE v untyped",
