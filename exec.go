@@ -742,8 +742,7 @@ func (q *queue[C]) add(c C) {
 	q.waiting = append(q.waiting, c)
 }
 
-// next removes and returns the one who goes next of those that are ready, the zero value
-// if none is.
+// next removes and returns the first claim that is ready, or the zero value.
 func (q *queue[C]) next(ready func(C) bool) (next C) {
 	var none C
 	for _, c := range q.waiting {
@@ -846,7 +845,7 @@ func (q *queue[C]) count(client string) int {
 	return n
 }
 
-// mostOf returns the client that has most, and how many that are.
+// mostOf returns the client that holds the most, and how many it holds.
 func mostOf(held map[string]int) (client string, most int) {
 	for c, n := range held {
 		if n > most || n == most && c < client {
@@ -1574,15 +1573,13 @@ type watched struct {
 	set   func(texts [][]byte) error // keeps what they hold
 	log   *slog.Logger
 
-	mu     sync.Mutex    // guards seen
-	seen   []os.FileInfo // when they were last read, nil for one that was not there
-	broken atomic.Bool   // what was last read could not be used
+	checking atomic.Bool   // a goroutine looks at the files, and no other does
+	seen     []os.FileInfo // when they were last read, nil for one that was not there
+	broken   atomic.Bool   // what was last read could not be used
 }
 
-// load reads the files.
+// load reads the files for the first time.
 func (w *watched) load() error {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	w.seen = w.look()
 	return w.read()
 }
@@ -1590,10 +1587,10 @@ func (w *watched) load() error {
 // refresh rereads the files if one has changed. If another goroutine is already checking,
 // it returns at once: the disk may be slow.
 func (w *watched) refresh() {
-	if w == nil || !w.mu.TryLock() {
+	if w == nil || !w.checking.CompareAndSwap(false, true) {
 		return
 	}
-	defer w.mu.Unlock()
+	defer w.checking.Store(false)
 	now := w.look()
 	if slices.EqualFunc(now, w.seen, sameFile) {
 		return
@@ -1716,8 +1713,10 @@ func (fs *files) check() error {
 		return err
 	}
 	file, _, err := openRegular(fs.pattern)
-	file.Close()
-	return err
+	if err != nil {
+		return err
+	}
+	return file.Close()
 }
 
 // arguments returns the default ones: a scraper has nothing to choose.
@@ -1730,11 +1729,11 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 		return fs.read(ctx, r, fs.pattern)
 	}
 	names, err := expand(fs.pattern)
-	var failed *failure
+	failed := fs.readAll(ctx, r, names) // also if some folders could not be read
 	if err != nil {
 		failed = &failure{reason: "file", err: err}
 	}
-	return cmp.Or(failed, fs.readAll(ctx, r, names))
+	return failed
 }
 
 // fileRead is the reading of one file of a glob.
@@ -2583,8 +2582,8 @@ func (st *status) count(standard bool, r *result) event {
 	return st.follow(state)
 }
 
-// A source that changes its state more often than flapping times in flappingTime is summed
-// up in the log.
+// If a source changes its state more than flapping times within flappingTime, the log sums
+// the changes up.
 const flapping, flappingTime = 5, 10 * time.Minute
 
 // follow notes the state of a source. Each change is logged at once; if there are too many,

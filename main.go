@@ -13,9 +13,10 @@
 //	          TLS); Files; Commands (process groups); Counts
 //	merge.go  results into a page that scrapers share: Labelling; One exposition; Merging (families,
 //	          conflicts, duplicate series); Status metrics; Sharing pages
-//	parse.go  text into lines
+//	parse.go  text into lines: Lines; The parser; Metadata; Samples; Values and what follows them;
+//	          Parts of a sample; Bytes; Predicates
 //
-// A new flag is a row in the table of options.
+// A new flag is a row of options, in Usage; what it sets is in Options.
 package main
 
 import (
@@ -187,7 +188,7 @@ var options = []option{
 	{name: "web.basic-auth-file", scope: server, value: "FILE",
 		help:      "demand a password; lines of user:HASH, see --hash-password",
 		setServer: func(c *config, v string) error { return setFile(&c.basicAuth, v) }},
-	{name: "web.disable-exporter-metrics", scope: mode,
+	{name: "web.disable-exporter-metrics", scope: noValue,
 		help: "leave out the process_* and go_* metrics of the program itself"},
 	{name: "log.level", scope: server, value: "LEVEL",
 		help: "debug, info, warn or error (info)", setServer: setLogLevel},
@@ -227,11 +228,13 @@ func appendUsage(dst []byte) []byte {
 
 func main() {
 	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
-	// It is never stopped: then a second signal would end the program before its exit status is set.
+	// ctx is never stopped: after that, a second signal would kill the program before it could
+	// return its exit status.
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP)
-	// Without this, the first line of the log that nobody reads any more ends the program.
+	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard
+	// error has gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
@@ -340,7 +343,7 @@ type program struct {
 	warned   map[string]bool
 }
 
-// newProgram makes what runs of flags that are good. Its fetches end with life.
+// newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
 		endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{}}
@@ -618,7 +621,7 @@ type option struct {
 type scope int
 
 const (
-	mode           scope = iota // no value: what the program is to do
+	noValue        scope = iota // no value: what the program is to do, or not to do
 	newSourceScope              // NAME=WHAT: it makes a source
 	anySource                   // [NAME:]VALUE: for one source, or for all
 	oneSource                   // NAME:VALUE
@@ -690,9 +693,9 @@ func (f *flags) readArgs(args []string) {
 			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
 				i++ // its value
 			}
-		case options[at].scope == mode && hasValue:
+		case options[at].scope == noValue && hasValue:
 			f.fault("--%s takes no value", name)
-		case options[at].scope == mode:
+		case options[at].scope == noValue:
 			f.modes[name] = true
 		case hasValue:
 			f.give(options[at], value)
@@ -1453,6 +1456,21 @@ type connections struct {
 	all  map[net.Conn]connection
 }
 
+// clientOf returns what a client is known by: its IP address, of which an IPv6 network of
+// 64 bits has one. All clients of Unix sockets are one.
+func clientOf(remoteAddr string) string {
+	addr, err := netip.ParseAddrPort(remoteAddr)
+	if err != nil {
+		return ""
+	}
+	ip := addr.Addr().Unmap()
+	if ip.Is4() {
+		return ip.String()
+	}
+	network, _ := ip.Prefix(64)
+	return network.String()
+}
+
 // connection is the state of a connection.
 type connection struct {
 	client string // see clientOf
@@ -1578,7 +1596,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	}
 	code := http.StatusUnauthorized
 	name, password, ok := r.BasicAuth()
-	if ok && strings.IndexByte(password, 0) < 0 { // the key stays the same with NULs at the end
+	if ok && strings.IndexByte(password, 0) < 0 { // HMAC pads keys with NULs, so more of them would match, too
 		code = p.passwords.check(r.Context(), clientOf(r.RemoteAddr), name, password)
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
@@ -1858,21 +1876,6 @@ type share struct {
 	ticket *ticket // nil if it was refused
 }
 
-// clientOf returns what a client is known by: its IP address, of which an IPv6 network of
-// 64 bits has one. All clients of Unix sockets are one.
-func clientOf(remoteAddr string) string {
-	addr, err := netip.ParseAddrPort(remoteAddr)
-	if err != nil {
-		return ""
-	}
-	ip := addr.Addr().Unmap()
-	if ip.Is4() {
-		return ip.String()
-	}
-	network, _ := ip.Prefix(64)
-	return network.String()
-}
-
 // askAll asks all sources at once, with the arguments that a query has for each.
 func askAll(sources []*source, query url.Values, client string, deadline time.Time) ([]share, error) {
 	chosen := make([]arguments, len(sources))
@@ -1906,6 +1909,7 @@ func resultsOf(shares []share) []*result {
 			results[i] = sh.source.result(sh.ticket)
 		} else {
 			results[i] = refused
+			refused.hold()
 		}
 	}
 	return results
@@ -2403,7 +2407,7 @@ func (p *program) appendLinks(dst []byte) []byte {
 		`<a href="./-/healthy">/-/healthy</a></footer>`+"\n", escapeHTML.Replace(paths[0]), ownName)
 }
 
-// escapeHTML makes text of what may hold the marks of HTML.
+// escapeHTML escapes what is special in HTML.
 var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
 
 // style is the look of the page at /. On a phone a source is a line, and its cells are shown

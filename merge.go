@@ -1808,9 +1808,9 @@ type pages struct {
 	turn  turn          // to render and to compress, which take much memory
 	freed chan struct{} // has room for one who tells that a page was closed
 
-	mu    sync.Mutex    // guards all below, and the readers and the compressed form of each page
+	mu    sync.Mutex    // guards alive, and the readers and the compressed form of each page
 	alive []*sharedPage // oldest first
-	ratio float64       // of the last page, its compressed size to its plain size
+	ratio float64       // compressed to plain size of the last page; for the one who has the turn
 
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
 	writers sync.Pool // of *bufio.Writer
