@@ -168,7 +168,7 @@ func (l *labeller) sample() {
 		f.foreign, f.quoted = true, f.quoted || l.p.quotes
 	}
 	l.e.samples++
-	if l.p.seen()&boundNames != 0 || l.p.valueText()[0] == '-' {
+	if l.p.seen()&boundNames != 0 || l.p.buf[l.p.value] == '-' {
 		f.contradict(&l.p)
 	}
 }
@@ -205,7 +205,7 @@ func (f *family) contradict(p *parser) {
 			f.noSummary = f.noSummary || !isNumber(p.labelText(*l))
 		}
 	}
-	if p.valueText()[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
+	if p.buf[p.value] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
 		value, _ := strconv.ParseFloat(string(p.valueText()), 64)
 		f.noHistogram = f.noHistogram || value < 0
 	}
