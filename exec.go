@@ -39,6 +39,7 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+	"weak"
 )
 
 // ---- Sources
@@ -934,15 +935,23 @@ func (b *budget) take(n int64) bool {
 
 // buffers are what the bodies of a source are read into.
 type buffers struct {
-	pool  sync.Pool    // of *[]byte
 	size  atomic.Int64 // of the last body with its labels: the next is likely to be as large
 	spoil func([]byte) // overwrites what is given back; for tests
+
+	mu     sync.Mutex
+	spares []weak.Pointer[[]byte] // not in use; the garbage collector may free them
 }
 
 // get returns an empty buffer that the next body is likely to fit in.
 func (bs *buffers) get() []byte {
-	if buf, ok := bs.pool.Get().(*[]byte); ok {
-		return (*buf)[:0]
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	for n := len(bs.spares); n > 0; n = len(bs.spares) {
+		spare := bs.spares[n-1].Value()
+		bs.spares = bs.spares[:n-1]
+		if spare != nil {
+			return (*spare)[:0]
+		}
 	}
 	return make([]byte, 0, bs.size.Load())
 }
@@ -953,9 +962,13 @@ func (bs *buffers) put(buf []byte) {
 		bs.spoil(buf)
 	}
 	bs.size.Store(int64(len(buf) + len(buf)/16))
-	if len(buf) >= cap(buf)/4 {
-		bs.pool.Put(&buf)
+	if len(buf) < cap(buf)/4 {
+		return
 	}
+	bs.mu.Lock()
+	defer bs.mu.Unlock()
+	freed := func(spare weak.Pointer[[]byte]) bool { return spare.Value() == nil }
+	bs.spares = append(slices.DeleteFunc(bs.spares, freed), weak.Make(&buf))
 }
 
 // body reads what a source delivers, up to its limit or until its context is done.

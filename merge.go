@@ -124,6 +124,7 @@ type labeller struct {
 	prefix   []byte                      // what samples of this name begin with: name, brace and added labels
 	exported [][]byte                    // new names of the sample's labels that give way to added ones
 	bare     map[string]string           // the sample's label names that need quotes, without; nil to keep quotes
+	named    [2][]byte                   // label names of the sample and the one before, see renameLabels
 	anew     bool                        // each sample is written anew, though it may be plain
 	lost     metricType                  // the type that the samples lose
 }
@@ -182,7 +183,7 @@ func (l *labeller) sample() {
 		f.foreign, f.quoted = true, f.quoted || l.p.quotes
 	}
 	l.e.samples++
-	if l.p.seen()&boundNames != 0 || l.p.valueText()[0] == '-' {
+	if l.p.seen()&boundNames != 0 || l.p.buf[l.p.value] == '-' {
 		f.contradict(&l.p)
 	}
 }
@@ -219,7 +220,7 @@ func (f *family) contradict(p *parser) {
 			f.noSummary = f.noSummary || !isNumber(p.labelText(*l))
 		}
 	}
-	if p.valueText()[0] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
+	if p.buf[p.value] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
 		value, _ := strconv.ParseFloat(string(p.valueText()), 64)
 		f.noHistogram = f.noHistogram || value < 0
 	}
@@ -376,8 +377,22 @@ func (l *labeller) exportedName(name []byte) []byte {
 // renameLabels finds a name without quotes for each label of the sample that needs some.
 // Labels that would get the same name are numbered in the order of the names they have:
 // a series stays the same series when an exporter writes its labels in another order.
+//
+// Samples with the same label names as the one before have the same new ones.
 func (l *labeller) renameLabels() {
-	clear(l.bare)
+	names := l.named[1][:0]
+	for _, lb := range l.p.labels {
+		names = append(append(names, l.p.labelName(lb)...), '\n')
+	}
+	l.named[0], l.named[1] = names, l.named[0]
+	if bytes.Equal(names, l.named[1]) {
+		return
+	}
+	l.bare = map[string]string{} // clearing one that was large takes long
+	needsQuotes := func(lb label) bool { return !isBareLabel(l.p.labelName(lb)) }
+	if !slices.ContainsFunc(l.p.labels, needsQuotes) {
+		return
+	}
 	used := map[string]int{"__name__": 1} // by name, the last number tried
 	for _, lb := range l.p.labels {
 		if name := l.p.labelName(lb); isBareLabel(name) {
@@ -406,7 +421,7 @@ func underscores(name []byte) []byte {
 	if isBareName(name) {
 		return name
 	}
-	var out []byte
+	out := make([]byte, 0, len(name))
 	for i, c := range unescape.Replace(string(name)) {
 		if c >= utf8.RuneSelf || class[c]&nameByte == 0 || i == 0 && class[c]&digit != 0 {
 			c = '_'
@@ -754,10 +769,13 @@ func (e *exposition) as(f form) []*exposition {
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
+	var rewritten []family
+	size := 0
 	for _, own := range e.families {
 		several := e.openMetrics && own.bare && (own.metricType == counter || own.metricType == info)
 		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && (own.foreign || several) {
-			l.rewrite(e, &own)
+			rewritten = append(rewritten, own)
+			size += len(e.text(own.name)) + len(e.text(own.help)) + len(e.text(own.lines))
 			continue
 		}
 		name, t := e.counterpart(&own, own.lines.from, f.openMetrics)
@@ -768,6 +786,10 @@ func (e *exposition) as(f form) []*exposition {
 		rest.families = append(rest.families, own)
 	}
 	rest.sort()
+	anew.buf = make([]byte, 0, size)
+	for i := range rewritten {
+		l.rewrite(e, &rewritten[i])
+	}
 	anew.regroup(math.MaxInt) // names may have become the same
 	return []*exposition{rest, anew}
 }
@@ -810,9 +832,14 @@ func (l *labeller) rewrite(from *exposition, f *family) {
 	if l.bare != nil {
 		unit = underscores(unit)
 	}
-	var current []byte // name of the family begun last
+	var current []byte      // name of the family begun last
+	var before, bare []byte // name of the last sample, and as it is written here
 	for l.p.next() {
+		if bytes.Equal(l.p.name, before) {
+			l.p.name, l.p.repeated = bare, true
+		}
 		if !l.p.repeated {
+			before = l.p.name
 			at := f.lines.from + uint32(l.p.start)
 			own, t := from.counterpart(f, at, l.e.openMetrics)
 			if l.lost != untyped {
@@ -823,6 +850,7 @@ func (l *labeller) rewrite(from *exposition, f *family) {
 			if l.bare != nil {
 				l.p.name, name = underscores(l.p.name), underscores(name)
 			}
+			bare = l.p.name
 			if !bytes.Equal(name, current) {
 				piece := l.begin(name)
 				piece.metricType, current = t, name
