@@ -1981,12 +1981,24 @@ func newCommand(c *sourceConfig, in *intake) *command {
 	return &command{c, *line, in}
 }
 
-// String returns the command without its arguments.
-func (c *command) String() string { return c.words[0][0].text }
+// String returns the command without its arguments. If its first word holds a blank, the
+// whole command was in quotes, most likely, and what follows the blank is not shown.
+func (c *command) String() string { return shownName(c.program()) }
+
+// program returns the name of the program that is run.
+func (c *command) program() string { return c.words[0][0].text }
+
+// shownName returns the name of a program as it may be shown.
+func shownName(program string) string {
+	if name, _, cut := strings.Cut(program, " "); cut {
+		return name + " …"
+	}
+	return program
+}
 
 // check looks at the program.
 func (c *command) check() error {
-	if err := checkProgram(c.String()); err != nil {
+	if err := checkProgram(c.program()); err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
 	return nil
@@ -2451,12 +2463,12 @@ func startFailure(name string, err error) *failure {
 	case errors.As(err, &withPath):
 		err = withPath.Err // without the whole path once more
 	}
-	return fail("start", "failed to start %s: %w", name, err)
+	return fail("start", "failed to start %s: %w", shownName(name), err)
 }
 
 // exitFailure says how a command ended.
 func (c *command) exitFailure(err error) *failure {
-	if fault := checkProgram(c.String()); fault != nil {
+	if fault := checkProgram(c.program()); fault != nil {
 		return fail("exit", "ended with %w: %w", err, fault)
 	}
 	return fail("exit", "ended with %w", err)
@@ -2469,6 +2481,8 @@ func checkProgram(name string) error {
 	var withPath *os.PathError
 	var withName *exec.Error
 	switch {
+	case err != nil && strings.Contains(name, " "):
+		return errors.New("there is no such program: with the whole command in quotes, it is one word")
 	case errors.Is(err, exec.ErrNotFound):
 		return errors.New("there is no such program in PATH")
 	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:

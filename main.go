@@ -798,6 +798,13 @@ func (f *flags) addSource(o option, value string) {
 	f.number++
 	name, target, ok := strings.Cut(value, "=")
 	switch {
+	case strings.HasPrefix(value, `"`) || strings.HasPrefix(value, "'"):
+		f.fault("--%s, source %d: it begins with a quote, which nothing removes in a JSON CMD: want %s",
+			o.name, f.number, o.value)
+		return
+	case strings.HasPrefix(value, "http://") || strings.HasPrefix(value, "https://"):
+		f.fault("--%s, source %d: the name is missing: want %s", o.name, f.number, o.value)
+		return
 	case !ok || !isSourceName(name):
 		f.fault("--%s, source %d: want %s, with a NAME of letters, digits, _ . and -, first a letter or digit",
 			o.name, f.number, o.value)
@@ -1118,8 +1125,8 @@ func setParallel(s *sourceConfig, value string) error {
 }
 
 func setDrop(s *sourceConfig, value string) error {
-	if _, err := path.Match(value, ""); err != nil || value == "" {
-		return errors.New("want a glob like go_*")
+	if _, err := path.Match(value, ""); err != nil || value == "" || strings.ContainsAny(value, `{}"= `) {
+		return errors.New("want a glob like go_* for the names of metric families (labels cannot be dropped)")
 	}
 	s.drop = append(s.drop, value)
 	return nil
@@ -1276,6 +1283,8 @@ func checkPath(name string) error {
 func parseLabel(label string) (key, value string, err error) {
 	key, value, ok := strings.Cut(label, "=")
 	switch {
+	case !ok && strings.Contains(label, ":"):
+		err = fmt.Errorf("want KEY=VALUE: write %s", strings.Replace(label, ":", "=", 1))
 	case !ok || !isBareLabel([]byte(key)):
 		err = errors.New("want KEY=VALUE, with a KEY of letters, digits and _ that does not begin with a digit")
 	case key == "exporter_name" || key == "le" || key == "quantile" || strings.HasPrefix(key, "__"):
@@ -1642,7 +1651,10 @@ func (ps *passwords) set(texts [][]byte) error {
 	us, old := map[string]*user{}, ps.users.Load()
 	err := eachLine(texts[0], func(line string) error {
 		name, hash, ok := strings.Cut(line, ":")
-		if !ok || strings.HasPrefix(hash, " ") { // a web.yml, say
+		if name == "basic_auth_users" || name == "tls_server_config" {
+			return fmt.Errorf("this is the web.yml of other exporters; %w", errNotHash)
+		}
+		if !ok || strings.HasPrefix(hash, " ") {
 			return errNotHash
 		}
 		u, err := parseHash(hash)

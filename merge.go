@@ -891,13 +891,19 @@ type finding struct {
 	sources []string // their names, see name
 }
 
-// finding returns a finding about the group.
+// finding returns a finding about the group. If several bodies have a type for it, those
+// concern it; otherwise all do.
 func (g group) finding() finding {
-	f := finding{family: string(g.name())}
+	var all, typed []int32
 	for p := g.first; p != nil; p = p.next {
-		if !slices.Contains(f.ranks, p.rank) {
-			f.ranks = append(f.ranks, p.rank)
+		all = append(all, p.rank)
+		if p.metricType != untyped {
+			typed = append(typed, p.rank)
 		}
+	}
+	f := finding{family: string(g.name()), ranks: slices.Compact(all)}
+	if typed = slices.Compact(typed); len(typed) > 1 {
+		f.ranks = typed
 	}
 	return f
 }
@@ -1584,20 +1590,18 @@ func (p *program) report(found *findings) {
 	p.reportPairs("sources without a telling label have the same series: the first is served", found.repeating)
 }
 
-// reportPairs logs a warning for each pair of sources in a list, with the number of families
-// and the first of them.
+// reportPairs logs a warning for each other source that differs from the first one of a
+// family, with the number of families and the first of them.
 func (p *program) reportPairs(what string, list []finding) {
 	type pair struct{ a, b string }
 	families := map[pair][]string{}
 	for _, f := range list {
-		for i, a := range f.sources {
-			others := f.sources[i+1:]
-			if len(f.sources) == 1 { // bodies of one source differ
-				others = f.sources
-			}
-			for _, b := range others {
-				families[pair{a, b}] = append(families[pair{a, b}], f.family)
-			}
+		first, others := f.sources[0], f.sources[1:]
+		if len(others) == 0 { // bodies of one source differ
+			others = f.sources
+		}
+		for _, other := range others {
+			families[pair{first, other}] = append(families[pair{first, other}], f.family)
 		}
 	}
 	for pair, names := range families {
