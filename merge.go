@@ -775,7 +775,7 @@ func (e *exposition) as(f form) []*exposition {
 		several := e.openMetrics && own.bare && (own.metricType == counter || own.metricType == info)
 		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && (own.foreign || several) {
 			rewritten = append(rewritten, own)
-			size += len(e.text(own.name)) + len(e.text(own.help)) + len(e.text(own.lines))
+			size += own.sizeAnew()
 			continue
 		}
 		name, t := e.counterpart(&own, own.lines.from, f.openMetrics)
@@ -821,6 +821,12 @@ func (e *exposition) counterpart(f *family, at uint32, openMetrics bool) (span, 
 		return name, gauge
 	}
 	return name, t
+}
+
+// sizeAnew is how many bytes the family is likely to take once its samples are written anew.
+func (f *family) sizeAnew() int {
+	n := int(f.name.to - f.name.from + f.help.to - f.help.from + f.lines.to - f.lines.from)
+	return n + n/16
 }
 
 // rewrite adds the samples of a family of another exposition to the families that they belong
@@ -1329,6 +1335,7 @@ func groupsOf(pieces []group) []group {
 // split returns the lines of a part as families without a type, one for each sample name.
 func (p *part) split() []group {
 	e := &exposition{openMetrics: p.body.openMetrics, loose: p.body.loose, telling: p.body.telling}
+	e.buf = make([]byte, 0, p.sizeAnew())
 	l := labeller{e: e, added: &addedLabels{}, lost: p.metricType}
 	if l.lost == untyped {
 		l.lost = unknown
