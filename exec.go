@@ -938,8 +938,10 @@ type buffers struct {
 	size  atomic.Int64 // of the last body with its labels: the next is likely to be as large
 	spoil func([]byte) // overwrites what is given back; for tests
 
-	mu     sync.Mutex
-	spares []weak.Pointer[[]byte] // not in use; the garbage collector may free them
+	// Buffers that are not in use. The garbage collector may free them: those of a sync.Pool
+	// count as live, and 2 × 10 MB then peak at 119 to 135 MiB instead of 67 to 79.
+	spares []weak.Pointer[[]byte]
+	mu     sync.Mutex // guards spares
 }
 
 // get returns an empty buffer that the next body is likely to fit in.

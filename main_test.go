@@ -2793,16 +2793,17 @@ func TestBudget(t *testing.T) {
 	if spent := s.budget.spent.Load(); spent > 4<<20 || spent < 1<<20 {
 		t.Errorf("what is kept takes %d bytes", spent)
 	}
+	s.runs.Wait()
 	s.waterfall.mu.Lock()
 	for _, k := range s.keys {
 		if !k.standard {
 			s.forget(k)
 		}
 	}
-	s.waterfall.mu.Unlock()
 	s.waterfall.maxAge = 0
-	tk := s.join(visit{arguments{"z", []string{"z"}, false}, "", time.Now().Add(time.Hour)})
+	s.waterfall.mu.Unlock()
 	waiting.Add(1)
+	tk := s.join(visit{arguments{"z", []string{"z"}, false}, "", time.Now().Add(time.Hour)})
 	s.wait(t.Context(), tk)
 	s.runs.Wait()
 	want := requestOf(p, func() []*result { return []*result{s.result(tk)} })
