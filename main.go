@@ -805,6 +805,9 @@ func (f *flags) addSource(o option, value string) {
 	case strings.HasPrefix(value, "http://") || strings.HasPrefix(value, "https://"):
 		f.fault("--%s, source %d: the name is missing: want %s", o.name, f.number, o.value)
 		return
+	case ok && strings.Contains(name, " "):
+		f.fault("--%s, source %d: the name holds a blank", o.name, f.number)
+		return
 	case !ok || !isSourceName(name):
 		f.fault("--%s, source %d: want %s, with a NAME of letters, digits, _ . and -, first a letter or digit",
 			o.name, f.number, o.value)

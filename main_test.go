@@ -2516,6 +2516,12 @@ func TestFileChanges(t *testing.T) {
 	}
 	f(0, "file", func(path string) error { return os.Truncate(path, int64(len(text)/2)) })
 	f(0, "file", func(path string) error { return os.WriteFile(path, []byte(text+"more 1\n"), 0o644) })
+	f(0, "file", func(path string) error { // with the same size
+		if err := os.WriteFile(path, []byte(strings.Repeat("metric 2\n", windowSize)), 0o644); err != nil {
+			return err
+		}
+		return os.Chtimes(path, time.Time{}, time.Unix(1, 0)) // the clock of the disk may be coarse
+	})
 	f(windowSize, "", func(path string) error { return os.Rename(path, path+".old") })
 }
 
@@ -3339,6 +3345,40 @@ func TestDeadLog(t *testing.T) {
 	}
 }
 
+// TestSilentHandshake ends a fetch of an exporter that says nothing in the handshake of TLS.
+func TestSilentHandshake(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // it accepts no connection, but the system does
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	p, _ := newTestProgram(t, "--http", "x=https://"+l.Addr().String()+"/", "--timeout", "100ms")
+	wantContains(t, get(t, p, "/metrics").Body.String(), `failures_total{exporter_name="x",reason="timeout"} 1`)
+}
+
+// TestRefreshWhileSlow does not wait for another goroutine that reads the files.
+func TestRefreshWhileSlow(t *testing.T) {
+	dir, last := t.TempDir(), ""
+	name := writeFile(t, dir, "file", "one")
+	w := &watched{files: []flagFile{{"--flag", name}}, log: slog.New(slog.DiscardHandler)}
+	w.set = func(texts [][]byte) error {
+		last = string(texts[0])
+		return nil
+	}
+	if err := w.load(); err != nil {
+		t.Fatal(err)
+	}
+	replaceFile(t, dir, "file", "two")
+	w.checking.Store(true) // the disk is slow
+	if w.refresh(); last != "one" {
+		t.Errorf("it holds %q while another reads", last)
+	}
+	w.checking.Store(false)
+	if w.refresh(); last != "two" {
+		t.Errorf("it holds %q after a change", last)
+	}
+}
+
 // TestFlapping logs each change of a source's state at once, and sums up those of one that
 // changes all the time.
 func TestFlapping(t *testing.T) {
@@ -4146,6 +4186,10 @@ func TestGreedyClient(t *testing.T) {
 		open("third", "10.0.0.3:1")
 		if closed != "g0 g3 g1 " {
 			t.Errorf("closed %q", closed)
+		}
+		cs.changed(&namedConn{name: "gone", addr: "10.0.0.9:1", closed: &closed}, http.StateIdle)
+		if len(cs.all) != 4 {
+			t.Errorf("%d connections: one that made room came back", len(cs.all))
 		}
 		open("fourth", "10.0.0.4:1") // now all have one: the oldest idle one goes
 		if closed != "g0 g3 g1 honest" {

@@ -41,8 +41,8 @@ import (
 // than four times that in memory.
 var (
 	errTooLarge = errors.New("larger than --max-bytes allows")
-	errTooMuch  = fmt.Errorf("so many metric families or so much in added labels that it would take "+
-		"four times --max-bytes in memory: %w", errTooLarge)
+	errTooMuch  = fmt.Errorf("with its families and added labels it takes more than four times "+
+		"--max-bytes in memory: %w", errTooLarge)
 )
 
 // addedLabels are what a source adds to each of its samples.
