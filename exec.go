@@ -1312,7 +1312,10 @@ func (e *exporter) failure(err error) *failure {
 	var unknown x509.UnknownAuthorityError
 	var otherName x509.HostnameError
 	var record tls.RecordHeaderError
+	var timeout net.Error
 	switch {
+	case errors.As(err, &timeout) && timeout.Timeout(): // the timer of the dial may be the first to fire
+		return fail("timeout", "not done within %v, see --timeout", e.timeout)
 	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
 		return &failure{reason: "status", err: err}
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
