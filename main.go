@@ -277,15 +277,29 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		p.waitForRuns(time.Second)
 		lines.flush(time.Second)
 	}()
-	switch {
-	case c.modes["check"]:
+	if c.modes["check"] {
 		return unlessDone(ctx, func() int { return p.check(stdout) })
-	case !p.loadFiles():
-		return 1
-	case c.modes["once"]:
+	}
+	if err := p.loadFiles(); err != nil {
+		return failedToStart(lines, err)
+	}
+	if c.modes["once"] {
 		return p.once(ctx, stdout)
 	}
-	return p.serve(ctx, hangup)
+	listeners, err := p.listenAll()
+	if err != nil {
+		return failedToStart(lines, fmt.Errorf("failed to listen: %w", err))
+	}
+	return p.serve(ctx, hangup, listeners)
+}
+
+// failedToStart tells why the program does not start, in the way of wrong flags, and returns
+// the exit status.
+func failedToStart(stderr io.Writer, err error) int {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		fmt.Fprintln(stderr, "reverse_exporter:", line)
+	}
+	return 1
 }
 
 // unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input, a
@@ -436,25 +450,17 @@ func (p *program) watch(set func(texts [][]byte) error, files ...flagFile) *watc
 	return w
 }
 
-// loadFiles reads the files that flags name, and logs what is wrong with them.
-func (p *program) loadFiles() bool {
-	ok := true
+// loadFiles reads the files that flags name. Its error has a line for each that is wrong.
+func (p *program) loadFiles() error {
+	var faults []error
 	for _, w := range p.watched {
-		if err := w.load(); err != nil {
-			p.log.Error("failed to read what a flag names", "err", err)
-			ok = false
-		}
+		faults = append(faults, w.load())
 	}
-	return ok
+	return errors.Join(faults...)
 }
 
-// serve listens and answers until ctx is done, then lets running scrapes end.
-func (p *program) serve(ctx context.Context, hangup <-chan os.Signal) int {
-	listeners, err := p.listenAll()
-	if err != nil {
-		p.log.Error("failed to listen", "err", err)
-		return 1
-	}
+// serve answers until ctx is done, then lets running scrapes end.
+func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners []net.Listener) int {
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
 	p.logStart()
@@ -2527,10 +2533,7 @@ func ageText(t time.Time) string {
 
 // check looks at the files that the flags name.
 func (p *program) check(stdout io.Writer) int {
-	var faults []error
-	for _, w := range p.watched {
-		faults = append(faults, w.load())
-	}
+	faults := []error{p.loadFiles()}
 	if c := p.tls.config.Load(); c != nil {
 		if err := checkExpiry(&c.Certificates[0]); err != nil {
 			faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))

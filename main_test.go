@@ -3110,8 +3110,8 @@ func TestEmptyRoot(t *testing.T) {
 // listener.
 func serve(t testing.TB, p *program) string {
 	t.Helper()
-	if !p.loadFiles() {
-		t.Fatal("a file that a flag names cannot be read")
+	if err := p.loadFiles(); err != nil {
+		t.Fatal(err)
 	}
 	listeners, err := p.listenAll()
 	if err != nil {
@@ -3247,7 +3247,9 @@ func TestPasswordFlood(t *testing.T) {
 	dir := t.TempDir()
 	auth := withAuth(t, dir, "known", "right", "other", "right")
 	p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
-	p.loadFiles()
+	if err := p.loadFiles(); err != nil {
+		t.Fatal(err)
+	}
 	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
 		t.Fatal(w.Code)
 	}
