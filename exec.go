@@ -944,6 +944,9 @@ type buffers struct {
 	mu     sync.Mutex // guards spares
 }
 
+// maxSpares is how many buffers a source keeps: a glob may give 100,000 back at once.
+const maxSpares = 2 * maxPages
+
 // get returns an empty buffer that the next body is likely to fit in.
 func (bs *buffers) get() []byte {
 	bs.mu.Lock()
@@ -969,8 +972,12 @@ func (bs *buffers) put(buf []byte) {
 	}
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	freed := func(spare weak.Pointer[[]byte]) bool { return spare.Value() == nil }
-	bs.spares = append(slices.DeleteFunc(bs.spares, freed), weak.Make(&buf))
+	if len(bs.spares) >= maxSpares {
+		bs.spares = slices.DeleteFunc(bs.spares, func(p weak.Pointer[[]byte]) bool { return p.Value() == nil })
+	}
+	if len(bs.spares) < maxSpares {
+		bs.spares = append(bs.spares, weak.Make(&buf))
+	}
 }
 
 // body reads what a source delivers, up to its limit or until its context is done.

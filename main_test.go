@@ -2824,6 +2824,20 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestSpares keeps a few buffers, however many come back at once.
+func TestSpares(t *testing.T) {
+	var bs buffers
+	for range 1000 {
+		bs.put(make([]byte, 10))
+	}
+	if n := len(bs.spares); n == 0 || n > maxSpares {
+		t.Errorf("%d buffers are kept", n)
+	}
+	if buf := bs.get(); len(buf) != 0 || cap(buf) < 10 {
+		t.Errorf("got a buffer of %d bytes with room for %d", len(buf), cap(buf))
+	}
+}
+
 // TestHungSource scrapes a source that delivers 10 MB beside one that hangs: what
 // is waiting holds no more than the newest result.
 func TestHungSource(t *testing.T) {
