@@ -1998,7 +1998,10 @@ func newCommand(c *sourceConfig, in *intake) *command {
 func (c *command) String() string { return shownName(c.program()) }
 
 // program returns the name of the program that is run.
-func (c *command) program() string { return c.words[0][0].text }
+func (c *command) program() string {
+	name, _ := fillIn(c.words[0], nil) // it has no placeholder
+	return name
+}
 
 // shownName returns the name of a program as it may be shown.
 func shownName(program string) string {
@@ -2035,17 +2038,11 @@ func (c *command) fetch(ctx context.Context, r *result, values []string) *failur
 	return c.intake.read(r, &body{ctx: ctx, src: bytes.NewReader(out)}, endsOpenMetrics(out))
 }
 
-// commandLine is a command line: words, each made of pieces, and the URL parameters
-// that some of the pieces take.
+// commandLine is a command line: words, and the URL parameters that placeholders in them
+// take.
 type commandLine struct {
-	words  [][]piece
+	words  []string
 	params []param
-}
-
-// piece is a part of a word: fixed text, or the value of a parameter.
-type piece struct {
-	text  string
-	param int // index in commandLine.params, -1 for fixed text
 }
 
 // param is a URL parameter that a command takes.
@@ -2071,16 +2068,19 @@ func parseCommand(line string) (*commandLine, error) {
 	if len(words) == 0 || words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	c := &commandLine{}
-	for _, w := range words {
-		pieces, err := c.parseWord(w)
-		if err != nil {
+	c := &commandLine{words: words}
+	for i, word := range words {
+		var fault error
+		_, err := fillIn(word, func(placeholder string) string {
+			fault = cmp.Or(fault, c.addParam(placeholder))
+			return ""
+		})
+		if err := cmp.Or(err, fault); err != nil {
 			return nil, err
 		}
-		c.words = append(c.words, pieces)
-	}
-	if len(c.words[0]) != 1 || c.words[0][0].param >= 0 {
-		return nil, errors.New("the command itself cannot be a placeholder")
+		if i == 0 && len(c.params) > 0 {
+			return nil, errors.New("the command itself cannot be a placeholder")
+		}
 	}
 	return c, nil
 }
@@ -2166,53 +2166,40 @@ func refuseShell(line, shape string) error {
 	return nil
 }
 
-// parseWord cuts a word into pieces at its placeholders.
-func (c *commandLine) parseWord(word string) ([]piece, error) {
-	var pieces []piece
-	text := ""
-	for len(word) > 0 {
+// fillIn returns a word with a value for each placeholder in it, and {{ and }} as braces.
+func fillIn(word string, value func(placeholder string) string) (string, error) {
+	var filled strings.Builder
+	for {
 		i := strings.IndexAny(word, "{}")
 		if i < 0 {
-			i = len(word)
+			filled.WriteString(word)
+			return filled.String(), nil
 		}
-		text += word[:i]
+		filled.WriteString(word[:i])
 		word = word[i:]
-		switch {
-		case strings.HasPrefix(word, "{{"), strings.HasPrefix(word, "}}"):
-			text += word[:1]
+		if strings.HasPrefix(word, "{{") || strings.HasPrefix(word, "}}") {
+			filled.WriteByte(word[0])
 			word = word[2:]
-		case word != "":
-			inside, rest, closed := strings.Cut(word[1:], "}")
-			if word[0] == '}' || !closed {
-				return nil, errors.New("a brace without its other half: {{ and }} are literal braces")
-			}
-			n, err := c.addParam(inside)
-			if err != nil {
-				return nil, err
-			}
-			if text != "" {
-				pieces = append(pieces, piece{text, -1})
-			}
-			pieces = append(pieces, piece{"", n})
-			word, text = rest, ""
+			continue
 		}
+		placeholder, rest, closed := strings.Cut(word[1:], "}")
+		if word[0] == '}' || !closed {
+			return "", errors.New("a brace without its other half: {{ and }} are literal braces")
+		}
+		filled.WriteString(value(placeholder))
+		word = rest
 	}
-	if text != "" || len(pieces) == 0 {
-		pieces = append(pieces, piece{text, -1})
-	}
-	return pieces, nil
 }
 
-// addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or
-// NAME=ONE|OTHER, and returns its index.
-func (c *commandLine) addParam(inside string) (int, error) {
-	name, choices, hasDefault := strings.Cut(inside, "=")
+// addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or NAME=ONE|OTHER.
+func (c *commandLine) addParam(placeholder string) error {
+	name, choices, hasDefault := strings.Cut(placeholder, "=")
 	switch {
 	case !isParamName(name):
-		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
+		return errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
 			" {{ and }} are literal braces")
 	case strings.ContainsAny(choices, `'"`):
-		return 0, errQuotedDefault
+		return errQuotedDefault
 	}
 	p := param{name: name, listed: strings.Contains(choices, "|")}
 	if hasDefault {
@@ -2220,12 +2207,11 @@ func (c *commandLine) addParam(inside string) (int, error) {
 	}
 	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
 	if i < 0 {
-		i = len(c.params)
 		c.params = append(c.params, p)
 	} else if hasDefault && !slices.Equal(c.params[i].choices, p.choices) {
-		return 0, fmt.Errorf("the placeholder {%s} has two different defaults", name)
+		return fmt.Errorf("the placeholder {%s} has two different defaults", name)
 	}
-	return i, nil
+	return nil
 }
 
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
@@ -2280,11 +2266,10 @@ func (c *commandLine) values(query map[string][]string) (values []string, standa
 // refuses says why a value from outside may not become part of the command; "" says that it
 // may.
 func (c *commandLine) refuses(n int, value string) string {
-	begins := func(word []piece) bool { // or may do so, as placeholders before it may be empty
-		own := slices.IndexFunc(word, func(p piece) bool { return p.param == n })
-		fixed := slices.IndexFunc(word, func(p piece) bool { return p.param < 0 })
-		return own >= 0 && (fixed < 0 || own < fixed)
-	}
+	const mark = "\x00"
+	values := make([]string, len(c.params)) // the others may be empty
+	values[n] = mark
+	begins := func(arg string) bool { return strings.HasPrefix(arg, mark) }
 	switch {
 	case len(value) > 1<<10:
 		return "is longer than 1 KiB"
@@ -2292,25 +2277,20 @@ func (c *commandLine) refuses(n int, value string) string {
 		return "is not UTF-8"
 	case strings.ContainsFunc(value, unicode.IsControl):
 		return "holds a control character"
-	case strings.HasPrefix(value, "-") && slices.ContainsFunc(c.words, begins):
+	case strings.HasPrefix(value, "-") && slices.ContainsFunc(c.args(values), begins):
 		return "begins with -"
 	}
 	return ""
 }
 
-// args returns the words of the command with the values filled in.
+// args returns the words of the command with the values of the parameters filled in.
 func (c *commandLine) args(values []string) []string {
-	var args []string
-	for _, word := range c.words {
-		arg := ""
-		for _, p := range word {
-			if p.param >= 0 {
-				arg += values[p.param]
-			} else {
-				arg += p.text
-			}
-		}
-		args = append(args, arg)
+	args := make([]string, len(c.words))
+	for i, word := range c.words {
+		args[i], _ = fillIn(word, func(placeholder string) string {
+			name, _, _ := strings.Cut(placeholder, "=")
+			return values[slices.IndexFunc(c.params, func(p param) bool { return p.name == name })]
+		})
 	}
 	return args
 }
