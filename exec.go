@@ -295,7 +295,7 @@ type key struct {
 
 // lane is where fetches wait and run.
 type lane struct {
-	waiting queue[*fetch]
+	waiting queue
 	running []*fetch // even if they are cancelled, until they have really ended
 }
 
@@ -303,8 +303,8 @@ type lane struct {
 type fetch struct {
 	claim
 	key       *key
-	deadline  time.Time // of the scrape that queued it, zero for none
-	tickets   []*ticket // of the scrapes that wait for it
+	deadline  time.Time        // of the scrape that queued it, zero for none
+	tickets   map[*ticket]bool // of the scrapes that wait for it
 	cancel    context.CancelFunc
 	started   time.Time // zero while it waits
 	overdue   *time.Timer
@@ -318,7 +318,6 @@ type fetch struct {
 type ticket struct {
 	key   *key
 	fetch *fetch    // the one to wait for, nil if a kept result will do
-	place int       // in fetch.tickets
 	wake  sync.Cond // waits for fetch.ended, or for the context of wait to be done
 }
 
@@ -349,13 +348,14 @@ func (w *waterfall) join(v visit) *ticket {
 		return t
 	}
 	if k.fetch == nil {
-		k.fetch = &fetch{key: k, claim: claim{client: v.client, first: v.standard}, deadline: v.deadline}
-		k.lane.waiting.add(k.fetch)
+		f := &fetch{key: k, deadline: v.deadline, tickets: map[*ticket]bool{}}
+		f.claim = claim{client: v.client, first: v.standard, fetch: f}
+		k.fetch = f
+		k.lane.waiting.add(&f.claim)
 		w.advance(k.lane)
 	}
 	t.fetch = k.fetch
-	t.place = len(t.fetch.tickets)
-	t.fetch.tickets = append(t.fetch.tickets, t)
+	t.fetch.tickets[t] = true
 	return t
 }
 
@@ -368,7 +368,7 @@ func (w *waterfall) makeRoom(client string) bool {
 	taken := map[string]int{} // keys by client
 	for _, k := range w.keys {
 		switch {
-		case k.standard || slices.ContainsFunc(w.lane.running, func(f *fetch) bool { return f.key == k }):
+		case k.standard || w.lane.runs(k):
 		case k.idle():
 			kept = append(kept, k)
 		default:
@@ -412,7 +412,7 @@ func (w *waterfall) forget(k *key) {
 // busy.
 func (w *waterfall) evict(f *fetch) {
 	f.evicted, f.ended = true, true
-	for _, t := range f.tickets {
+	for t := range f.tickets {
 		t.wake.Signal()
 	}
 	w.abandon(f, false)
@@ -488,22 +488,17 @@ func (w *waterfall) leave(t *ticket, expired bool) (busy bool) {
 // withdraw takes a ticket off its fetch.
 func (w *waterfall) withdraw(t *ticket, expired bool) {
 	f := t.fetch
-	last := len(f.tickets) - 1
-	f.tickets[t.place] = f.tickets[last]
-	f.tickets[t.place].place = t.place
-	f.tickets[last] = nil
-	f.tickets = f.tickets[:last]
-	if last > 0 || !f.started.IsZero() && w.maxAge > 0 {
-		return
+	delete(f.tickets, t)
+	if len(f.tickets) == 0 && (f.started.IsZero() || w.maxAge == 0) {
+		w.abandon(f, expired)
 	}
-	w.abandon(f, expired)
 }
 
 // abandon ends a fetch that nobody waits for.
 func (w *waterfall) abandon(f *fetch, expired bool) {
 	f.key.fetch = nil
 	if f.started.IsZero() {
-		f.key.lane.waiting.remove(f)
+		f.key.lane.waiting.remove(&f.claim)
 		w.tidy(f.key)
 		return
 	}
@@ -516,15 +511,18 @@ func (w *waterfall) abandon(f *fetch, expired bool) {
 // once, even if the first is cancelled.
 func (w *waterfall) advance(l *lane) {
 	for len(l.running) < max(w.parallel, 1) && !w.closed {
-		f := l.waiting.next(func(f *fetch) bool {
-			return !slices.ContainsFunc(l.running, func(other *fetch) bool { return other.key == f.key })
-		})
-		if f == nil {
+		next := l.waiting.next(func(c *claim) bool { return !l.runs(c.fetch.key) })
+		if next == nil {
 			return
 		}
-		l.running = append(l.running, f)
-		w.start(f)
+		l.running = append(l.running, next.fetch)
+		w.start(next.fetch)
 	}
+}
+
+// runs reports whether a fetch of the key runs in the lane.
+func (l *lane) runs(k *key) bool {
+	return slices.ContainsFunc(l.running, func(f *fetch) bool { return f.key == k })
 }
 
 // start starts a fetch.
@@ -626,7 +624,7 @@ func (w *waterfall) settle(f *fetch, r *result) {
 	if !f.cancelled {
 		f.key.fetch = nil
 		w.keep(f.key, r)
-		for _, t := range f.tickets {
+		for t := range f.tickets {
 			t.wake.Signal()
 		}
 		w.tidy(f.key)
@@ -701,61 +699,54 @@ func (w *waterfall) keeps(r *result) bool {
 
 // idle reports whether nobody has a share in the key and nothing of it runs.
 func (k *key) idle() bool {
-	return k.tickets == 0 && k.fetch == nil &&
-		!slices.ContainsFunc(k.lane.running, func(f *fetch) bool { return f.key == k })
+	return k.tickets == 0 && k.fetch == nil && !k.lane.runs(k)
 }
 
 // queue orders those who wait for something scarce by client address: the second claim of
 // a client comes after the first ones of all others, its third after their second, and so
 // on. So nobody waits longer because another client asks more often.
-type queue[C claimant] struct {
-	waiting []C    // in order of arrival
-	round   int    // of the last claim that went in its turn
-	last    string // its client
+type queue struct {
+	waiting []*claim // in order of arrival
+	round   int      // of the last claim that went in its turn
+	last    string   // its client
 }
 
-// claim is what a queue knows of one who waits.
+// claim is what a queue knows of one who waits, and how to tell it that its turn has come.
 type claim struct {
-	client string
-	first  bool // it goes before all others
+	client string // see clientOf
+	first  bool   // it goes before all others
 	round  int
+	fetch  *fetch        // to start; nil for a turn
+	come   chan struct{} // to close; nil for a fetch
 }
-
-type claimant interface {
-	comparable
-	claimed() *claim
-}
-
-func (c *claim) claimed() *claim { return c }
 
 // add adds one who waits.
-func (q *queue[C]) add(c C) {
-	own := c.claimed()
-	own.round = q.round
-	if own.client == q.last {
-		own.round++
+func (q *queue) add(c *claim) {
+	c.round = q.round
+	if c.client == q.last {
+		c.round++
 	}
 	for _, other := range q.waiting {
-		if other := other.claimed(); other.client == own.client {
-			own.round = max(own.round, other.round+1)
+		if other.client == c.client {
+			c.round = max(c.round, other.round+1)
 		}
 	}
 	q.waiting = append(q.waiting, c)
 }
 
-// next removes and returns the first claim that is ready, or the zero value.
-func (q *queue[C]) next(ready func(C) bool) (next C) {
-	var none C
+// next removes and returns the first claim that is ready, nil if there is none.
+func (q *queue) next(ready func(*claim) bool) *claim {
+	var next *claim
 	for _, c := range q.waiting {
-		if ready(c) && (next == none || c.claimed().before(next.claimed())) {
+		if ready(c) && (next == nil || c.before(next)) {
 			next = c
 		}
 	}
-	if next == none {
-		return none
+	if next == nil {
+		return nil
 	}
-	if c := next.claimed(); !c.first {
-		q.round, q.last = c.round, c.client
+	if !next.first {
+		q.round, q.last = next.round, next.client
 	}
 	q.remove(next)
 	return next
@@ -766,9 +757,11 @@ func (c *claim) before(other *claim) bool {
 	return c.first && !other.first || c.first == other.first && c.round < other.round
 }
 
-// remove removes one who waits.
-func (q *queue[C]) remove(c C) {
-	q.waiting = slices.DeleteFunc(q.waiting, func(other C) bool { return other == c })
+// remove removes one who waits, and reports whether it still did.
+func (q *queue) remove(c *claim) bool {
+	n := len(q.waiting)
+	q.waiting = slices.DeleteFunc(q.waiting, func(other *claim) bool { return other == c })
+	return len(q.waiting) < n
 }
 
 // turn is what only one can have at a time. Those who wait are served by their queue.
@@ -777,13 +770,7 @@ type turn struct {
 
 	mu      sync.Mutex // guards all below
 	taken   bool
-	waiting queue[*turnClaim]
-}
-
-// turnClaim is one who waits for a turn.
-type turnClaim struct {
-	claim
-	come chan struct{} // closed when the turn has come
+	waiting queue
 }
 
 // errCrowded is the failure of a wait because the client has too many others.
@@ -802,7 +789,7 @@ func (t *turn) wait(ctx context.Context, client string) error {
 		t.mu.Unlock()
 		return errCrowded
 	}
-	c := &turnClaim{claim: claim{client: client}, come: make(chan struct{})}
+	c := &claim{client: client, come: make(chan struct{})}
 	t.waiting.add(c)
 	t.mu.Unlock()
 	select {
@@ -815,12 +802,11 @@ func (t *turn) wait(ctx context.Context, client string) error {
 }
 
 // leave gives up waiting. If the turn has just come, it is passed on.
-func (t *turn) leave(c *turnClaim) {
+func (t *turn) leave(c *claim) {
 	t.mu.Lock()
-	here := slices.Contains(t.waiting.waiting, c)
-	t.waiting.remove(c)
+	waited := t.waiting.remove(c)
 	t.mu.Unlock()
-	if !here {
+	if !waited {
 		t.pass()
 	}
 }
@@ -829,17 +815,17 @@ func (t *turn) leave(c *turnClaim) {
 func (t *turn) pass() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	next := t.waiting.next(func(*turnClaim) bool { return true })
+	next := t.waiting.next(func(*claim) bool { return true })
 	if t.taken = next != nil; t.taken {
 		close(next.come)
 	}
 }
 
 // count returns how many of a client wait.
-func (q *queue[C]) count(client string) int {
+func (q *queue) count(client string) int {
 	n := 0
 	for _, c := range q.waiting {
-		if c.claimed().client == client {
+		if c.client == client {
 			n++
 		}
 	}

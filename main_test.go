@@ -1945,9 +1945,9 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 		var got []*fetch
 		got = append(got, line.running...)
 		for _, first := range []bool{true, false} { // the standard key goes first
-			for _, f := range line.waiting.waiting {
-				if f.first == first {
-					got = append(got, f)
+			for _, c := range line.waiting.waiting {
+				if c.first == first {
+					got = append(got, c.fetch)
 				}
 			}
 		}
@@ -2202,8 +2202,8 @@ func TestShares(t *testing.T) {
 
 // TestRounds lets clients take turns, however many claims each has.
 func TestRounds(t *testing.T) {
-	var q queue[*fetch]
-	add := func(client string, first bool) { q.add(&fetch{claim: claim{client: client, first: first}}) }
+	var q queue
+	add := func(client string, first bool) { q.add(&claim{client: client, first: first}) }
 	for range 3 {
 		add("a", false)
 	}
@@ -2212,11 +2212,11 @@ func TestRounds(t *testing.T) {
 	add("c", true)
 	order := ""
 	next := func() {
-		f := q.next(func(*fetch) bool { return true })
-		if f == nil {
+		c := q.next(func(*claim) bool { return true })
+		if c == nil {
 			t.Fatal("nobody is next")
 		}
-		order += f.client
+		order += c.client
 	}
 	for range 3 {
 		next()
@@ -2228,7 +2228,7 @@ func TestRounds(t *testing.T) {
 	if order != "cabcdaa" {
 		t.Errorf("order %s", order)
 	}
-	if q.next(func(*fetch) bool { return true }) != nil {
+	if q.next(func(*claim) bool { return true }) != nil {
 		t.Error("somebody is left")
 	}
 }
@@ -3997,7 +3997,7 @@ func TestTurnComesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
 		turns.wait(t.Context(), "")
-		mine := &turnClaim{come: make(chan struct{})}
+		mine := &claim{come: make(chan struct{})}
 		turns.waiting.add(mine)
 		served := false
 		go func() { served = turns.wait(t.Context(), "") == nil }()
