@@ -135,22 +135,12 @@ type lease struct {
 	reserved int64    // bytes of budget
 }
 
-// reserve takes the first part of a budget for what the result will hold.
-func (r *result) reserve(b *budget, n int64) {
-	if b.take(n) {
-		r.reserved = n
-	}
-	r.budget = b
-}
-
-// reserveMore reserves twice as much as before, or only what is wanted, as far as the budget
-// goes.
-func (r *result) reserveMore(wanted, limit int) int {
-	n := max(int64(wanted), 2*r.reserved) - r.reserved
+// reserve takes so much of the budget that the result may hold wanted bytes and some more.
+// It returns how many it may hold, or limit if that is all there is.
+func (r *result) reserve(wanted, limit int) int {
+	n := int64(wanted) + 64<<10 - r.reserved
 	if !r.budget.take(n) {
-		if n = int64(wanted) - r.reserved; !r.budget.take(n) {
-			return limit
-		}
+		return limit
 	}
 	r.reserved += n
 	return int(r.reserved)
@@ -560,7 +550,8 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	r = &result{start: time.Now(), limit: w.limitOf(f)}
 	if !f.key.standard {
-		r.reserve(w.budget, w.size())
+		r.budget = w.budget
+		r.reserve(int(w.size()), 0)
 	}
 	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
 	r.end = time.Now()
@@ -883,7 +874,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	defer in.windows.Put(w)
 	r.buffers, w.body, w.more = &in.buffers, in.buffers.get(), nil
 	if r.budget != nil {
-		w.more = r.reserveMore
+		w.more = r.reserve
 	}
 	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(limit))
 	w.more = nil
