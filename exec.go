@@ -2393,27 +2393,20 @@ var pipeSize = 16 * os.Getpagesize()
 // start starts a command and returns the pipes that it writes to. Its standard input is an
 // empty pipe, for there may be no /dev/null.
 func start(cmd *exec.Cmd) (out, errs *os.File, err error) {
-	var files []*os.File
-	pipe := func() (r, w *os.File) {
-		if err == nil {
-			if r, w, err = os.Pipe(); err == nil {
-				files = append(files, r, w)
-			}
-		}
-		return r, w
-	}
-	in, none := pipe()
-	out, outside := pipe()
-	errs, errside := pipe()
-	if err == nil {
+	in, none, err1 := os.Pipe()
+	out, outside, err2 := os.Pipe()
+	errs, errside, err3 := os.Pipe()
+	none.Close()
+	if err = cmp.Or(err1, err2, err3); err == nil {
 		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, outside, errside
-		none.Close()
 		err = cmd.Start()
 	}
-	for _, f := range files {
-		if err != nil || f != out && f != errs {
-			f.Close()
-		}
+	for _, f := range []*os.File{in, outside, errside} { // to close a pipe that there is not does no harm
+		f.Close()
+	}
+	if err != nil {
+		out.Close()
+		errs.Close()
 	}
 	return out, errs, err
 }
