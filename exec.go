@@ -532,7 +532,7 @@ const overdueAfter = time.Second
 
 // run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
-	r := w.guard(ctx, f)
+	r := w.retry(ctx, f)
 	r.hold()
 	w.settle(f, r)
 	r.release()
@@ -544,6 +544,26 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 	w.advance(l)
 	w.tidy(f.key)
 }
+
+// retry fetches again while there is no file descriptor left: others end and give theirs
+// back.
+func (w *waterfall) retry(ctx context.Context, f *fetch) *result {
+	for {
+		r := w.guard(ctx, f)
+		if r.failure == nil || !lacksFiles(r.failure.err) {
+			return r
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return r
+		}
+	}
+}
+
+// lacksFiles reports whether an error means that no file descriptor was left. Starting a
+// process then fails with EBADF, too, as its files cannot be given other numbers.
+func lacksFiles(err error) bool { return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.EBADF) }
 
 // guard fetches, with what all fetches have in common: times, the deadline, and that
 // a panic is a failure of the source.

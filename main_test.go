@@ -3118,6 +3118,23 @@ func TestEmptyRoot(t *testing.T) {
 	}
 }
 
+// TestFewFiles serves all sources though there are not enough file descriptors to ask them at
+// once.
+func TestFewFiles(t *testing.T) {
+	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		io.WriteString(w, "x 1\n")
+	}))
+	defer exporter.Close()
+	args := []string{"--timeout", "1m", "--exec", "a=echo x 1", "--exec", "b=echo x 1"}
+	for i := range 20 {
+		args = append(args, "--http", fmt.Sprintf("x%d=%s", i, exporter.URL))
+	}
+	s := startIn(t, []string{"/bin/sh", "-c", `ulimit -n 20; exec "$@"`, "sh"}, args...)
+	if page := httpGet(t, s.url+"/metrics"); strings.Count(page, "\nx{") != 22 {
+		t.Errorf("not all sources are up:\n%s", page)
+	}
+}
+
 // ---- Listening
 
 // serve has a program listen in this process, and returns the address of the first
