@@ -563,7 +563,9 @@ func (w *waterfall) retry(ctx context.Context, f *fetch) *result {
 
 // lacksFiles reports whether an error means that no file descriptor was left. Starting a
 // process then fails with EBADF, too, as its files cannot be given other numbers.
-func lacksFiles(err error) bool { return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.EBADF) }
+func lacksFiles(err error) bool {
+	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.EBADF)
+}
 
 // guard fetches, with what all fetches have in common: times, the deadline, and that
 // a panic is a failure of the source.
@@ -892,7 +894,11 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		w = &workspace{}
 	}
 	defer in.windows.Put(w)
-	r.buffers, w.body, w.more = &in.buffers, in.buffers.get(), nil
+	likely := min(b.size, in.maxBytes)
+	if len(in.added.names) > 0 {
+		likely += likely / 2
+	}
+	r.buffers, w.body, w.more = &in.buffers, in.buffers.get(likely), nil
 	if r.budget != nil {
 		w.more = r.reserve
 	}
@@ -905,6 +911,9 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	if err == nil {
 		r.bodies = append(r.bodies, e)
 		r.held += int64(e.held())
+	}
+	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50) // large bodies leave large garbage, and have no pointers: to collect it is cheap
 	}
 	switch {
 	case err == nil:
@@ -944,8 +953,9 @@ type buffers struct {
 // maxSpares is how many buffers a source keeps: a glob may give 100,000 back at once.
 const maxSpares = 2 * maxPages
 
-// get returns an empty buffer that the next body is likely to fit in.
-func (bs *buffers) get() []byte {
+// get returns an empty buffer that the next body is likely to fit in. likely is a guess for
+// the first one, 0 for none.
+func (bs *buffers) get(likely int64) []byte {
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
 	for n := len(bs.spares); n > 0; n = len(bs.spares) {
@@ -955,7 +965,7 @@ func (bs *buffers) get() []byte {
 			return (*spare)[:0]
 		}
 	}
-	return make([]byte, 0, bs.size.Load())
+	return make([]byte, 0, cmp.Or(bs.size.Load(), likely))
 }
 
 // put keeps a buffer for the next body, unless most of it was not used.
@@ -981,6 +991,7 @@ func (bs *buffers) put(buf []byte) {
 type body struct {
 	ctx      context.Context
 	src      io.Reader
+	size     int64 // that it says it has, 0 if it does not
 	n, limit int64
 
 	untilClose bool // only its last newline shows that it was not cut short
@@ -1217,7 +1228,7 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 	case unreadable != "":
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
-	in := &body{ctx: ctx, src: resp.Body}
+	in := &body{ctx: ctx, src: resp.Body, size: max(resp.ContentLength, 0)}
 	// OpenMetrics ends with # EOF, which shows that it is whole.
 	in.untilClose = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && format != formatOpenMetrics
 	if zipped {
@@ -1926,7 +1937,7 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	if len(end) > 0 && end[len(end)-1] != '\n' && !openMetrics {
 		return fail("file", "%s does not end in a newline: it may be half written", name)
 	}
-	if f := fs.intake.read(r, &body{ctx: ctx, src: file}, openMetrics); f != nil {
+	if f := fs.intake.read(r, &body{ctx: ctx, src: file, size: before.Size()}, openMetrics); f != nil {
 		f.err = fmt.Errorf("%s: %w", name, f.err)
 		return f
 	}
@@ -2032,7 +2043,7 @@ func (c *command) fetch(ctx context.Context, r *result, values []string) *failur
 		r.bytes = int64(len(out))
 		return failure
 	}
-	return c.intake.read(r, &body{ctx: ctx, src: bytes.NewReader(out)}, endsOpenMetrics(out))
+	return c.intake.read(r, &body{ctx: ctx, src: bytes.NewReader(out), size: int64(len(out))}, endsOpenMetrics(out))
 }
 
 // commandLine is a command line: words, and the URL parameters that placeholders in them

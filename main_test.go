@@ -2833,7 +2833,7 @@ func TestSpares(t *testing.T) {
 	if n := len(bs.spares); n == 0 || n > maxSpares {
 		t.Errorf("%d buffers are kept", n)
 	}
-	if buf := bs.get(); len(buf) != 0 || cap(buf) < 10 {
+	if buf := bs.get(0); len(buf) != 0 || cap(buf) < 10 {
 		t.Errorf("got a buffer of %d bytes with room for %d", len(buf), cap(buf))
 	}
 }
