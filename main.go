@@ -131,44 +131,41 @@ var options = []option{
 		help: "fetch in the background, serve the last result", set: func(s *sourceConfig, v string) error {
 			return setDuration(&s.interval, v, 100*time.Millisecond)
 		}},
-	{name: "parallel", scope: oneSource, value: "NAME:N",
+	{name: "parallel", scope: oneSource, only: "exec", value: "NAME:N",
 		help: "runs of a command with different arguments that may go on at once (1)", set: setParallel},
 	{name: "drop", scope: anySource, value: "[NAME:]PATTERN",
 		help: "leave out the metric families that match, as go_*; repeatable", set: setDrop, key: wholeValue},
 	{name: "path", scope: anySource, value: "[NAME:]/PATH",
 		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, key: wholeValue},
-	{name: "params", scope: oneSource, value: "NAME:LIST",
-		help: "URL parameters forwarded to an http source, * for all", set: setParams},
-	{name: "header", scope: oneSource, value: "NAME:'KEY: VALUE'",
+	{name: "params", scope: oneSource, only: "http", value: "NAME:LIST",
+		help: "URL parameters forwarded to an http source, * for all",
+		set:  func(s *sourceConfig, v string) error { s.params = strings.Split(v, ","); return nil }},
+	{name: "header", scope: oneSource, only: "http", value: "NAME:'KEY: VALUE'",
 		help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
 		set:  setHeader, key: wholeValue, secret: true},
-	{name: "bearer-token-file", scope: oneSource, value: "NAME:FILE",
-		help: "send Authorization: Bearer with what the file holds", set: setTokenFile},
-	{name: "ca-file", scope: oneSource, value: "NAME:FILE",
-		help: "certificates that an https source is verified against", set: func(s *sourceConfig, v string) error {
-			return s.setTLS(&s.caFile, v)
-		}},
-	{name: "cert-file", scope: oneSource, value: "NAME:FILE",
-		help: "certificate that an https source is shown ...", set: func(s *sourceConfig, v string) error {
-			return s.setTLS(&s.certFile, v)
-		}},
-	{name: "key-file", scope: oneSource, value: "NAME:FILE",
-		help: "... and its key, if that is in another file", set: func(s *sourceConfig, v string) error {
-			return s.setTLS(&s.keyFile, v)
-		}},
-	{name: "server-name", scope: oneSource, value: "NAME:HOST",
-		help: "name in the certificate of an https source", set: func(s *sourceConfig, v string) error {
-			return s.setTLS(&s.serverName, v)
-		}},
-	{name: "insecure", scope: sourceList, value: "NAME,...",
-		help: "do not verify the certificates of these", set: func(s *sourceConfig, _ string) error {
-			s.insecure = true
-			return s.mustBeHTTPS()
-		}},
+	{name: "bearer-token-file", scope: oneSource, only: "http", value: "NAME:FILE",
+		help: "send Authorization: Bearer with what the file holds",
+		set:  func(s *sourceConfig, v string) error { return setText(&s.tokenFile, v) }},
+	{name: "ca-file", scope: oneSource, only: "https", value: "NAME:FILE",
+		help: "certificates that an https source is verified against",
+		set:  func(s *sourceConfig, v string) error { return setText(&s.caFile, v) }},
+	{name: "cert-file", scope: oneSource, only: "https", value: "NAME:FILE",
+		help: "certificate that an https source is shown ...",
+		set:  func(s *sourceConfig, v string) error { return setText(&s.certFile, v) }},
+	{name: "key-file", scope: oneSource, only: "https", value: "NAME:FILE",
+		help: "... and its key, if that is in another file",
+		set:  func(s *sourceConfig, v string) error { return setText(&s.keyFile, v) }},
+	{name: "server-name", scope: oneSource, only: "https", value: "NAME:HOST",
+		help: "name in the certificate of an https source",
+		set:  func(s *sourceConfig, v string) error { return setText(&s.serverName, v) }},
+	{name: "insecure", scope: sourceList, only: "https", value: "NAME,...",
+		help: "do not verify the certificates of these",
+		set:  func(s *sourceConfig, _ string) error { s.insecure = true; return nil }},
 	{name: "raw", scope: sourceList, value: "NAME,...",
 		help: "do not add exporter_name", set: func(s *sourceConfig, _ string) error { s.raw = true; return nil }},
-	{name: "any-exit", scope: sourceList, value: "NAME,...",
-		help: "take what these commands print whatever their exit status", set: setAnyExit},
+	{name: "any-exit", scope: sourceList, only: "exec", value: "NAME,...",
+		help: "take what these commands print whatever their exit status",
+		set:  func(s *sourceConfig, _ string) error { s.anyExit = true; return nil }},
 	{name: "require", scope: sourceList, value: "NAME,...",
 		help: "answer 503 when one of these is down",
 		set:  func(s *sourceConfig, _ string) error { s.require = true; return nil }},
@@ -179,15 +176,15 @@ var options = []option{
 			"http:// or https:// before it chooses TLS for this one", setServer: setListen, key: wholeValue},
 	{name: "web.tls-cert-file", scope: server, value: "FILE",
 		help:      "serve https with this certificate ...",
-		setServer: func(c *config, v string) error { return setFile(&c.tlsCert, v) }},
+		setServer: func(c *config, v string) error { return setText(&c.tlsCert, v) }},
 	{name: "web.tls-key-file", scope: server, value: "FILE",
-		help: "... and its key", setServer: func(c *config, v string) error { return setFile(&c.tlsKey, v) }},
+		help: "... and its key", setServer: func(c *config, v string) error { return setText(&c.tlsKey, v) }},
 	{name: "web.tls-client-ca-file", scope: server, value: "FILE",
 		help:      "demand client certificates that this CA verifies",
-		setServer: func(c *config, v string) error { return setFile(&c.tlsClientCA, v) }},
+		setServer: func(c *config, v string) error { return setText(&c.tlsClientCA, v) }},
 	{name: "web.basic-auth-file", scope: server, value: "FILE",
 		help:      "demand a password; lines of user:HASH, see --hash-password",
-		setServer: func(c *config, v string) error { return setFile(&c.basicAuth, v) }},
+		setServer: func(c *config, v string) error { return setText(&c.basicAuth, v) }},
 	{name: "web.disable-exporter-metrics", scope: noValue,
 		help: "leave out the process_* and go_* metrics of the program itself"},
 	{name: "log.level", scope: server, value: "LEVEL",
@@ -611,6 +608,7 @@ type option struct {
 	heading string
 	name    string
 	scope   scope
+	only    string // kind of source that has it, or https for http with TLS; "" for all
 	value   string // what stands for its value in the help
 	help    string
 	secret  bool // its value is not repeated in an error
@@ -909,9 +907,18 @@ func (st setting) String() string {
 
 // set sets an option.
 func (f *flags) set(st setting, s *sourceConfig) {
-	if err := st.option.set(s, st.value); err != nil {
+	err := st.option.set(s, st.value)
+	if has := s.kind == st.only || st.only == "https" && s.isHTTPS(); st.only != "" && !has {
+		err = fmt.Errorf("only %s sources have this", st.only)
+	}
+	if err != nil {
 		f.fault("%v: %v", st, err)
 	}
+}
+
+// isHTTPS reports whether the source is an exporter with TLS.
+func (s *sourceConfig) isHTTPS() bool {
+	return s.kind == "http" && strings.HasPrefix(s.target, "https://")
 }
 
 // settings returns the values of an option, those for all sources and those for one.
@@ -1126,9 +1133,6 @@ func setParallel(s *sourceConfig, value string) error {
 	if err != nil || n == 0 {
 		return errors.New("want a whole number of at least 1")
 	}
-	if s.kind != "exec" {
-		return errors.New("only the runs of a command can go on in parallel")
-	}
 	s.parallel = int(n)
 	return nil
 }
@@ -1148,18 +1152,7 @@ func setPath(s *sourceConfig, value string) error {
 	return checkPath(value)
 }
 
-func setParams(s *sourceConfig, value string) error {
-	if s.kind != "http" {
-		return errors.New("only an http source has parameters; a command takes {x}")
-	}
-	s.params = strings.Split(value, ",")
-	return nil
-}
-
 func setHeader(s *sourceConfig, value string) error {
-	if s.kind != "http" {
-		return errors.New("only an http source is sent headers")
-	}
 	if file, ok := strings.CutPrefix(value, "@"); ok {
 		s.headerFiles = append(s.headerFiles, file)
 		return nil
@@ -1169,50 +1162,18 @@ func setHeader(s *sourceConfig, value string) error {
 	return err
 }
 
-func setAnyExit(s *sourceConfig, _ string) error {
-	if s.kind != "exec" {
-		return errors.New("only a command has an exit status")
-	}
-	s.anyExit = true
-	return nil
-}
-
-func setTokenFile(s *sourceConfig, value string) error {
-	if s.kind != "http" {
-		return errors.New("only an http source is sent a token")
-	}
-	return setFile(&s.tokenFile, value)
-}
-
-// setTLS sets an option for TLS.
-func (s *sourceConfig) setTLS(option *string, value string) error {
-	if value == "" {
-		return errors.New("want a value")
-	}
-	*option = value
-	return s.mustBeHTTPS()
-}
-
-// mustBeHTTPS says why an option for TLS is not for this source.
-func (s *sourceConfig) mustBeHTTPS() error {
-	if s.kind != "http" || !strings.HasPrefix(s.target, "https://") {
-		return errors.New("only an https source has TLS")
-	}
-	return nil
-}
-
 func setListen(c *config, value string) error {
 	a, err := parseAddress(value)
 	c.listen = append(c.listen, a)
 	return err
 }
 
-// setFile sets the name of a file.
-func setFile(file *string, value string) error {
+// setText sets a value that may not be empty.
+func setText(text *string, value string) error {
 	if value == "" {
-		return errors.New("want the name of a file")
+		return errors.New("want a value")
 	}
-	*file = value
+	*text = value
 	return nil
 }
 
