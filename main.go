@@ -656,12 +656,7 @@ func parseFlags(args []string) (*config, []string) {
 	if f.modes["help"] || f.modes["version"] {
 		return &f.config, nil
 	}
-	for _, o := range options {
-		if o.scope == server {
-			f.setServer(o)
-		}
-	}
-	f.setSources()
+	f.setOptions()
 	f.checkSources()
 	f.checkServer()
 	needsSource := !f.modes["healthcheck"] && !f.modes["hash-password"]
@@ -849,20 +844,20 @@ func isSourceName(name string) bool {
 	return name != ""
 }
 
-// setSources gives the sources their options: the general ones to all, then to each its
-// own, which override them.
-func (f *flags) setSources() {
+// setOptions sets the options of the server and of the sources: the general ones of all
+// sources, then of each its own, which override them.
+func (f *flags) setOptions() {
 	var specific []setting
 	for _, o := range options {
-		switch o.scope {
-		case anySource, oneSource:
-			general, named := f.settings(o)
-			for _, st := range general {
+		for _, st := range f.settings(o) {
+			switch {
+			case o.scope == server:
+				f.check(st, o.setServer(&f.config, st.value))
+			case st.source == nil:
 				f.set(st, &f.general)
+			default:
+				specific = append(specific, st)
 			}
-			specific = append(specific, named...)
-		case sourceList:
-			specific = append(specific, f.listed(o)...)
 		}
 	}
 	for _, s := range f.sources {
@@ -885,10 +880,10 @@ func (f *flags) setSources() {
 	}
 }
 
-// setting is one value of an option for sources.
+// setting is one value of an option.
 type setting struct {
 	option
-	source *sourceConfig // nil for all
+	source *sourceConfig // nil for all of them, and for an option of the server
 	value  string
 }
 
@@ -911,6 +906,11 @@ func (f *flags) set(st setting, s *sourceConfig) {
 	if has := s.kind == st.only || st.only == "https" && s.isHTTPS(); st.only != "" && !has {
 		err = fmt.Errorf("only %s sources have this", st.only)
 	}
+	f.check(st, err)
+}
+
+// check keeps what is wrong with a setting, if anything is.
+func (f *flags) check(st setting, err error) {
 	if err != nil {
 		f.fault("%v: %v", st, err)
 	}
@@ -921,30 +921,32 @@ func (s *sourceConfig) isHTTPS() bool {
 	return s.kind == "http" && strings.HasPrefix(s.target, "https://")
 }
 
-// settings returns the values of an option, those for all sources and those for one.
-func (f *flags) settings(o option) (general, specific []setting) {
-	first := map[string]string{} // value by NAME and key
+// settings returns the values of an option. One that is given twice is the same as given once.
+func (f *flags) settings(o option) []setting {
+	var all []setting
 	for _, given := range f.given[o.name] {
-		st, ok := f.scoped(o, given)
-		if !ok {
-			continue
+		switch o.scope {
+		case server:
+			all = append(all, setting{o, nil, given})
+		case sourceList:
+			all = append(all, f.listed(o, given)...)
+		default:
+			all = append(all, f.scoped(o, given)...)
 		}
+	}
+	first := map[string]string{} // value by source and key
+	return slices.DeleteFunc(all, func(st setting) bool {
 		id := o.keyOf(st.value)
 		if st.source != nil {
 			id = st.source.name + ":" + id
 		}
-		if other, ok := first[id]; ok && other != st.value {
+		other, again := first[id]
+		if again && other != st.value {
 			f.fault("%v: given twice, with different values", st)
-			continue
 		}
-		first[id] = st.value
-		if st.source == nil {
-			general = append(general, st)
-		} else {
-			specific = append(specific, st)
-		}
-	}
-	return general, specific
+		first[id] = cmp.Or(other, st.value)
+		return again
+	})
 }
 
 // keyOf returns the key of a value: see option.
@@ -955,11 +957,11 @@ func (o option) keyOf(value string) string {
 	return o.key(value)
 }
 
-// scoped parses [NAME:]VALUE. It reports whether the value is good so far.
-func (f *flags) scoped(o option, given string) (st setting, ok bool) {
+// scoped parses [NAME:]VALUE, which is one setting if it is good so far.
+func (f *flags) scoped(o option, given string) []setting {
 	name, value, _ := strings.Cut(given, ":")
 	if s := f.source(name); s != nil && strings.Contains(given, ":") {
-		return setting{o, s, value}, true
+		return []setting{{o, s, value}}
 	}
 	wrong, value, equals := strings.Cut(given, "=")
 	if o.secret {
@@ -974,9 +976,9 @@ func (f *flags) scoped(o option, given string) (st setting, ok bool) {
 	case o.scope == oneSource:
 		f.fault("--%s: want %s, with the NAME of a source; %s", o.name, o.value, f.names())
 	default:
-		return setting{o, nil, given}, true
+		return []setting{{o, nil, given}}
 	}
-	return setting{}, false
+	return nil
 }
 
 // looksScoped reports whether the part before the colon is likely to be meant as the NAME of
@@ -1005,32 +1007,15 @@ func (f *flags) names() string {
 }
 
 // listed returns the settings of an option that takes a list of sources.
-func (f *flags) listed(o option) (specific []setting) {
-	for _, list := range f.given[o.name] {
-		for name := range strings.SplitSeq(list, ",") {
-			if s := f.source(name); s != nil {
-				specific = append(specific, setting{o, s, ""})
-			} else {
-				f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
-			}
+func (f *flags) listed(o option, list string) (all []setting) {
+	for name := range strings.SplitSeq(list, ",") {
+		if s := f.source(name); s != nil {
+			all = append(all, setting{o, s, ""})
+		} else {
+			f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 		}
 	}
-	return specific
-}
-
-// setServer sets an option of the server.
-func (f *flags) setServer(o option) {
-	first := map[string]string{} // value by key
-	for _, value := range f.given[o.name] {
-		if other, ok := first[o.keyOf(value)]; ok && (other != value || o.key != nil) {
-			f.fault("--%s %s: given twice", o.name, value)
-			continue
-		}
-		first[o.keyOf(value)] = value
-		if err := o.setServer(&f.config, value); err != nil {
-			f.fault("--%s %s: %v", o.name, value, err)
-		}
-	}
+	return all
 }
 
 // checkSources finds options that exclude each other.
