@@ -673,6 +673,15 @@ func (f *flags) fault(format string, args ...any) {
 	f.faults = append(f.faults, fmt.Sprintf(format, args...))
 }
 
+// optionNamed returns the option of a name, nil if there is none.
+func optionNamed(name string) *option {
+	i := slices.IndexFunc(options, func(o option) bool { return o.name == name && name != "" })
+	if i < 0 {
+		return nil
+	}
+	return &options[i]
+}
+
 // readArgs reads the command line, and goes on after each fault.
 func (f *flags) readArgs(args []string) {
 	for i := 0; i < len(args); i++ {
@@ -681,34 +690,34 @@ func (f *flags) readArgs(args []string) {
 		if name == "h" {
 			name = "help"
 		}
-		at := slices.IndexFunc(options, func(o option) bool { return o.name == name && name != "" })
+		o := optionNamed(name)
 		switch {
 		case !isFlag:
 			f.stray(i, args)
-		case at < 0 && strings.ContainsAny(name, " ,:"): // it may hold a secret
+		case o == nil && strings.ContainsAny(name, " ,:"): // it may hold a secret
 			f.fault("argument %d is not a flag; a flag and its value are two arguments, or --flag=value", i+1)
-		case at < 0:
+		case o == nil:
 			f.unknown(name)
 			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
 				i++ // its value
 			}
-		case options[at].scope == noValue && hasValue:
+		case o.scope == noValue && hasValue:
 			f.fault("--%s takes no value", name)
-		case options[at].scope == noValue:
+		case o.scope == noValue:
 			f.modes[name] = true
 		case hasValue:
-			f.give(options[at], value)
+			f.give(o, value)
 		case i+1 == len(args):
-			f.fault("--%s needs a value: --%s %s", name, name, options[at].value)
+			f.fault("--%s needs a value: --%s %s", name, name, o.value)
 		default:
 			i++
-			f.give(options[at], args[i])
+			f.give(o, args[i])
 		}
 	}
 }
 
 // give keeps what a flag was given. Sources come first, for other flags name them.
-func (f *flags) give(o option, value string) {
+func (f *flags) give(o *option, value string) {
 	if o.scope == newSourceScope {
 		f.addSource(o, value)
 	} else {
@@ -719,23 +728,22 @@ func (f *flags) give(o option, value string) {
 // stray keeps the fault of a word that belongs to no flag. It is shown unless it may be a
 // piece of something secret.
 func (f *flags) stray(i int, args []string) {
-	word, after := "", ""
-	for j := i - 1; j >= 0 && after == ""; j-- {
-		if strings.HasPrefix(args[j], "--") {
-			after, _, _ = strings.Cut(args[j], "=")
+	var before *option // the last flag before it
+	for j := i - 1; j >= 0 && before == nil; j-- {
+		if name, isFlag := strings.CutPrefix(args[j], "--"); isFlag {
+			name, _, _ = strings.Cut(name, "=")
+			before = optionNamed(name)
 		}
 	}
-	at := slices.IndexFunc(options, func(o option) bool { return "--"+o.name == after })
+	word := ""
 	switch {
-	case at < 0:
-		after = ""
-	case options[at].scope != newSourceScope && !options[at].secret:
-		word = " (" + args[i] + ")"
-		after = ", after " + after + ","
+	case before == nil:
+	case before.scope == newSourceScope || before.secret:
+		word = ", after --" + before.name + ","
 	default:
-		after = ", after " + after + ","
+		word = " (" + args[i] + "), after --" + before.name + ","
 	}
-	f.fault("argument %d%s%s is not a flag; a value with blanks needs quotes", i+1, word, after)
+	f.fault("argument %d%s is not a flag; a value with blanks needs quotes", i+1, word)
 }
 
 // foreign are flags that other exporters have, and what serves instead.
@@ -793,7 +801,7 @@ func distance(a, b string) int {
 }
 
 // addSource adds the source of an --http, --file or --exec flag.
-func (f *flags) addSource(o option, value string) {
+func (f *flags) addSource(o *option, value string) {
 	f.number++
 	name, target, ok := strings.Cut(value, "=")
 	switch {
@@ -1934,7 +1942,8 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 		return
 	}
 	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
-	defer out.untilCut()()
+	stopCutting := out.untilCut()
+	defer stopCutting()
 	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
 	if !ok {
 		buffered = bufio.NewWriterSize(nil, 32<<10)
@@ -2318,22 +2327,17 @@ var advice = map[string]string{
 	"internal":     "please report it, with what the log says",
 }
 
-// unmerged is a metric family that is not served as it came.
-type unmerged struct {
-	family  string
-	sources []string // the names of those concerned
-	served  string   // how it is served instead, and why
-}
-
-// unmerged returns what could not be merged as it came when each endpoint was last scraped.
-func (p *program) unmerged() []unmerged {
-	var all []unmerged
+// unmerged lists, in HTML, what could not be merged as it came when each endpoint was last
+// scraped.
+func (p *program) unmerged() []string {
+	var lines []string
 	seen := map[string]bool{}
 	add := func(list []finding, served string) {
 		for _, f := range list {
 			if !seen[served+f.family] {
 				seen[served+f.family] = true
-				all = append(all, unmerged{f.family, f.sources, served})
+				lines = append(lines, fmt.Sprintf("<b>%s</b> of %s: %s", escapeHTML.Replace(f.family),
+					escapeHTML.Replace(strings.Join(f.sources, ", ")), served))
 			}
 		}
 	}
@@ -2343,24 +2347,20 @@ func (p *program) unmerged() []unmerged {
 			add(found.(*findings).repeating, "the same series: the first is served")
 		}
 	}
-	return all
+	return lines
 }
 
 // appendUnmerged appends what could not be merged as it came.
-func appendUnmerged(dst []byte, all []unmerged) []byte {
+func appendUnmerged(dst []byte, lines []string) []byte {
 	const most = 20
-	if len(all) == 0 {
+	if len(lines) == 0 {
 		return dst
 	}
-	dst = append(dst, "\n<h2 id=-unmerged>Could not be merged as it came</h2><ul>"...)
-	for _, u := range all[:min(len(all), most)] {
-		dst = fmt.Appendf(dst, "\n<li><b>%s</b> of %s: %s", escapeHTML.Replace(u.family),
-			escapeHTML.Replace(strings.Join(u.sources, ", ")), escapeHTML.Replace(u.served))
+	if more := len(lines) - most; more > 0 {
+		lines = append(lines[:most], "and "+grouped(uint64(more))+" more")
 	}
-	if len(all) > most {
-		dst = fmt.Appendf(dst, "\n<li>and %s more", grouped(uint64(len(all)-most)))
-	}
-	return append(dst, "\n</ul>"...)
+	return fmt.Appendf(dst, "\n<h2 id=-unmerged>Could not be merged as it came</h2><ul>\n<li>%s\n</ul>",
+		strings.Join(lines, "\n<li>"))
 }
 
 // appendLinks appends links to all that the program serves.

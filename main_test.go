@@ -4422,19 +4422,21 @@ func TestOverviewSize(t *testing.T) {
 
 // TestOverviewUnmerged lists what could not be merged as it came, and no more than fits.
 func TestOverviewUnmerged(t *testing.T) {
-	if list := appendUnmerged(nil, nil); len(list) > 0 {
-		t.Errorf("without any: %s", list)
+	p, _ := newTestProgram(t, "--file", "a=x")
+	if page := string(p.appendIndex(nil)); strings.Contains(page, "-unmerged") {
+		t.Errorf("without any: %s", page)
 	}
-	all := []unmerged{{"<b>", []string{"c1", "c2"}, "the types differ: served untyped"}}
-	for range 1020 {
-		all = append(all, unmerged{family: "more"})
+	found := findings{conflicts: []finding{{family: "<b>", sources: []string{"c1", "c2"}}}}
+	for i := range 1020 {
+		found.repeating = append(found.repeating, finding{family: fmt.Sprint("more", i), sources: []string{"a"}})
 	}
-	list := string(appendUnmerged(nil, all))
-	wantContains(t, list, "<h2 id=-unmerged>", "<li><b>&lt;b&gt;</b> of c1, c2: the types differ: served untyped", "<li>and 1\u202f001 more")
-	if n := strings.Count(list, "<b>more</b>"); n != 19 {
+	p.found.Store("/metrics", &found)
+	page := string(p.appendIndex(nil))
+	wantContains(t, page, "<a href=#-unmerged>conflicts: 1021</a>", "<h2 id=-unmerged>", "<li>and 1\u202f001 more",
+		"<li><b>&lt;b&gt;</b> of c1, c2: the types differ: served untyped")
+	if n := strings.Count(page, "<li><b>more"); n != 19 {
 		t.Errorf("%d families after the first, want 19", n)
 	}
-	wantContains(t, string(appendBanner(nil, "host", nil, 2)), "<a href=#-unmerged>conflicts: 2</a>")
 }
 
 // TestOverviewUnits writes numbers as the page has them.
