@@ -138,7 +138,7 @@ type lease struct {
 // reserve takes so much of the budget that the result may hold wanted bytes and some more.
 // It returns how many it may hold, or limit if that is all there is.
 func (r *result) reserve(wanted, limit int) int {
-	n := int64(wanted) + 64<<10 - r.reserved
+	n := int64(wanted) + r.budget.most/256 - r.reserved
 	if !r.budget.take(n) {
 		return limit
 	}
@@ -867,7 +867,7 @@ type intake struct {
 }
 
 // likelySize is what the next result is likely to take, in bytes.
-func (in *intake) likelySize() int64 { return max(in.buffers.size.Load(), 64<<10) }
+func (in *intake) likelySize() int64 { return max(in.buffers.size.Load(), in.budget.most/256) }
 
 // newAddedLabels returns the labels that a source adds to its samples.
 func newAddedLabels(c *sourceConfig) addedLabels {
@@ -1031,25 +1031,7 @@ func withoutMark(src io.Reader) io.Reader {
 
 // tooLarge says what to do about too large a body.
 func (c *sourceConfig) tooLarge(err error) *failure {
-	if c.maxBytes == maxSize {
-		return fail("too_large", "%w", err)
-	}
-	larger := sizeFlag(min(2*c.maxBytes, maxSize))
-	return fail("too_large", "%w; if it is right: --max-bytes %s:%s", err, c.name, larger)
-}
-
-// maxSize is the largest that --max-bytes may be.
-const maxSize = 1 << 30
-
-// sizeFlag writes a size as --max-bytes wants it.
-func sizeFlag(n int64) string {
-	unit := "B"
-	for _, larger := range []string{"KiB", "MiB", "GiB"} {
-		if n%1024 == 0 {
-			n, unit = n/1024, larger
-		}
-	}
-	return strconv.FormatInt(n, 10) + unit
+	return fail("too_large", "%w; if it is right: --max-bytes %s:SIZE", err, c.name)
 }
 
 // readFailure says why a body could not be taken.

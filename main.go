@@ -1215,6 +1215,9 @@ func parseDuration(text string) (time.Duration, error) {
 	return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
 }
 
+// maxSize is the largest that --max-bytes may be.
+const maxSize = 1 << 30
+
 // parseSize parses a whole number with its unit.
 func parseSize(text string) (int64, error) {
 	number := strings.TrimRight(text, "KMGiB")
@@ -2318,7 +2321,7 @@ var advice = map[string]string{
 	"content_type": "most exporters have their metrics at /metrics",
 	"encoding":     "a proxy between the two may compress, or say that it does",
 	"read":         "it closed the connection too early: its own log may say why",
-	"too_large":    "if so much is right: --max-bytes NAME:SIZE",
+	"too_large":    "has one of its labels got too many values?",
 	"timeout":      "is it overloaded? If it needs longer: --timeout NAME:DURATION, and a longer scrape_timeout",
 	"parse":        "promtool check metrics says more about what it delivers",
 	"exit":         "the log has what it wrote to standard error",

@@ -2420,7 +2420,7 @@ func TestSlowFiles(t *testing.T) {
 			if r.failure == nil || r.failure.reason != "too_large" || r.samples() != 80 {
 				t.Errorf("slow by %v: %d samples, %v", slow, r.samples(), r.failure)
 			}
-			wantContains(t, fmt.Sprint(r.failure.err), "--max-bytes x:18000B")
+			wantContains(t, fmt.Sprint(r.failure.err), "--max-bytes x:SIZE")
 		})
 	}
 	c := &sourceConfig{name: "x", maxBytes: maxSize}
