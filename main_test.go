@@ -2423,10 +2423,6 @@ func TestSlowFiles(t *testing.T) {
 			wantContains(t, fmt.Sprint(r.failure.err), "--max-bytes x:SIZE")
 		})
 	}
-	c := &sourceConfig{name: "x", maxBytes: maxSize}
-	if hint := c.tooLarge(errTooLarge).err.Error(); strings.Contains(hint, "x:") {
-		t.Errorf("more than the most is advised: %s", hint)
-	}
 }
 
 // TestHungFile reads the other files of a glob though the read of one does not come back, and
