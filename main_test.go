@@ -1415,16 +1415,6 @@ const (
 	panics = 1000002
 )
 
-// enter joins a key; only the key "" is the standard one.
-func (s *stand) enter(t *testing.T, id string) *ticket {
-	t.Helper()
-	tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
-	if tk == nil {
-		t.Fatalf("key %q is refused", id)
-	}
-	return tk
-}
-
 // end releases the run of a key.
 func (s *stand) end(id string, n int) {
 	synctest.Wait()
@@ -1435,7 +1425,7 @@ func (s *stand) end(id string, n int) {
 	synctest.Wait()
 }
 
-// runs returns the keys of the runs so far.
+// keysRun returns the keys of the runs so far.
 func (s *stand) keysRun() string {
 	synctest.Wait()
 	s.mu.Lock()
@@ -1576,6 +1566,8 @@ func (s *scene) got(tk *ticket) string {
 		return "queued"
 	case r == refused:
 		return "refused"
+	case r.failure != nil && r.failure.reason == "internal" && len(r.bodies) > 0:
+		return "what a panic left"
 	case r.failure != nil:
 		return r.failure.reason
 	default:
@@ -1599,7 +1591,7 @@ func TestEvictedResultsAreFree(t *testing.T) {
 		return nil
 	}
 	for i := range 200 {
-		tk := s.enter(t, strconv.Itoa(i))
+		tk := s.join(sceneVisit(strconv.Itoa(i), ""))
 		s.wait(context.Background(), tk)
 		s.leave(tk, false)
 	}
@@ -1701,7 +1693,7 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 			if running := lanes["all"]; len(running) > 0 && running[0].id != "" {
 				places++
 			}
-			tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
+			tk := s.join(sceneVisit(id, ""))
 			if full := id != "" && !known && n >= places; full != (tk == nil) {
 				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk == nil)
 			}
@@ -2331,7 +2323,7 @@ func TestBudget(t *testing.T) {
 	var scrapes sync.WaitGroup
 	var served, busy atomic.Int32
 	scrape := func(id string) *result {
-		tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
+		tk := s.join(sceneVisit(id, ""))
 		if tk == nil {
 			return refused
 		}
@@ -2373,7 +2365,7 @@ func TestBudget(t *testing.T) {
 	s.waterfall.maxAge = 0
 	s.waterfall.mu.Unlock()
 	waiting.Add(1)
-	tk := s.join(visit{arguments{"z", []string{"z"}, false}, "", time.Now().Add(time.Hour)})
+	tk := s.join(sceneVisit("z", ""))
 	s.wait(t.Context(), tk)
 	s.runs.Wait()
 	want := requestOf(p, func() []*result { return []*result{s.result(tk)} })
