@@ -1343,55 +1343,6 @@ func TestLateAnswer(t *testing.T) {
 	wantContains(t, httpGet(t, server.URL+"/metrics"), "down: x")
 }
 
-// ---- Status metrics
-
-// TestOwnMetrics has the program's own metrics after all others. Where a source has one of
-// their families they come after its samples and yield to its HELP, its type and its series.
-// None of that is a conflict or a duplicate.
-func TestOwnMetrics(t *testing.T) {
-	dir := t.TempDir()
-	const all = "v_last 1\nv_last{x=\"y\"} 2\n"
-	raw := writeFile(t, dir, "raw.prom", all+`# HELP process_open_fds Theirs.
-# TYPE process_open_fds counter
-process_open_fds 3
-# TYPE go_goroutines untyped
-go_goroutines{exporter_name="reverse_exporter"} 1234567
-process_start_time_seconds 5
-# TYPE process_max_fds gauge
-process_max_fds 6
-# TYPE process_cpu_seconds_total histogram
-process_cpu_seconds_total 9
-`)
-	other := writeFile(t, dir, "other.prom", `# TYPE process_max_fds counter
-process_max_fds 7
-# TYPE process_cpu_seconds_total summary
-process_cpu_seconds_total 10
-# TYPE go_info histogram
-go_info_count 8
-`)
-	p, _ := newTestProgram(t, "--file", "raw="+raw, "--file", "other="+other, "--raw", "raw")
-	page := get(t, p, "/metrics").Body.String()
-	checkShape(t, page)
-	wantContains(t, page,
-		"# HELP process_open_fds Theirs.\n# TYPE process_open_fds counter\nprocess_open_fds 3\n"+
-			`process_open_fds{exporter_name="reverse_exporter"} `,
-		"# TYPE go_goroutines gauge\n"+`go_goroutines{exporter_name="reverse_exporter"} 1234567`+"\n#",
-		"# HELP process_start_time_seconds Start time of the process since unix epoch in seconds.\n"+
-			"# TYPE process_start_time_seconds gauge\nprocess_start_time_seconds 5\n"+
-			`process_start_time_seconds{exporter_name="reverse_exporter"} 1`,
-		"# TYPE process_max_fds untyped\nprocess_max_fds 6\n"+`process_max_fds{exporter_name="other"} 7`+"\n"+
-			`process_max_fds{exporter_name="reverse_exporter"} `,
-		"# TYPE process_cpu_seconds_total untyped\nprocess_cpu_seconds_total 9\n"+
-			`process_cpu_seconds_total{exporter_name="other"} 10`+"\n"+`process_cpu_seconds_total{exporter_name="reverse_exporter"} `,
-		"# TYPE go_info histogram\n"+`go_info_count{exporter_name="other"} 8`+"\n"+`go_info{version="`+runtime.Version(),
-		"# TYPE v_last untyped\n"+all+"# HELP go_memstats_heap_alloc_bytes ",
-		`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 2`+"\n",
-		`reverse_exporter_duplicate_series_dropped{exporter_name="reverse_exporter"} 0`+"\n")
-	if !strings.HasSuffix(page, `reverse_exporter_source_up{exporter_name="raw"} 1`+"\n"+`reverse_exporter_source_up{exporter_name="other"} 1`+"\n") {
-		t.Errorf("the own metrics do not come last:\n%s", page)
-	}
-}
-
 // ---- The waterfall
 
 // stand is a waterfall with runs that a test begins and ends.
@@ -1464,16 +1415,6 @@ const (
 	panics = 1000002
 )
 
-// enter joins a key; only the key "" is the standard one.
-func (s *stand) enter(t *testing.T, id string) *ticket {
-	t.Helper()
-	tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
-	if tk == nil {
-		t.Fatalf("key %q is refused", id)
-	}
-	return tk
-}
-
 // end releases the run of a key.
 func (s *stand) end(id string, n int) {
 	synctest.Wait()
@@ -1484,12 +1425,16 @@ func (s *stand) end(id string, n int) {
 	synctest.Wait()
 }
 
-// runs returns the keys of the runs so far.
+// keysRun returns the keys of the runs so far.
 func (s *stand) keysRun() string {
 	synctest.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return strings.Join(s.begun, " ")
+	names := slices.Clone(s.begun)
+	for i, name := range names {
+		names[i] = cmp.Or(name, "-")
+	}
+	return strings.Join(names, " ")
 }
 
 // empty fails unless the waterfall has dropped all it held.
@@ -1503,184 +1448,137 @@ func (s *stand) empty(t *testing.T) {
 	}
 }
 
-// TestFlood lets 1,000 scrapes share one run, 50 times over.
-func TestFlood(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for range 50 {
-			s := newStand(t, true, true)
-			var got sync.Map
-			for range 1000 {
-				go func() {
-					tk := s.enter(t, "")
-					s.wait(context.Background(), tk)
-					got.Store(s.result(tk), true)
+// TestWaterfall plays the scenes of testdata/waterfall.txt, which begins with a list of the steps.
+func TestWaterfall(t *testing.T) {
+	text, err := os.ReadFile("testdata/waterfall.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range strings.Split(strings.TrimSpace(string(text)), "\n\n")[1:] {
+		title, steps, _ := strings.Cut(part, "\n")
+		t.Run(strings.TrimPrefix(title, "# "), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := &scene{tickets: map[string]*ticket{}}
+				for step := range strings.Lines(steps) {
+					if got, want := s.do(t, strings.Fields(step)); got != want {
+						t.Fatalf("%s: got %q, want %q", strings.TrimSpace(step), got, want)
+					}
+				}
+				for _, tk := range s.tickets {
 					s.leave(tk, false)
-				}()
-			}
-			synctest.Wait()
-			s.end("", 7)
-			results := 0
-			got.Range(func(r, _ any) bool { results++; return r.(*result).bodies != nil })
-			if n := len(s.begun); n != 1 || results != 1 {
-				t.Fatalf("%d runs, %d results", n, results)
-			}
-			s.empty(t)
-		}
-	})
+				}
+				time.Sleep(2 * time.Hour)
+				s.empty(t)
+			})
+		})
+	}
 }
 
-// TestLeaving cancels a run with its last waiter, and gives who comes then a run
-// of its own, after the cancelled one has really ended.
-func TestLeaving(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, false)
-		a, b := s.enter(t, ""), s.enter(t, "")
-		s.leave(a, false)
-		s.waterfall.mu.Lock()
-		if s.lane.running[0].cancelled {
-			t.Error("cancelled although one waits")
-		}
-		s.waterfall.mu.Unlock()
-		s.leave(b, false)
-		c := s.enter(t, "")
-		if got := s.keysRun(); got != "" || s.most != 1 {
-			t.Errorf("runs %q before the cancelled one ended", got)
-		}
-		doomed := s.release[""]
-		doomed <- 1
-		synctest.Wait()
-		if got := len(s.begun); got != 2 || s.most != 1 {
-			t.Errorf("%d runs, %d at once, want a second one now", got, s.most)
-		}
-		if r := s.result(c); r != late {
-			t.Errorf("the doomed run delivered %v", r)
-		}
-		s.end("", 2)
-		if r := s.result(c); len(r.bodies[0].buf) != 2 {
-			t.Errorf("got %v", r)
-		}
-		s.leave(c, false)
-		s.empty(t)
-		if got := fmt.Sprint(s.counted); got != "[ok]" {
-			t.Errorf("counted %s, want the fresh run alone", got)
-		}
-	})
+// scene is a waterfall with the scrapes of a scene.
+type scene struct {
+	*stand
+	tickets map[string]*ticket
+	stop    context.CancelFunc
 }
 
-// TestLine runs keys in the order of their arrival, drops those that are
-// abandoned in the line, and has 16 places in it beside the standard key's.
-func TestLine(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		var tickets []*ticket
-		for i := range 17 {
-			tickets = append(tickets, s.enter(t, strconv.Itoa(i)))
+// do does a step and returns what it shows and is to show.
+func (s *scene) do(t *testing.T, step []string) (got, want string) {
+	verb, args := step[0], strings.Join(step[1:], " ")
+	step = append(step, "", "", "")
+	name, value, client := step[1], step[2], step[3]
+	tk := s.tickets[name]
+	synctest.Wait()
+	switch verb {
+	case "source":
+		s.set(t, step[1:])
+	case "join":
+		if tk = s.join(sceneVisit(value, client)); tk == nil {
+			return "no place", "a place"
 		}
-		if s.join(visit{arguments: arguments{id: "17"}}) != nil {
-			t.Error("there is a place for a 17th key in line")
-		}
-		standard := s.enter(t, "")
-		if s.result(standard) != queued {
-			t.Error("the standard key is not in line")
-		}
-		for _, i := range []int{1, 3} {
-			s.leave(tickets[i], false)
-		}
-		late := s.enter(t, "late")
-		s.end("0", 1)
-		s.end("", 1)
-		s.leave(tickets[0], false)
-		for i, tk := range tickets {
-			if i != 0 && i != 1 && i != 3 {
-				s.end(strconv.Itoa(i), 1)
-				s.leave(tk, false)
+		s.tickets[name] = tk
+	case "full":
+		return fmt.Sprint(s.join(sceneVisit(name, value)) == nil), "true"
+	case "leave", "expire", "busy":
+		delete(s.tickets, name)
+		return fmt.Sprint(s.leave(tk, verb == "expire")), fmt.Sprint(verb == "busy")
+	case "end":
+		n, _ := strconv.Atoi(value)
+		s.end(strings.Trim(name, "-"), cmp.Or(map[string]int{"fails": fails, "panics": panics}[value], n))
+	case "sleep":
+		d, _ := time.ParseDuration(name)
+		time.Sleep(d)
+	case "got":
+		return s.got(tk), value
+	case "refused":
+		n := 0
+		for _, tk := range s.tickets {
+			if s.result(tk) == refused {
+				n++
 			}
 		}
-		s.end("late", 1)
-		s.leave(standard, false)
-		s.leave(late, false)
-		if got, want := s.keysRun(), "0  2 4 5 6 7 8 9 10 11 12 13 14 15 16 late"; got != want || s.most != 1 {
-			t.Errorf("runs %q, want %q; %d at once", got, want, s.most)
-		}
-		s.empty(t)
-	})
+		return strconv.Itoa(n), name
+	case "runs":
+		return s.keysRun(), args
+	case "counted":
+		return strings.Join(s.counted, " "), args
+	case "keys":
+		return strconv.Itoa(len(s.keys)), name
+	case "stop":
+		s.stop()
+	case "drain":
+		s.drain()
+	default:
+		t.Fatalf("there is no step %q", verb)
+	}
+	return "", ""
 }
 
-// TestSideBySide runs the keys of an http source at the same time, one run each,
-// and has 128 places.
-func TestSideBySide(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, false, true)
-		var tickets []*ticket
-		for i := range 128 {
-			tickets = append(tickets, s.enter(t, strconv.Itoa(i)), s.enter(t, strconv.Itoa(i)))
+// set makes the source of a scene.
+func (s *scene) set(t *testing.T, settings []string) {
+	s.stand = newStand(t, settings[0] == "exec", !slices.Contains(settings, "stubborn"))
+	s.life, s.stop = context.WithCancel(s.life)
+	for _, setting := range settings[1:] {
+		name, value, _ := strings.Cut(setting, "=")
+		n, _ := strconv.Atoi(value)
+		d, _ := time.ParseDuration(value)
+		switch name {
+		case "places":
+			s.places = n
+		case "parallel":
+			s.parallel = n
+		case "max-age":
+			s.maxAge = d
+		case "timeout":
+			s.timeout = d
 		}
-		if s.join(visit{arguments: arguments{id: "128"}}) != nil {
-			t.Error("there is a place for a 129th key")
-		}
-		tickets = append(tickets, s.enter(t, ""))
-		synctest.Wait()
-		if len(s.begun) != 129 || s.most != 129 {
-			t.Errorf("%d runs, %d at once, want 129", len(s.begun), s.most)
-		}
-		for _, tk := range tickets {
-			s.leave(tk, false)
-		}
-		s.empty(t)
-	})
+	}
 }
 
-// TestMaxAge serves a success again while it is young, a failure never.
-func TestMaxAge(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		s.maxAge = time.Minute
-		scrape := func(n int) *result {
-			tk := s.enter(t, "")
-			synctest.Wait()
-			if tk.fetch != nil {
-				s.end("", n)
-			}
-			defer s.leave(tk, false)
-			return s.result(tk)
-		}
-		first := scrape(1)
-		time.Sleep(59 * time.Second)
-		if r := scrape(2); r != first {
-			t.Error("a young result is fetched again")
-		}
-		time.Sleep(2 * time.Second)
-		s.empty(t)
-		if r := scrape(fails); r == first || r.failure == nil {
-			t.Error("an old result is served")
-		}
-		s.empty(t)
-		if r := scrape(3); r.failure != nil || len(s.begun) != 3 {
-			t.Error("a failure is kept")
-		}
-	})
+// got tells what a scrape gets whose time is over.
+func (s *scene) got(tk *ticket) string {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	s.wait(ctx, tk)
+	switch r := s.result(tk); {
+	case r == late:
+		return "late"
+	case r == queued:
+		return "queued"
+	case r == refused:
+		return "refused"
+	case r.failure != nil && r.failure.reason == "internal" && len(r.bodies) > 0:
+		return "what a panic left"
+	case r.failure != nil:
+		return r.failure.reason
+	default:
+		return strconv.Itoa(len(r.bodies[0].buf))
+	}
 }
 
-// TestKeptResultsMakeRoom drops the oldest kept result when a place is needed.
-func TestKeptResultsMakeRoom(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		s.maxAge = time.Hour
-		for i := range 40 {
-			tk := s.enter(t, strconv.Itoa(i))
-			synctest.Wait()
-			s.end(strconv.Itoa(i), 1)
-			s.leave(tk, false)
-			time.Sleep(time.Second)
-		}
-		s.waterfall.mu.Lock()
-		if n := len(s.keys); n != 16 || s.keys["39"] == nil || s.keys["23"] != nil {
-			t.Errorf("%d results are kept", n)
-		}
-		s.waterfall.mu.Unlock()
-		time.Sleep(2 * time.Hour)
-		s.empty(t)
-	})
+// sceneVisit returns the visit of a scrape; the key - has the default arguments.
+func sceneVisit(key, client string) visit {
+	id := strings.Trim(key, "-")
+	return visit{arguments{id, []string{id}, id == ""}, client, time.Now().Add(time.Hour)}
 }
 
 // TestEvictedResultsAreFree drops what a key kept when it has to go.
@@ -1693,7 +1591,7 @@ func TestEvictedResultsAreFree(t *testing.T) {
 		return nil
 	}
 	for i := range 200 {
-		tk := s.enter(t, strconv.Itoa(i))
+		tk := s.join(sceneVisit(strconv.Itoa(i), ""))
 		s.wait(context.Background(), tk)
 		s.leave(tk, false)
 	}
@@ -1746,76 +1644,6 @@ func TestBusy(t *testing.T) {
 	})
 }
 
-// TestLate counts a run as a timeout of the source if its last waiter had no
-// more time after a second at least, and as nothing if clients left.
-func TestLate(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		for _, c := range []struct {
-			patience time.Duration
-			late     bool
-			want     string
-		}{{2 * time.Second, true, "[timeout]"}, {500 * time.Millisecond, true, "[]"}, {2 * time.Second, false, "[]"}} {
-			s := newStand(t, true, true)
-			ctx, cancel := context.WithTimeout(context.Background(), c.patience)
-			tk := s.enter(t, "")
-			s.wait(ctx, tk)
-			s.leave(tk, c.late)
-			cancel()
-			s.empty(t)
-			if got := fmt.Sprint(s.counted); got != c.want {
-				t.Errorf("%v, late %v: counted %s, want %s", c.patience, c.late, got, c.want)
-			}
-		}
-	})
-}
-
-// TestPanic makes a panic of a fetch a failure of its source, for all who wait.
-func TestPanic(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		a, b := s.enter(t, ""), s.enter(t, "")
-		synctest.Wait()
-		s.end("", panics)
-		for _, tk := range []*ticket{a, b} {
-			s.wait(context.Background(), tk)
-			if r := s.result(tk); r.failure == nil || r.failure.reason != "internal" || len(r.bodies) > 0 || !strings.Contains(r.failure.detail, "goroutine") {
-				t.Errorf("got %v", r.failure)
-			}
-			s.leave(tk, false)
-		}
-		c := s.enter(t, "")
-		synctest.Wait()
-		s.end("", 1)
-		if s.result(c).failure != nil {
-			t.Error("the source does not recover")
-		}
-	})
-}
-
-// TestNewest lets a scrape that waits elsewhere take the newest result, and holds
-// none but that one.
-func TestNewest(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		patient := s.enter(t, "")
-		var others []*ticket
-		for n := 1; n <= 3; n++ {
-			synctest.Wait()
-			s.end("", n)
-			others = append(others, s.enter(t, ""))
-		}
-		if r := s.result(patient); len(r.bodies[0].buf) != 3 {
-			t.Errorf("took the result of run %d, want the newest, 3", len(r.bodies[0].buf))
-		}
-		if r := s.result(others[0]); len(r.bodies[0].buf) != 3 {
-			t.Errorf("took the result of run %d, want the newest, 3", len(r.bodies[0].buf))
-		}
-		if r := s.result(others[2]); r != late {
-			t.Error("a scrape got a result that ended before it came")
-		}
-	})
-}
-
 // TestWaterfallModel makes thousands of random steps, and compares the waterfall
 // with a model of its rules after each.
 func TestWaterfallModel(t *testing.T) {
@@ -1865,7 +1693,7 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 			if running := lanes["all"]; len(running) > 0 && running[0].id != "" {
 				places++
 			}
-			tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
+			tk := s.join(sceneVisit(id, ""))
 			if full := id != "" && !known && n >= places; full != (tk == nil) {
 				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk == nil)
 			}
@@ -2054,278 +1882,6 @@ func TestStandIn(t *testing.T) {
 	})
 }
 
-// TestOverdue makes a fetch that cannot be ended a timeout, lets nothing run beside it, and
-// recovers when it ends at last.
-func TestOverdue(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, false)
-		s.timeout = 10 * time.Second
-		first := s.enter(t, "")
-		time.Sleep(12 * time.Second)
-		synctest.Wait()
-		r := s.result(first)
-		if r.failure == nil || r.failure.reason != "timeout" || fmt.Sprint(s.counted) != "[timeout]" {
-			t.Errorf("after its timeout: %v, counted %v", r.failure, s.counted)
-		}
-		s.leave(first, false)
-		second := s.enter(t, "")
-		time.Sleep(time.Hour)
-		if got := s.keysRun(); s.result(second) != queued || s.most != 1 || got != "" {
-			t.Errorf("runs %q, %d at once, while one cannot be ended", got, s.most)
-		}
-		s.end("", 1) // of the first
-		s.end("", 2)
-		if r := s.result(second); r.failure != nil || len(r.bodies[0].buf) != 2 {
-			t.Errorf("after it ended: %v", r.failure)
-		}
-		s.leave(second, false)
-		s.empty(t)
-		if got := fmt.Sprint(s.counted); got != "[timeout ok]" {
-			t.Errorf("counted %s", got)
-		}
-	})
-}
-
-// TestParallel runs as many keys at once as --parallel allows, and each key once.
-func TestParallel(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, false)
-		s.parallel = 4
-		var tickets []*ticket
-		for _, id := range []string{"a", "b", "c", "d", "e"} {
-			tickets = append(tickets, s.enter(t, id), s.enter(t, id))
-		}
-		if got := s.keysRun(); strings.Join(slices.Sorted(strings.FieldsSeq(got)), " ") != "a b c d" {
-			t.Errorf("run: %q, want four of them", got)
-		}
-		s.leave(tickets[0], false)
-		s.leave(tickets[1], false)
-		again := s.enter(t, "a") // its cancelled run has not ended
-		s.end("b", 1)
-		if got := len(s.begun); got != 5 || s.begun[4] != "e" {
-			t.Errorf("runs %q, want e next and a not twice", s.begun)
-		}
-		s.release["a"] <- 1
-		synctest.Wait()
-		if got := len(s.begun); got != 6 || s.begun[5] != "a" || s.most != 4 {
-			t.Errorf("runs %q, %d at once", s.begun, s.most)
-		}
-		for _, id := range []string{"a", "c", "d", "e"} {
-			s.end(id, 1)
-		}
-		for _, tk := range append(tickets[2:], again) {
-			s.leave(tk, false)
-		}
-		s.empty(t)
-	})
-}
-
-// TestFinishesForCache lets a fetch whose result is kept end although its scrapers left.
-func TestFinishesForCache(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		s.maxAge = time.Minute
-		tk := s.enter(t, "")
-		time.Sleep(5 * time.Second)
-		s.leave(tk, true)
-		s.end("", 3)
-		next := s.enter(t, "")
-		if r := s.result(next); len(r.bodies[0].buf) != 3 || len(s.begun) != 1 {
-			t.Errorf("%d runs, %v", len(s.begun), r.failure)
-		}
-		s.leave(next, false)
-		time.Sleep(time.Hour)
-		s.empty(t)
-	})
-}
-
-// TestShares gives each client its share of a source: the second key of one comes after the
-// first of another, and if there is no place left the client that has most gives way.
-func TestShares(t *testing.T) {
-	for _, kind := range []string{"exec", "http"} {
-		synctest.Test(t, func(t *testing.T) {
-			s := newStand(t, kind == "exec", true)
-			s.places = 5
-			visitOf := func(client, id string) visit {
-				return visit{arguments{id, []string{id}, id == ""}, client, time.Now().Add(time.Hour)}
-			}
-			var greedy []*ticket
-			for i := range 6 {
-				if tk := s.join(visitOf("greedy", "g"+strconv.Itoa(i))); tk != nil {
-					greedy = append(greedy, tk)
-				}
-			}
-			if s.join(visitOf("greedy", "more")) != nil {
-				t.Error("a client that has all places gets one more")
-			}
-			honest := s.join(visitOf("honest", "h"))
-			if honest == nil {
-				t.Fatal("a client that has nothing finds no place")
-			}
-			standard := s.join(visitOf("greedy", ""))
-			evicted := 0
-			for _, tk := range greedy {
-				if s.result(tk) == refused {
-					evicted++
-				}
-			}
-			if evicted != 1 {
-				t.Errorf("%d fetches made room, want 1", evicted)
-			}
-			if kind == "exec" {
-				for _, id := range []string{"g0", "", "h"} { // before the others of the greedy client
-					s.end(id, 1)
-				}
-				if got := strings.Join(s.begun[:3], " "); got != "g0  h" {
-					t.Errorf("runs %q", got)
-				}
-			} else {
-				s.end("h", 1)
-				s.end("", 1)
-			}
-			if s.result(honest).failure != nil || s.result(standard).failure != nil {
-				t.Error("the honest client is not served")
-			}
-			busy := 0
-			for _, tk := range append(greedy, honest, standard) {
-				if s.leave(tk, false) {
-					busy++
-				}
-			}
-			if busy != 1 {
-				t.Errorf("%d scrapes found the source busy, want 1", busy)
-			}
-			s.empty(t)
-		})
-	}
-}
-
-// TestRounds lets clients take turns, however many claims each has.
-func TestRounds(t *testing.T) {
-	var q queue
-	add := func(client string, first bool) { q.add(&claim{client: client, first: first}) }
-	for range 3 {
-		add("a", false)
-	}
-	add("b", false)
-	add("c", false)
-	add("c", true)
-	order := ""
-	next := func() {
-		c := q.next(func(*claim) bool { return true })
-		if c == nil {
-			t.Fatal("nobody is next")
-		}
-		order += c.client
-	}
-	for range 3 {
-		next()
-	}
-	add("d", false) // comes after c, and before the rest of a
-	for range 4 {
-		next()
-	}
-	if order != "cabcdaa" {
-		t.Errorf("order %s", order)
-	}
-	if q.next(func(*claim) bool { return true }) != nil {
-		t.Error("somebody is left")
-	}
-}
-
-// TestNoCountAfterEnd counts no fetch that ends after the program's end.
-func TestNoCountAfterEnd(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, false)
-		life, end := context.WithCancel(context.Background())
-		s.life = life
-		tk := s.enter(t, "")
-		synctest.Wait()
-		end()
-		s.end("", fails)
-		s.leave(tk, false)
-		s.drain()
-		if len(s.counted) > 0 {
-			t.Errorf("counted %v", s.counted)
-		}
-		late := s.enter(t, "")
-		if got := s.keysRun(); len(s.begun) != 1 {
-			t.Errorf("runs %q after the end", got)
-		}
-		s.leave(late, false)
-	})
-}
-
-// TestEvictedKeyComesBack keeps a new result of a key whose old one made room, whatever the
-// old one's time was.
-func TestEvictedKeyComesBack(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		s.maxAge, s.places = time.Minute, 1
-		fetch := func(id string, n int) {
-			tk := s.enter(t, id)
-			s.end(id, n)
-			s.leave(tk, false)
-		}
-		fetch("a", 1)
-		time.Sleep(30 * time.Second)
-		fetch("b", 1) // a makes room
-		fetch("a", 2)
-		time.Sleep(40 * time.Second) // the first result of a would be too old now
-		tk := s.enter(t, "a")
-		if r := s.result(tk); len(s.begun) != 3 || len(r.bodies[0].buf) != 2 {
-			t.Errorf("runs %q", s.begun)
-		}
-		s.leave(tk, false)
-		time.Sleep(time.Minute)
-		s.empty(t)
-	})
-}
-
-// TestRoomForTwo makes room by dropping two results if need be: 17 are kept, of which one
-// ran when the others waited.
-func TestRoomForTwo(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		s.maxAge = time.Hour
-		var tickets []*ticket
-		for i := range 17 {
-			tickets = append(tickets, s.enter(t, strconv.Itoa(i)))
-		}
-		for i, tk := range tickets {
-			s.end(strconv.Itoa(i), 1)
-			s.leave(tk, false)
-		}
-		if n := len(s.keys); n != 17 {
-			t.Fatalf("%d results are kept, want 17", n)
-		}
-		for _, id := range []string{"new", "newer"} {
-			tk := s.enter(t, id)
-			s.end(id, 1)
-			s.leave(tk, false)
-			if s.keys[id] == nil || len(s.keys) != 16 {
-				t.Errorf("%s: %d results are kept, want 16 with its own", id, len(s.keys))
-			}
-		}
-	})
-}
-
-// TestWaitEnds ends a wait whose context is done before it begins.
-func TestWaitEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := newStand(t, true, true)
-		tk := s.enter(t, "")
-		ctx, cancel := context.WithCancel(context.Background())
-		cancel()
-		s.wait(ctx, tk)
-		if s.result(tk) != late {
-			t.Error("there is a result")
-		}
-		s.leave(tk, false)
-		s.empty(t)
-	})
-}
-
 // ---- Exporters
 
 // TestSameAuthority follows redirects to the exporter, however it writes itself, with all
@@ -2397,7 +1953,7 @@ func TestFileFaults(t *testing.T) {
 	for _, pattern := range []string{"/a.prom", "/*.prom"} {
 		p, _ := newTestProgram(t, "--file", "x="+dir+pattern)
 		p.windows.New = func() any { panic("as told") }
-		if r := fetchOnce(p.sources[0]); r.failure == nil || r.failure.reason != "internal" || len(r.bodies) > 0 {
+		if r := fetchOnce(p.sources[0]); r.failure == nil || r.failure.reason != "internal" || len(r.bodies) > 0 || !strings.Contains(r.failure.detail, "goroutine") {
 			t.Errorf("%s: %v", pattern, r.failure)
 		}
 	}
@@ -2763,7 +2319,7 @@ func TestBudget(t *testing.T) {
 	var scrapes sync.WaitGroup
 	var served, busy atomic.Int32
 	scrape := func(id string) *result {
-		tk := s.join(visit{arguments{id, []string{id}, id == ""}, "", time.Now().Add(time.Hour)})
+		tk := s.join(sceneVisit(id, ""))
 		if tk == nil {
 			return refused
 		}
@@ -2805,7 +2361,7 @@ func TestBudget(t *testing.T) {
 	s.waterfall.maxAge = 0
 	s.waterfall.mu.Unlock()
 	waiting.Add(1)
-	tk := s.join(visit{arguments{"z", []string{"z"}, false}, "", time.Now().Add(time.Hour)})
+	tk := s.join(sceneVisit("z", ""))
 	s.wait(t.Context(), tk)
 	s.runs.Wait()
 	want := requestOf(p, func() []*result { return []*result{s.result(tk)} })
@@ -2870,47 +2426,6 @@ func TestHungSource(t *testing.T) {
 		cancel()
 		synctest.Wait()
 	})
-}
-
-// TestHTTPIsShared asks an exporter once at a time for the same arguments, and
-// side by side for different ones.
-func TestHTTPIsShared(t *testing.T) {
-	var mu sync.Mutex
-	asked, now, most := map[string]int{}, map[string]int{}, map[string]int{}
-	gate := make(chan struct{})
-	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		q := r.URL.RawQuery
-		mu.Lock()
-		asked[q]++
-		now[q]++
-		most[q] = max(most[q], now[q])
-		mu.Unlock()
-		<-gate
-		mu.Lock()
-		now[q]--
-		mu.Unlock()
-		io.WriteString(w, "a 1\n")
-	}))
-	defer exporter.Close()
-	p, _ := newTestProgram(t, "--http", "x="+exporter.URL, "--params", "x:t")
-	s := p.sources[0]
-	var scrapes sync.WaitGroup
-	for i := range 1000 {
-		scrapes.Go(func() { get(t, p, fmt.Sprintf("/metrics?t=%d", i%4)) })
-	}
-	begun := func() int {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(asked)
-	}
-	if !eventually(func() bool { return s.waiting() == 1000 && begun() == 4 }) {
-		t.Fatalf("%d scrapes wait for %d fetches", s.waiting(), begun())
-	}
-	close(gate)
-	scrapes.Wait()
-	if got := fmt.Sprint(asked, most); got != "map[t=0:1 t=1:1 t=2:1 t=3:1] map[t=0:1 t=1:1 t=2:1 t=3:1]" {
-		t.Errorf("asked, most at once: %s", got)
-	}
 }
 
 // TestInit runs the program as PID 1 of a namespace of its own: no orphan stays a
