@@ -146,8 +146,8 @@ func (r *result) reserve(wanted, limit int) int {
 	return int(r.reserved)
 }
 
-// settle gives back what was reserved but is not needed.
-func (r *result) settle() {
+// giveBack gives back what was reserved but is not needed.
+func (r *result) giveBack() {
 	if r.budget != nil {
 		r.budget.spent.Add(r.held - r.reserved)
 		r.reserved = r.held
@@ -291,7 +291,7 @@ type lane struct {
 
 // fetch is one run, from when it is queued.
 type fetch struct {
-	claim
+	waiter
 	key       *key
 	deadline  time.Time        // of the scrape that queued it, zero for none
 	tickets   map[*ticket]bool // of the scrapes that wait for it
@@ -339,9 +339,9 @@ func (w *waterfall) join(v visit) *ticket {
 	}
 	if k.fetch == nil {
 		f := &fetch{key: k, deadline: v.deadline, tickets: map[*ticket]bool{}}
-		f.claim = claim{client: v.client, first: v.standard, fetch: f}
+		f.waiter = waiter{client: v.client, first: v.standard, fetch: f}
 		k.fetch = f
-		k.lane.waiting.add(&f.claim)
+		k.lane.waiting.add(&f.waiter)
 		w.advance(k.lane)
 	}
 	t.fetch = k.fetch
@@ -488,7 +488,7 @@ func (w *waterfall) withdraw(t *ticket, expired bool) {
 func (w *waterfall) abandon(f *fetch, expired bool) {
 	f.key.fetch = nil
 	if f.started.IsZero() {
-		f.key.lane.waiting.remove(&f.claim)
+		f.key.lane.waiting.remove(&f.waiter)
 		w.tidy(f.key)
 		return
 	}
@@ -501,7 +501,7 @@ func (w *waterfall) abandon(f *fetch, expired bool) {
 // once, even if the first is cancelled.
 func (w *waterfall) advance(l *lane) {
 	for len(l.running) < max(w.parallel, 1) && !w.closed {
-		next := l.waiting.next(func(c *claim) bool { return !l.runs(c.fetch.key) })
+		next := l.waiting.next(func(next *waiter) bool { return !l.runs(next.fetch.key) })
 		if next == nil {
 			return
 		}
@@ -522,7 +522,7 @@ func (w *waterfall) start(f *fetch) {
 	f.cancel = cancel
 	// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
 	f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
-		w.settle(f, &result{failure: w.timedOut(), start: f.started, end: time.Now()})
+		w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now()})
 	})
 	w.runs.Go(func() { w.run(ctx, f) })
 }
@@ -534,7 +534,7 @@ const overdueAfter = time.Second
 func (w *waterfall) run(ctx context.Context, f *fetch) {
 	r := w.retry(ctx, f)
 	r.hold()
-	w.settle(f, r)
+	w.finish(f, r)
 	r.release()
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -577,7 +577,7 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	}
 	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
 	r.end = time.Now()
-	r.settle()
+	r.giveBack()
 	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
 		timedOut := w.timedOut()
 		timedOut.detail = r.failure.detail
@@ -617,9 +617,9 @@ func (w *waterfall) limitOf(f *fetch) time.Duration {
 // margin is how much earlier than a deadline an answer should be under way.
 func margin(d time.Duration) time.Duration { return min(d/10, 500*time.Millisecond) }
 
-// settle makes the outcome of a fetch known, unless it is already. The fetch counts unless
+// finish makes the outcome of a fetch known, unless it is already. The fetch counts unless
 // its scrapers left it or the program ends.
-func (w *waterfall) settle(f *fetch, r *result) {
+func (w *waterfall) finish(f *fetch, r *result) {
 	w.mu.Lock()
 	if f.overdue.Stop(); f.ended {
 		w.mu.Unlock()
@@ -715,17 +715,17 @@ func (k *key) idle() bool {
 	return k.tickets == 0 && k.fetch == nil && !k.lane.runs(k)
 }
 
-// queue orders those who wait for something scarce by client address: the second claim of
+// queue orders those who wait for something scarce by client address: the second waiter of
 // a client comes after the first ones of all others, its third after their second, and so
 // on. So nobody waits longer because another client asks more often.
 type queue struct {
-	waiting []*claim // in order of arrival
-	round   int      // of the last claim that went in its turn
-	last    string   // its client
+	waiting []*waiter // in order of arrival
+	round   int       // of the last waiter that went in its turn
+	last    string    // its client
 }
 
-// claim is what a queue knows of one who waits, and how to tell it that its turn has come.
-type claim struct {
+// waiter is what a queue knows of one who waits, and how to tell it that its turn has come.
+type waiter struct {
 	client string // see clientOf
 	first  bool   // it goes before all others
 	round  int
@@ -734,25 +734,25 @@ type claim struct {
 }
 
 // add adds one who waits.
-func (q *queue) add(c *claim) {
-	c.round = q.round
-	if c.client == q.last {
-		c.round++
+func (q *queue) add(own *waiter) {
+	own.round = q.round
+	if own.client == q.last {
+		own.round++
 	}
 	for _, other := range q.waiting {
-		if other.client == c.client {
-			c.round = max(c.round, other.round+1)
+		if other.client == own.client {
+			own.round = max(own.round, other.round+1)
 		}
 	}
-	q.waiting = append(q.waiting, c)
+	q.waiting = append(q.waiting, own)
 }
 
-// next removes and returns the first claim that is ready, nil if there is none.
-func (q *queue) next(ready func(*claim) bool) *claim {
-	var next *claim
-	for _, c := range q.waiting {
-		if ready(c) && (next == nil || c.before(next)) {
-			next = c
+// next removes and returns the first waiter that is ready, nil if there is none.
+func (q *queue) next(ready func(*waiter) bool) *waiter {
+	var next *waiter
+	for _, other := range q.waiting {
+		if ready(other) && (next == nil || other.before(next)) {
+			next = other
 		}
 	}
 	if next == nil {
@@ -765,15 +765,15 @@ func (q *queue) next(ready func(*claim) bool) *claim {
 	return next
 }
 
-// before reports whether a claim goes before one that came earlier.
-func (c *claim) before(other *claim) bool {
-	return c.first && !other.first || c.first == other.first && c.round < other.round
+// before reports whether a waiter goes before one that came earlier.
+func (own *waiter) before(other *waiter) bool {
+	return own.first && !other.first || own.first == other.first && own.round < other.round
 }
 
 // remove removes one who waits, and reports whether it still did.
-func (q *queue) remove(c *claim) bool {
+func (q *queue) remove(own *waiter) bool {
 	n := len(q.waiting)
-	q.waiting = slices.DeleteFunc(q.waiting, func(other *claim) bool { return other == c })
+	q.waiting = slices.DeleteFunc(q.waiting, func(other *waiter) bool { return other == own })
 	return len(q.waiting) < n
 }
 
@@ -786,11 +786,11 @@ type turn struct {
 	waiting queue
 }
 
-// errCrowded is the failure of a wait because the client has too many others.
-var errCrowded = errors.New("too many others wait")
+// errTooManyWait is the failure of a wait because too many of the client wait already.
+var errTooManyWait = errors.New("too many of this client wait already")
 
-// wait waits for the turn. It fails if ctx ends before it comes, or if the client has too
-// many waits already.
+// wait waits for the turn. It fails if ctx ends before it comes, or if too many of
+// the client wait already.
 func (t *turn) wait(ctx context.Context, client string) error {
 	t.mu.Lock()
 	if !t.taken {
@@ -800,24 +800,24 @@ func (t *turn) wait(ctx context.Context, client string) error {
 	}
 	if t.most > 0 && t.waiting.count(client) >= t.most {
 		t.mu.Unlock()
-		return errCrowded
+		return errTooManyWait
 	}
-	c := &claim{client: client, come: make(chan struct{})}
-	t.waiting.add(c)
+	own := &waiter{client: client, come: make(chan struct{})}
+	t.waiting.add(own)
 	t.mu.Unlock()
 	select {
-	case <-c.come:
+	case <-own.come:
 		return nil
 	case <-ctx.Done():
-		t.leave(c)
+		t.leave(own)
 		return ctx.Err()
 	}
 }
 
 // leave gives up waiting. If the turn has just come, it is passed on.
-func (t *turn) leave(c *claim) {
+func (t *turn) leave(own *waiter) {
 	t.mu.Lock()
-	waited := t.waiting.remove(c)
+	waited := t.waiting.remove(own)
 	t.mu.Unlock()
 	if !waited {
 		t.pass()
@@ -828,7 +828,7 @@ func (t *turn) leave(c *claim) {
 func (t *turn) pass() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	next := t.waiting.next(func(*claim) bool { return true })
+	next := t.waiting.next(func(*waiter) bool { return true })
 	if t.taken = next != nil; t.taken {
 		close(next.come)
 	}
@@ -1764,7 +1764,7 @@ type fileTotals struct{ bytes, held int64 }
 // readAll reads the files of a glob. A read that does not come back, from a dead disk say,
 // costs its own file only: the others are read meanwhile.
 func (fs *files) readAll(ctx context.Context, r *result, names []string) *failure {
-	const patience = time.Second
+	const slow = time.Second
 	var reads []*fileRead
 	for _, name := range names {
 		if ctx.Err() != nil {
@@ -1772,7 +1772,7 @@ func (fs *files) readAll(ctx context.Context, r *result, names []string) *failur
 		}
 		fr := fs.begin(ctx, r, name)
 		reads = append(reads, fr)
-		if fr.wait(ctx, time.After(patience)) {
+		if fr.wait(ctx, time.After(slow)) {
 			fr.addTo(r)
 		}
 	}

@@ -1744,7 +1744,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 			return
 		}
 	}
-	forSources, forAll := p.patience(sources, r.Header.Get(timeoutHeader))
+	forSources, forAll := p.timeLimits(sources, r.Header.Get(timeoutHeader))
 	shares, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(forAll))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -1825,10 +1825,10 @@ func selected(sources []*source, names []string) []*source {
 	})
 }
 
-// patience is how long a scrape may wait for its sources, and how long it may take until
+// timeLimits returns how long a scrape may wait for its sources, and how long it may take until
 // its answer begins. If the scraper announces no deadline, the sources get what a run under
 // way and one of its own may take.
-func (p *program) patience(sources []*source, header string) (forSources, forAll time.Duration) {
+func (p *program) timeLimits(sources []*source, header string) (forSources, forAll time.Duration) {
 	var longest time.Duration
 	if len(sources) == 0 {
 		longest = time.Second // to render the program's own metrics
@@ -2508,7 +2508,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		path = slices.Collect(maps.Keys(p.endpoints))[0]
 	}
 	sources := p.endpoints[path]
-	forSources, forAll := p.patience(sources, "")
+	forSources, forAll := p.timeLimits(sources, "")
 	shares, err := askAll(sources, nil, "", time.Now().Add(forAll))
 	if len(sources) == 0 {
 		err = errors.New("no source is served there, and there are several other endpoints")

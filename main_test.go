@@ -1250,15 +1250,15 @@ func TestAllocations(t *testing.T) {
 
 // ---- A scrape
 
-// TestPatience reads what a scraper says of its deadline.
-func TestPatience(t *testing.T) {
+// TestTimeLimits reads what a scraper says of its deadline.
+func TestTimeLimits(t *testing.T) {
 	p, _ := newTestProgram(t, "--file", "x=y", "--timeout", "3s")
 	for header, want := range map[string]time.Duration{
 		"": 6 * time.Second, "x": 6 * time.Second, "NaN": 6 * time.Second, "-1": 6 * time.Second, "0": 6 * time.Second,
 		"+Inf": 6 * time.Second, "1e400": 6 * time.Second,
 		"1": 900 * time.Millisecond, "10": 9500 * time.Millisecond, "1e12": 1e6*time.Second - 500*time.Millisecond,
 	} {
-		forSources, forAll := p.patience(p.sources, header)
+		forSources, forAll := p.timeLimits(p.sources, header)
 		if forSources != want || forAll-margin(forAll) != want {
 			t.Errorf("%q: %v for the sources, %v for all, want %v", header, forSources, forAll, want)
 		}
@@ -3525,7 +3525,7 @@ func TestTurnComesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
 		turns.wait(t.Context(), "")
-		mine := &claim{come: make(chan struct{})}
+		mine := &waiter{come: make(chan struct{})}
 		turns.waiting.add(mine)
 		served := false
 		go func() { served = turns.wait(t.Context(), "") == nil }()
