@@ -2517,8 +2517,7 @@ type status struct {
 	mu sync.Mutex // guards all below
 	counts
 
-	state    string      // of the last fetch with default arguments: "up" or a reason
-	changes  []time.Time // of the state, the latest ones
+	changes  []time.Time // of the source's state, the latest ones
 	unlogged int         // changes that the log does not know
 }
 
@@ -2528,9 +2527,8 @@ type counts struct {
 	failures    map[string]uint64 // by reason
 	lastSuccess time.Time
 	last        lastFetch
-	fetched     bool // last is set
 
-	since           time.Time // when the fetches of last's outcome, good or bad, began
+	since           time.Time // when the fetches of last's outcome, good or bad, began; zero before the first
 	lastFailure     *failure  // of a fetch with default arguments; nil before the first
 	lastFailureTime time.Time
 }
@@ -2541,6 +2539,14 @@ type lastFetch struct {
 	samples  int
 	bytes    int64
 	failure  *failure
+}
+
+// state returns the state that the fetch showed the source in: "up" or a reason.
+func (f lastFetch) state() string {
+	if f.failure == nil {
+		return "up"
+	}
+	return f.failure.reason
 }
 
 // event is what the log is to say of a fetch.
@@ -2563,38 +2569,35 @@ func (st *status) count(standard bool, r *result) event {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.fetches++
-	state := "up"
 	if r.failure != nil {
-		state = r.failure.reason
-		st.addFailure(state)
+		st.addFailure(r.failure.reason)
 	} else {
 		st.lastSuccess = r.end
 	}
 	if !standard {
 		return event{}
 	}
-	if !st.fetched || (st.last.failure == nil) != (r.failure == nil) {
+	before, isFirst := st.last, st.since.IsZero()
+	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
+	if isFirst || (before.failure == nil) != (r.failure == nil) {
 		st.since = r.end
 	}
 	if r.failure != nil {
 		st.lastFailure, st.lastFailureTime = r.failure, r.end
 	}
-	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
-	st.fetched = true
-	return st.follow(state)
+	return st.follow(isFirst || before.state() != st.last.state())
 }
 
 // If a source changes its state more than flapping times within flappingTime, the log sums
 // the changes up.
 const flapping, flappingTime = 5, 10 * time.Minute
 
-// follow notes the state of a source. Each change is logged at once; if there are too many,
-// those that were not logged are once there are fewer.
-func (st *status) follow(state string) event {
+// follow notes whether the state of a source has changed. Each change is logged at once; if
+// there are too many, those that were not logged are once there are fewer.
+func (st *status) follow(changed bool) event {
 	now := time.Now()
 	st.changes = slices.DeleteFunc(st.changes, func(t time.Time) bool { return now.Sub(t) >= flappingTime })
-	if state != st.state {
-		st.state = state
+	if changed {
 		st.changes = append(st.changes, now)
 		st.unlogged++
 	}

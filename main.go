@@ -2159,7 +2159,7 @@ func (s *source) stateOf(c counts) sourceState {
 	switch {
 	case c.last.failure != nil:
 		return isDown
-	case c.fetched:
+	case !c.since.IsZero():
 		return isUp
 	}
 	if c, ok := s.fetcher.(*command); ok && c.needs() != "" {
@@ -2263,7 +2263,7 @@ func (r row) appendState(dst []byte) []byte {
 		since = r.since.UTC().Format(` title="since 2006-01-02 15:04:05 UTC"`)
 	}
 	dst = fmt.Appendf(dst, "<td%s>%s %s", since, r.state.mark(), r.state)
-	if r.fetched {
+	if !r.since.IsZero() {
 		dst = fmt.Appendf(dst, " <i>%s</i>", ageText(r.since))
 	}
 	return dst
@@ -2271,7 +2271,7 @@ func (r row) appendState(dst []byte) []byte {
 
 // appendLast appends what the last fetch took and brought.
 func (r row) appendLast(dst []byte) []byte {
-	if !r.fetched {
+	if r.since.IsZero() {
 		return append(dst, "<td>–<td>–<td>–<td>–"...)
 	}
 	limit := r.timeout.Seconds()
@@ -2289,7 +2289,7 @@ func (r row) from() string {
 	if r.kind != "http" {
 		from = r.kind + " " + from
 	}
-	if !r.fetched {
+	if r.since.IsZero() {
 		from += ", served on " + strings.Join(r.paths, ", ")
 	}
 	return from
