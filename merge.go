@@ -583,19 +583,31 @@ func (e *exposition) covers(f *family, sample []byte) bool {
 	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix), e.openMetrics))
 }
 
-// suffixesOf are what the names of samples have after the name of a family of the type.
-var suffixesOf = [conflicting + 1][]string{
-	counter:        {"_created", "_total"},
-	histogram:      {"_bucket", "_count", "_created", "_sum"},
-	summary:        {"_count", "_created", "_sum"},
-	info:           {"_info"},
-	gaugeHistogram: {"_bucket", "_gcount", "_gsum"},
-}
-
 // claims reports whether a family of the type has samples whose name is the
 // family's with that suffix.
 func (t metricType) claims(suffix string, openMetrics bool) bool {
-	return slices.Contains(suffixesOf[t], suffix) && (openMetrics || suffix != "_created" && suffix != "_total")
+	return claimers(suffix, openMetrics)&(1<<t) != 0
+}
+
+// claimers returns the types that claim a suffix. A switch takes less time than a map.
+func claimers(suffix string, openMetrics bool) typeSet {
+	switch suffix {
+	case "_bucket":
+		return 1<<histogram | 1<<gaugeHistogram
+	case "_count", "_sum":
+		return 1<<histogram | 1<<summary
+	case "_gcount", "_gsum":
+		return 1 << gaugeHistogram
+	case "_info":
+		return 1 << info
+	}
+	switch {
+	case openMetrics && suffix == "_created":
+		return 1<<counter | 1<<histogram | 1<<summary
+	case openMetrics && suffix == "_total":
+		return 1 << counter
+	}
+	return 0
 }
 
 // regroup brings the families into order. If the body scattered a family over several
@@ -688,11 +700,12 @@ func (e *exposition) adopt() {
 	groups := e.groups(0)
 	var found []*family
 	for _, g := range groups {
-		for _, i := range claimedBy(groups, g, g.types(), e.openMetrics) {
-			for p := groups[i].first; p != nil; p = p.next {
-				if p.metricType == untyped {
-					found = append(found, p.family)
-				}
+		if claimer(groups, g.name(), e.openMetrics) < 0 {
+			continue
+		}
+		for p := g.first; p != nil; p = p.next {
+			if p.metricType == untyped {
+				found = append(found, p.family)
 			}
 		}
 	}
@@ -1227,35 +1240,37 @@ const (
 // folded.
 func judge(groups []group, openMetrics bool) []verdict {
 	verdicts := make([]verdict, len(groups))
+	var claims [][2]int // of a name by an earlier family
 	for i, g := range groups {
-		types := g.types()
-		v := max(verdicts[i], g.judge(types, openMetrics))
-		claimed := claimedBy(groups, g, types, openMetrics)
-		for _, c := range claimed {
-			other := groups[c].types().agreed()
-			isSample := histogram.claims(string(groups[c].name()[len(g.name()):]), false) // not only reserved
-			switch {
-			case openMetrics && (other == unknown || other == untyped && types.agreed() != counter),
-				openMetrics && other != untyped && !isSample:
-				v = max(v, toYield)
-			case other != untyped:
-				v, verdicts[c] = toSplit, toSplit
-			case !openMetrics && groups[c].contradicts(types.agreed()):
-				v = toSplit
-			}
+		verdicts[i] = g.judge(openMetrics)
+		c := claimer(groups, g.name(), openMetrics)
+		if c < 0 {
+			continue
 		}
-		for _, c := range claimed {
-			if v < toPart {
-				verdicts[c] = max(verdicts[c], toFold)
-			}
+		claims = append(claims, [2]int{i, c})
+		t, claiming := g.types().agreed(), groups[c].types().agreed()
+		isSample := histogram.claims(string(g.name()[len(groups[c].name()):]), false) // not only reserved
+		switch {
+		case openMetrics && (t == unknown || t == untyped && claiming != counter),
+			openMetrics && t != untyped && !isSample:
+			verdicts[c] = max(verdicts[c], toYield)
+		case t != untyped:
+			verdicts[i], verdicts[c] = toSplit, toSplit
+		case !openMetrics && g.contradicts(claiming):
+			verdicts[c] = toSplit
 		}
-		verdicts[i] = v
+	}
+	for _, c := range claims {
+		if verdicts[c[1]] < toPart {
+			verdicts[c[0]] = max(verdicts[c[0]], toFold)
+		}
 	}
 	return verdicts
 }
 
 // judge returns the verdict on a group alone.
-func (g group) judge(types typeSet, openMetrics bool) verdict {
+func (g group) judge(openMetrics bool) verdict {
+	types := g.types()
 	t := types.agreed()
 	switch {
 	case openMetrics && types&(1<<counter) != 0 && !g.fits(counter):
@@ -1268,21 +1283,15 @@ func (g group) judge(types typeSet, openMetrics bool) verdict {
 	return stays
 }
 
-// claimedBy lists the groups whose names types of g claim.
-func claimedBy(groups []group, g group, types typeSet, openMetrics bool) []int {
-	var claimed []int
-	for types >>= counter; types > 0; types &= types - 1 {
-		t := counter + metricType(bits.TrailingZeros16(uint16(types)))
-		for _, suffix := range suffixesOf[t] {
-			if !t.claims(suffix, openMetrics) {
-				continue
-			}
-			if i, found := find(groups, append(slices.Clone(g.name()), suffix...)); found {
-				claimed = append(claimed, i)
-			}
+// claimer returns which group claims a name for its samples, -1 if none does.
+func claimer(groups []group, name []byte, openMetrics bool) int {
+	end := max(bytes.LastIndexByte(name, '_'), 0)
+	if types := claimers(string(name[end:]), openMetrics); types != 0 {
+		if i, found := find(groups, name[:end]); found && groups[i].types()&types != 0 {
+			return i
 		}
 	}
-	return claimed
+	return -1
 }
 
 // settle carries out the verdicts, and reports whether that changed a family. Those that
@@ -1457,12 +1466,12 @@ func (m *merged) addOwn(own ...*exposition) {
 // the families of the sources leave for it. It is false if they leave none.
 func (p *part) findPlace(groups []group) bool {
 	g := group{p, p}
-	if p.metricType == counter {
-		full := p.name
+	if full := p.name; p.metricType == counter {
+		_, total := find(groups, g.name())
 		p.name.to -= uint32(len("_total"))
+		_, created := find(groups, append(slices.Clone(g.name()), "_created"...))
 		at, found := find(groups, g.name())
-		p.bare = found && groups[at].types().agreed() != counter ||
-			!found && len(claimedBy(groups, g, 1<<counter, true)) > 0
+		p.bare = found && groups[at].types().agreed() != counter || !found && (total || created)
 		if !p.bare {
 			return true
 		}
@@ -1472,9 +1481,7 @@ func (p *part) findPlace(groups []group) bool {
 		t := groups[at].types().agreed()
 		return t == untyped || t == unknown || t == gauge
 	}
-	end := max(bytes.LastIndexByte(g.name(), '_'), 0)
-	at, found := find(groups, g.name()[:end])
-	return !found || !groups[at].types().agreed().claims(string(g.name()[end:]), true)
+	return claimer(groups, g.name(), true) < 0
 }
 
 // page is one valid exposition, ready to be written. It refers to long runs of lines
