@@ -626,25 +626,19 @@ func (e *exposition) regroup(limit int) error {
 		return errTooMuch
 	}
 	e.adopt()
-	whole := exposition{buf: make([]byte, 0, len(e.buf))}
-	groups := e.groups(0)
-	order := make([]int, len(groups)) // in which they came
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortFunc(order, func(a, b int) int { return groups[a].first.compare(groups[b].first) })
-	whole.families = make([]family, len(groups))
-	for _, i := range order {
-		if counters := groups[i].takeCounters(); counters.first != nil {
+	groups := groupsOf(e.parts(0))
+	slices.SortFunc(groups, func(a, b group) int { return cmp.Compare(a[0].run.from, b[0].run.from) }) // as they came
+	whole := exposition{buf: make([]byte, 0, len(e.buf)), families: make([]family, 0, len(groups))}
+	for _, g := range groups {
+		counters, others := g.takeCounters()
+		if len(counters) > 0 {
 			whole.families = append(whole.families, whole.join(counters))
 		}
-		whole.families[i] = whole.join(groups[i])
+		whole.families = append(whole.families, whole.join(others))
 	}
 	e.buf = whole.buf
 	e.families = slices.DeleteFunc(whole.families, func(f family) bool { return f.lines.from == f.lines.to })
-	if len(whole.families) > len(groups) {
-		e.sort()
-	}
+	e.sort()
 	return nil
 }
 
@@ -659,20 +653,17 @@ func (e *exposition) sort() {
 func (e *exposition) leaveOut() {
 	e.adopt()
 	var kept []family
-	for _, g := range e.groups(0) {
-		var pieces []family
-		dropped := false
-		for p := g.first; p != nil; p = p.next {
-			pieces = append(pieces, *p.family)
-			dropped = dropped || p.dropped
+	for _, g := range groupsOf(e.parts(0)) {
+		dropped := slices.ContainsFunc(g, func(p *part) bool { return p.dropped })
+		if dropped {
+			e.dropped++
 		}
-		if !dropped {
-			kept = append(kept, pieces...)
-			continue
-		}
-		e.dropped++
-		for _, f := range pieces {
-			e.samples -= bytes.Count(e.text(f.lines), []byte("\n"))
+		for _, p := range g {
+			if dropped {
+				e.samples -= bytes.Count(p.text(p.run), []byte("\n"))
+			} else {
+				kept = append(kept, *p.family)
+			}
 		}
 	}
 	e.families = kept
@@ -697,13 +688,13 @@ func (e *exposition) isGrouped() bool {
 
 // adopt makes untyped families that another family of the body claims pieces of that.
 func (e *exposition) adopt() {
-	groups := e.groups(0)
+	groups := groupsOf(e.parts(0))
 	var found []*family
 	for _, g := range groups {
 		if claimer(groups, g.name(), e.openMetrics) < 0 {
 			continue
 		}
-		for p := g.first; p != nil; p = p.next {
+		for _, p := range g {
 			if p.metricType == untyped {
 				found = append(found, p.family)
 			}
@@ -731,7 +722,7 @@ func (f *family) fold(e *exposition) {
 // type, and all lines.
 func (e *exposition) join(g group) family {
 	whole := family{name: e.add(g.name()), unit: g.unit(), metricType: g.types().agreed()}
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		if whole.help.from == whole.help.to {
 			whole.help = e.add(p.text(p.help))
 		}
@@ -742,7 +733,7 @@ func (e *exposition) join(g group) family {
 		whole.noSummary = whole.noSummary || p.noSummary
 	}
 	whole.lines.from = uint32(len(e.buf))
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		e.add(p.text(p.run))
 	}
 	whole.lines.to = uint32(len(e.buf))
@@ -914,7 +905,7 @@ type finding struct {
 // concern it; otherwise all do.
 func (g group) finding() finding {
 	var all, typed []int32
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		all = append(all, p.rank)
 		if p.metricType != untyped {
 			typed = append(typed, p.rank)
@@ -945,25 +936,35 @@ type part struct {
 	*family
 	run  span
 	rank int32 // of the body, in the order of the flags
-	next *part // of the same family
 }
 
 // text returns a range of the part's body.
 func (p *part) text(s span) []byte { return p.body.text(s) }
 
-// group is all parts of one family on the page, by body.
-type group struct{ first, last *part }
-
-// groupOf returns a group of one part.
-func groupOf(body *exposition, f *family, run span, rank int32) group {
-	p := &part{body: body, family: f, run: run, rank: rank}
-	return group{p, p}
+// compare says which of two parts comes first: by name, then by body, then as they came.
+func (p *part) compare(other *part) int {
+	if order := bytes.Compare(p.text(p.name), other.text(other.name)); order != 0 {
+		return order
+	}
+	if p.body != other.body {
+		return cmp.Compare(p.rank, other.rank)
+	}
+	return cmp.Compare(p.run.from, other.run.from)
 }
+
+// group is all parts of one family on the page, in order.
+type group []*part
 
 // merge merges bodies for a page of a format. Each body is one exposition, or several if
 // some of its families had to be changed for that. It fails if ctx ends.
 func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merged, error) {
-	m := &merged{groups: gather(bodies, 0), openMetrics: openMetrics}
+	var lists [][]*part
+	for rank, body := range bodies {
+		for _, e := range body {
+			lists = append(lists, e.parts(int32(rank)))
+		}
+	}
+	m := &merged{groups: groupsOf(mergeParts(lists)), openMetrics: openMetrics}
 	for changed := true; changed; {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -977,103 +978,59 @@ func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merg
 	return m, m.dropRepeats(ctx)
 }
 
-// gather lists the families of bodies by name. Those of each body are in order, so all
-// that takes is merging lists.
-func gather(bodies [][]*exposition, rank int32) []group {
-	if half := len(bodies) / 2; half > 0 {
-		return mergeGroups(gather(bodies[:half], rank), gather(bodies[half:], rank+int32(half)))
-	}
-	var groups []group
-	for _, body := range bodies { // there is one at most
-		for _, e := range body {
-			groups = mergeGroups(groups, e.groups(rank))
-		}
-	}
-	return groups
-}
-
-// groups lists the families of an exposition.
-func (e *exposition) groups(rank int32) []group {
+// parts lists the families of an exposition.
+func (e *exposition) parts(rank int32) []*part {
 	parts := make([]part, len(e.families))
-	groups := make([]group, 0, len(e.families))
+	list := make([]*part, len(parts))
 	for i := range parts {
 		f := &e.families[i]
 		parts[i] = part{body: e, family: f, run: f.lines, rank: rank}
-		if n := len(groups); n > 0 && bytes.Equal(groups[n-1].name(), e.text(f.name)) {
-			groups[n-1].add(&parts[i])
-		} else {
-			groups = append(groups, group{&parts[i], &parts[i]})
-		}
+		list[i] = &parts[i]
 	}
-	return groups
+	return list
 }
 
-// mergeGroups merges two lists that are in order.
-func mergeGroups(a, b []group) []group {
-	switch {
-	case len(a) == 0:
-		return b
-	case len(b) == 0:
-		return a
+// mergeParts merges lists that are in order. Of parts that compare alike, those of an
+// earlier list come first.
+func mergeParts(lists [][]*part) []*part {
+	switch len(lists) {
+	case 0:
+		return nil
+	case 1:
+		return lists[0]
 	}
-	all := make([]group, 0, len(a)+len(b))
+	a, b := mergeParts(lists[:len(lists)/2]), mergeParts(lists[len(lists)/2:])
+	all := make([]*part, 0, len(a)+len(b))
 	for len(a) > 0 && len(b) > 0 {
-		switch order := bytes.Compare(a[0].name(), b[0].name()); {
-		case order < 0:
+		if a[0].compare(b[0]) <= 0 {
 			all, a = append(all, a[0]), a[1:]
-		case order > 0:
+		} else {
 			all, b = append(all, b[0]), b[1:]
-		default:
-			a[0].join(b[0])
-			all, a, b = append(all, a[0]), a[1:], b[1:]
 		}
 	}
 	return append(append(all, a...), b...)
 }
 
-// join adds the parts of another group, which mostly come after all of this.
-func (g *group) join(other group) {
-	if g.last.compare(other.first) <= 0 {
-		g.last.next, g.last = other.first, other.last
-		return
-	}
-	var both group
-	for a, b := g.first, other.first; a != nil || b != nil; {
-		if b == nil || a != nil && a.compare(b) <= 0 {
-			a = both.add(a)
-		} else {
-			b = both.add(b)
+// groupsOf groups parts that are in order by family.
+func groupsOf(parts []*part) []group {
+	groups := make([]group, 0, len(parts))
+	for len(parts) > 0 {
+		n := 1
+		for n < len(parts) && bytes.Equal(group(parts[n:]).name(), group(parts).name()) {
+			n++
 		}
+		groups, parts = append(groups, parts[:n:n]), parts[n:]
 	}
-	*g = both
-}
-
-// compare says which of two parts of one family comes first: by body, then as they came.
-func (p *part) compare(other *part) int {
-	if p.body != other.body {
-		return cmp.Compare(p.rank, other.rank)
-	}
-	return cmp.Compare(p.run.from, other.run.from)
-}
-
-// add adds a part and returns the one that followed it where it was.
-func (g *group) add(p *part) (next *part) {
-	if g.last == nil {
-		g.first = p
-	} else {
-		g.last.next = p
-	}
-	g.last, next, p.next = p, p.next, nil
-	return next
+	return groups
 }
 
 // name returns the name of the family.
-func (g group) name() []byte { return g.first.text(g.first.name) }
+func (g group) name() []byte { return g[0].text(g[0].name) }
 
 // types returns the types that the parts have.
 func (g group) types() typeSet {
 	var types typeSet
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		types |= 1 << p.metricType
 	}
 	return types
@@ -1082,7 +1039,7 @@ func (g group) types() typeSet {
 // contradicts reports whether a sample of the group speaks against the type.
 func (g group) contradicts(t metricType) bool {
 	found := false
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		found = found || t == histogram && p.noHistogram || t == summary && p.noSummary
 	}
 	return found
@@ -1092,7 +1049,7 @@ func (g group) contradicts(t metricType) bool {
 // not looked at, but for the names.
 func (g group) fits(t metricType) bool {
 	named := t == counter || t == histogram || t == gaugeHistogram || t == info // its samples, not by its name
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		switch other := p.metricType != t; {
 		case named && p.bare, other && (p.metricType != untyped || t == info || t == stateset):
 			return false
@@ -1188,26 +1145,24 @@ func (r *strictReader) endGroup() bool {
 
 // takeCounters takes out of a group whose types differ the counters of OpenMetrics, whose
 // samples have other names.
-func (g *group) takeCounters() (counters group) {
+func (g group) takeCounters() (counters, others group) {
 	if g.types().agreed() != conflicting {
-		return counters
+		return nil, g
 	}
-	var rest group
-	for p := g.first; p != nil; {
+	for _, p := range g {
 		if p.metricType == counter && !p.bare {
-			p = counters.add(p)
+			counters = append(counters, p)
 		} else {
-			p = rest.add(p)
+			others = append(others, p)
 		}
 	}
-	*g = rest
-	return counters
+	return counters, others
 }
 
 // unit returns the unit that those parts of the group agree on that give one.
 func (g group) unit() uint32 {
 	var unit uint32
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		if unit > 0 && p.unit > 0 && p.unit != unit {
 			return 0
 		}
@@ -1297,52 +1252,38 @@ func claimer(groups []group, name []byte, openMetrics bool) int {
 // settle carries out the verdicts, and reports whether that changed a family. Those that
 // are split are in conflict.
 func (m *merged) settle(verdicts []verdict) bool {
-	rest := m.groups[:0]
-	var changed []group
+	if !slices.ContainsFunc(verdicts, func(v verdict) bool { return v != stays }) {
+		return false
+	}
+	var rest []*part
+	var changed [][]*part
 	for i, g := range m.groups {
 		v := verdicts[i]
-		if v == stays {
-			rest = append(rest, g)
-			continue
-		}
 		if v == toSplit {
 			m.conflicts = append(m.conflicts, g.finding())
 		}
-		for p := g.first; p != nil; p = p.next {
+		for _, p := range g {
 			switch {
+			case v == stays:
+				rest = append(rest, p)
 			case v == toFold:
 				folded := *p.family
 				folded.fold(p.body)
-				changed = append(changed, groupOf(p.body, &folded, p.run, p.rank))
+				p.family = &folded
+				changed = append(changed, []*part{p})
 			case v == toPart && p.metricType != counter && (p.metricType != untyped || p.bare):
-				changed = append(changed, groupOf(p.body, p.family, p.run, p.rank))
+				changed = append(changed, []*part{p})
 			default:
-				changed = append(changed, p.split()...)
+				changed = append(changed, p.split())
 			}
 		}
 	}
-	m.groups = mergeGroups(rest, groupsOf(changed))
-	return len(changed) > 0
-}
-
-// groupsOf sorts groups and joins those of one family.
-func groupsOf(pieces []group) []group {
-	slices.SortFunc(pieces, func(a, b group) int {
-		return cmp.Or(bytes.Compare(a.name(), b.name()), a.first.compare(b.first))
-	})
-	groups := pieces[:0]
-	for _, g := range pieces {
-		if n := len(groups); n > 0 && bytes.Equal(groups[n-1].name(), g.name()) {
-			groups[n-1].join(g)
-		} else {
-			groups = append(groups, g)
-		}
-	}
-	return groups
+	m.groups = groupsOf(mergeParts([][]*part{rest, mergeParts(changed)}))
+	return true
 }
 
 // split returns the lines of a part as families without a type, one for each sample name.
-func (p *part) split() []group {
+func (p *part) split() []*part {
 	e := &exposition{openMetrics: p.body.openMetrics, loose: p.body.loose, telling: p.body.telling}
 	e.buf = make([]byte, 0, p.sizeAnew())
 	l := labeller{e: e, added: &addedLabels{}, lost: p.metricType}
@@ -1351,7 +1292,7 @@ func (p *part) split() []group {
 	}
 	l.rewrite(p.body, p.family)
 	e.regroup(math.MaxInt)
-	return e.groups(p.rank)
+	return e.parts(p.rank)
 }
 
 // sampleName returns where the name in the line at stands.
@@ -1391,10 +1332,10 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 // mayRepeat reports whether two bodies may have the same series in the family.
 func (g group) mayRepeat() bool {
 	untold := false
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		untold = untold || !p.body.telling
 	}
-	return untold && g.first.rank != g.last.rank
+	return untold && g[0].rank != g[len(g)-1].rank
 }
 
 // distinct returns a group without the samples whose series an earlier body has, and how
@@ -1404,7 +1345,7 @@ func (g group) distinct() (distinct group, repeats int) {
 	first, second := maphash.MakeSeed(), maphash.MakeSeed()
 	ranks := map[[2]uint64]int32{} // of the first body that has the series
 	var series []byte
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		rest := *p
 		lines := parserOf(p.text(p.run), p.body.openMetrics)
 		for lines.next() {
@@ -1416,11 +1357,11 @@ func (g group) distinct() (distinct group, repeats int) {
 				kept := rest // even if it has no lines: it may have the HELP text or the type
 				kept.run.to = p.run.from + uint32(lines.start)
 				rest.run.from = p.run.from + uint32(lines.pos)
-				distinct.add(&kept)
+				distinct = append(distinct, &kept)
 				repeats++
 			}
 		}
-		distinct.add(&rest)
+		distinct = append(distinct, &rest)
 	}
 	return distinct, repeats
 }
@@ -1438,34 +1379,35 @@ func (p *parser) appendLabels(dst []byte, without string) []byte {
 	return dst
 }
 
-// addOwn puts the program's own metrics on the page, after all others. Of a family that a
+// addOwn puts the program's own metrics on the page, after all others, as they come. Of a family that a
 // source has too, the source's HELP text and type stay, and its samples where they are of
 // the same series.
 func (m *merged) addOwn(own ...*exposition) {
 	n := len(m.groups)
-	for _, g := range gather([][]*exposition{own}, math.MaxInt32) {
-		f := *g.first.family
-		g.first.family = &f
-		if m.openMetrics && !g.first.findPlace(m.groups[:n]) {
-			continue
+	for _, e := range own {
+		for _, p := range e.parts(math.MaxInt32) {
+			f := *p.family
+			p.family = &f
+			if m.openMetrics && !p.findPlace(m.groups[:n]) {
+				continue
+			}
+			at, found := find(m.groups[:n], p.text(f.name))
+			if !found {
+				m.groups = append(m.groups, group{p})
+				continue
+			}
+			if m.groups[at].types().agreed() != untyped {
+				f.metricType = untyped
+			}
+			m.groups[at], _ = append(m.groups[at], p).distinct()
 		}
-		at, found := find(m.groups[:n], g.name())
-		if !found {
-			m.groups = append(m.groups, g)
-			continue
-		}
-		if m.groups[at].types().agreed() != untyped {
-			f.metricType = untyped
-		}
-		m.groups[at].join(g)
-		m.groups[at], _ = m.groups[at].distinct()
 	}
 }
 
 // findPlace gives a family of the program's own the name and the type that OpenMetrics and
 // the families of the sources leave for it. It is false if they leave none.
 func (p *part) findPlace(groups []group) bool {
-	g := group{p, p}
+	g := group{p}
 	if full := p.name; p.metricType == counter {
 		_, total := find(groups, g.name())
 		p.name.to -= uint32(len("_total"))
@@ -1517,7 +1459,7 @@ func (pg *page) addFamily(g group) {
 		pg.flush()
 		pg.tail = make([]byte, 0, 32<<10)
 	}
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		if p.help.from < p.help.to {
 			text := p.text(p.help)
 			if pg.openMetrics {
@@ -1535,7 +1477,7 @@ func (pg *page) addFamily(g group) {
 			pg.addMetadata("# UNIT ", g, name[len(name)-n:])
 		}
 	}
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		pg.addLines(p.text(p.run))
 	}
 }
@@ -1543,7 +1485,7 @@ func (pg *page) addFamily(g group) {
 // addMetadata adds a HELP, TYPE or UNIT line.
 func (pg *page) addMetadata(what string, g group, text []byte) {
 	out, name := append(pg.tail, what...), g.name()
-	if g.first.quoted && !isBareName(name) {
+	if g[0].quoted && !isBareName(name) {
 		out = append(append(append(out, '"'), name...), '"')
 	} else {
 		out = append(out, name...)
@@ -1594,7 +1536,7 @@ func (p *program) render(
 	var status ownMetrics
 	status.addSources(sources, results)
 	status.addProgram(p, &m.findings)
-	m.addOwn(status.finish(), process)
+	m.addOwn(process, status.finish())
 	return m.write(ctx)
 }
 
