@@ -688,7 +688,7 @@ func mergedOf(f form, expositions []*exposition) *merged {
 	for _, e := range expositions {
 		bodies = append(bodies, e.as(f))
 	}
-	m, _ := merge(context.Background(), bodies, f.openMetrics)
+	m, _ := merge(context.Background(), bodies, make([]string, len(bodies)), f.openMetrics)
 	return m
 }
 

@@ -652,21 +652,20 @@ func (e *exposition) sort() {
 // leaveOut removes the families that are dropped, with samples that came before their TYPE.
 func (e *exposition) leaveOut() {
 	e.adopt()
-	var kept []family
-	for _, g := range groupsOf(e.parts(0)) {
-		dropped := slices.ContainsFunc(g, func(p *part) bool { return p.dropped })
-		if dropped {
-			e.dropped++
-		}
-		for _, p := range g {
-			if dropped {
-				e.samples -= bytes.Count(p.text(p.run), []byte("\n"))
-			} else {
-				kept = append(kept, *p.family)
-			}
+	dropped := map[string]bool{}
+	for _, f := range e.families {
+		if f.dropped {
+			dropped[string(e.text(f.name))] = true
 		}
 	}
-	e.families = kept
+	e.dropped = len(dropped)
+	e.families = slices.DeleteFunc(e.families, func(f family) bool {
+		if dropped[string(e.text(f.name))] {
+			e.samples -= bytes.Count(e.text(f.lines), []byte("\n"))
+			return true
+		}
+		return false
+	})
 }
 
 // isGrouped reports whether each family has lines, and is there once, but for a counter of
@@ -883,7 +882,8 @@ func (l *labeller) rewrite(from *exposition, f *family) {
 // merged is what is to be on a page: metric families in the order of their names.
 type merged struct {
 	groups      []group
-	openMetrics bool // the page's format, which all groups are in
+	openMetrics bool     // the page's format, which all groups are in
+	names       []string // of the sources of the bodies
 	findings
 }
 
@@ -897,13 +897,12 @@ type findings struct {
 // finding is a metric family that could not be merged as it came.
 type finding struct {
 	family  string
-	ranks   []int32  // of the bodies concerned
-	sources []string // their names, see name
+	sources []string // names of those concerned
 }
 
-// finding returns a finding about the group. If several bodies have a type for it, those
+// finding returns a finding about a group. If several bodies have a type for it, those
 // concern it; otherwise all do.
-func (g group) finding() finding {
+func (m *merged) finding(g group) finding {
 	var all, typed []int32
 	for _, p := range g {
 		all = append(all, p.rank)
@@ -911,23 +910,16 @@ func (g group) finding() finding {
 			typed = append(typed, p.rank)
 		}
 	}
-	f := finding{family: string(g.name()), ranks: slices.Compact(all)}
-	if typed = slices.Compact(typed); len(typed) > 1 {
-		f.ranks = typed
+	ranks := slices.Compact(typed)
+	if len(ranks) < 2 {
+		ranks = slices.Compact(all)
 	}
+	f := finding{family: string(g.name())}
+	for _, rank := range ranks {
+		f.sources = append(f.sources, m.names[rank])
+	}
+	f.sources = slices.Compact(f.sources)
 	return f
-}
-
-// name sets the names of the sources concerned, of which each body has one.
-func (fs *findings) name(names []string) {
-	for _, list := range [][]finding{fs.conflicts, fs.repeating} {
-		for i := range list {
-			for _, rank := range list[i].ranks {
-				list[i].sources = append(list[i].sources, names[rank])
-			}
-			list[i].sources = slices.Compact(list[i].sources)
-		}
-	}
 }
 
 // part is what one body has of a family: all its lines, or a run of them.
@@ -956,15 +948,16 @@ func (p *part) compare(other *part) int {
 type group []*part
 
 // merge merges bodies for a page of a format. Each body is one exposition, or several if
-// some of its families had to be changed for that. It fails if ctx ends.
-func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merged, error) {
+// some of its families had to be changed for that; names are those of their sources. It
+// fails if ctx ends.
+func merge(ctx context.Context, bodies [][]*exposition, names []string, openMetrics bool) (*merged, error) {
 	var lists [][]*part
 	for rank, body := range bodies {
 		for _, e := range body {
 			lists = append(lists, e.parts(int32(rank)))
 		}
 	}
-	m := &merged{groups: groupsOf(mergeParts(lists)), openMetrics: openMetrics}
+	m := &merged{groups: groupsOf(mergeParts(lists)), openMetrics: openMetrics, names: names}
 	for changed := true; changed; {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -1260,7 +1253,7 @@ func (m *merged) settle(verdicts []verdict) bool {
 	for i, g := range m.groups {
 		v := verdicts[i]
 		if v == toSplit {
-			m.conflicts = append(m.conflicts, g.finding())
+			m.conflicts = append(m.conflicts, m.finding(g))
 		}
 		for _, p := range g {
 			switch {
@@ -1323,7 +1316,7 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 		if repeats > 0 {
 			m.groups[i] = distinct
 			m.duplicates += repeats
-			m.repeating = append(m.repeating, g.finding())
+			m.repeating = append(m.repeating, m.finding(g))
 		}
 	}
 	return nil
@@ -1528,11 +1521,10 @@ func (p *program) render(
 			names = append(names, sources[i].name)
 		}
 	}
-	m, err := merge(ctx, bodies, f.openMetrics)
+	m, err := merge(ctx, bodies, names, f.openMetrics)
 	if err != nil {
 		return nil, err
 	}
-	m.findings.name(names)
 	var status ownMetrics
 	status.addSources(sources, results)
 	status.addProgram(p, &m.findings)
