@@ -141,7 +141,7 @@ func (l *labeller) readLines(limit int) error {
 		case typeLine:
 			l.keepType()
 		case unitLine:
-			l.keepUnit()
+			l.described().unit = uint32(len(l.p.text))
 		}
 		if held := l.e.held(); held > limit {
 			if l.more != nil {
@@ -433,8 +433,8 @@ func underscores(name []byte) []byte {
 
 // keepHelp keeps the HELP text of a family, if it is the first, as the text format has it.
 func (l *labeller) keepHelp() {
-	f := l.last()
-	if f == nil || !bytes.Equal(l.e.text(f.name), l.p.name) || f.lines.from < f.lines.to {
+	f := l.described()
+	if f.lines.from < f.lines.to {
 		f = l.begin(l.p.name)
 	}
 	if f.help.from == f.help.to {
@@ -465,26 +465,24 @@ var (
 // keepType keeps the type of a family. Untyped is no opinion; two opinions make two
 // families, which regroup joins.
 func (l *labeller) keepType() {
-	f := l.last()
-	differs := f != nil && f.metricType != untyped && l.p.metricType != untyped && f.metricType != l.p.metricType
-	if f == nil || differs || !bytes.Equal(l.e.text(f.name), l.p.name) {
-		f = l.begin(l.p.name)
-	}
-	if l.p.metricType != untyped {
-		f.metricType = l.p.metricType
+	f := l.described()
+	if t := l.p.metricType; t != untyped {
+		if f.metricType != untyped && f.metricType != t {
+			f = l.begin(l.p.name)
+		}
+		f.metricType = t
 	}
 	if l.p.openMetrics && f.metricType == counter { // Prometheus knows it by the name of its samples
 		f.dropped = f.dropped || l.added.drops(append(slices.Clone(l.p.name), "_total"...))
 	}
 }
 
-// keepUnit keeps the unit of a family, with which its name ends.
-func (l *labeller) keepUnit() {
-	f := l.last()
-	if f == nil || !bytes.Equal(l.e.text(f.name), l.p.name) {
-		f = l.begin(l.p.name)
+// described returns the family that metadata is of: the last one, or one that begins with it.
+func (l *labeller) described() *family {
+	if f := l.last(); f != nil && bytes.Equal(l.e.text(f.name), l.p.name) {
+		return f
 	}
-	f.unit = uint32(len(l.p.text))
+	return l.begin(l.p.name)
 }
 
 // last returns the family of the last line, nil before the first.
@@ -1107,7 +1105,7 @@ func (r *strictReader) take(p *parser, suffix string) bool {
 	case "_count":
 		r.count = value
 	default:
-		if !r.takeBound(p.labelNamed(r.boundName), value) {
+		if !r.takeBound(p.labelNamed([]byte(r.boundName)), value) {
 			return false
 		}
 	}
