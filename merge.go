@@ -626,17 +626,17 @@ func (e *exposition) regroup(limit int) error {
 	e.adopt()
 	groups := groupsOf(e.parts(0))
 	slices.SortFunc(groups, func(a, b group) int { return cmp.Compare(a[0].run.from, b[0].run.from) }) // as they came
-	whole := exposition{buf: make([]byte, 0, len(e.buf)), families: make([]family, 0, len(groups))}
+	whole := exposition{buf: make([]byte, 0, len(e.buf))}
 	for _, g := range groups {
 		counters, others := g.takeCounters()
-		if len(counters) > 0 {
-			whole.families = append(whole.families, whole.join(counters))
+		first, last := whole.join(counters), whole.join(others)
+		for _, p := range g {
+			*p.family = family{}
 		}
-		whole.families = append(whole.families, whole.join(others))
+		*g[0].family, *g[len(g)-1].family = first, last // in this order: mostly there are no counters
 	}
 	e.buf = whole.buf
-	e.families = slices.DeleteFunc(whole.families, func(f family) bool { return f.lines.from == f.lines.to })
-	e.sort()
+	e.families = slices.DeleteFunc(e.families, func(f family) bool { return f.lines.from == f.lines.to })
 	return nil
 }
 
@@ -718,6 +718,9 @@ func (f *family) fold(e *exposition) {
 // join appends one family of another exposition, and returns it: the first HELP text, the
 // type, and all lines.
 func (e *exposition) join(g group) family {
+	if len(g) == 0 {
+		return family{}
+	}
 	whole := family{name: e.add(g.name()), unit: g.unit(), metricType: g.types().agreed()}
 	for _, p := range g {
 		if whole.help.from == whole.help.to {
