@@ -1526,10 +1526,10 @@ func (p *program) render(
 	if err != nil {
 		return nil, err
 	}
-	var status ownMetrics
+	status := ownMetrics{}
 	status.addSources(sources, results)
 	status.addProgram(p, &m.findings)
-	m.addOwn(process, status.finish())
+	m.addOwn(process, status.body())
 	return m.write(ctx)
 }
 
@@ -1572,106 +1572,92 @@ func (p *program) warnOnce(subject, what string, attrs ...any) {
 	}
 }
 
-// ownMetrics makes an exposition of the program's own metrics.
-type ownMetrics struct{ exposition }
+// ownMetrics are metrics of the program's own, by the names of their families.
+type ownMetrics map[string]*ownFamily
 
-// begin begins a metric family.
-func (m *ownMetrics) begin(name string, t metricType, help string) {
-	f := family{name: m.add([]byte(name)), help: m.add([]byte(help)), metricType: t, bare: true}
-	f.lines = span{f.help.to, f.help.to}
-	m.families = append(m.families, f)
+// ownFamily is one of these families.
+type ownFamily struct {
+	metricType metricType
+	help       string
+	lines      []byte
 }
 
-// sample adds a sample with the labels of pairs, one at least, to the family begun last.
-func (m *ownMetrics) sample(value float64, pairs ...string) {
-	f := &m.families[len(m.families)-1]
+// add adds a sample with the labels of pairs, one at least, to a family.
+func (m ownMetrics) add(name string, t metricType, help string, value float64, pairs ...string) {
+	f := m[name]
+	if f == nil {
+		f = &ownFamily{metricType: t, help: help}
+		m[name] = f
+	}
 	open := byte('{')
-	out := append(m.buf, m.text(f.name)...)
+	out := append(f.lines, name...)
 	for i := 0; i < len(pairs); i += 2 {
 		out = append(append(append(out, open), pairs[i]...), `="`...)
 		out = append(append(out, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
 		open = ','
 	}
 	out = append(out, "} "...)
-	m.buf = append(strconv.AppendFloat(out, value, 'g', -1, 64), '\n')
-	f.lines.to = uint32(len(m.buf))
+	f.lines = append(strconv.AppendFloat(out, value, 'g', -1, 64), '\n')
 }
 
-// one adds a family of one sample that tells of the program.
-func (m *ownMetrics) one(name string, t metricType, help string, value float64, pairs ...string) {
-	m.begin(name, t, help)
-	m.sample(value, append(pairs, "exporter_name", ownName)...)
+// one adds a sample that tells of the program.
+func (m ownMetrics) one(name string, t metricType, help string, value float64, pairs ...string) {
+	m.add(name, t, help, value, append(pairs, "exporter_name", ownName)...)
 }
 
-// finish returns the exposition, without families that have no samples.
-func (m *ownMetrics) finish() *exposition {
-	m.families = slices.DeleteFunc(m.families, func(f family) bool { return f.lines.from == f.lines.to })
-	m.sort()
-	return &m.exposition
+// body returns the metrics as an exposition.
+func (m ownMetrics) body() *exposition {
+	e := &exposition{}
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		own := m[name]
+		f := family{name: e.add([]byte(name)), help: e.add([]byte(own.help)), metricType: own.metricType, bare: true}
+		f.lines = e.add(own.lines)
+		e.families = append(e.families, f)
+	}
+	return e
 }
 
 // addSources adds what is to be told of each source.
-func (m *ownMetrics) addSources(sources []*source, results []*result) {
-	counted := make([]counts, len(sources))
+func (m ownMetrics) addSources(sources []*source, results []*result) {
 	for i, s := range sources {
-		counted[i] = s.status.snapshot()
-	}
-	each := func(name string, t metricType, help string, value func(i int) float64) {
-		m.begin(ownName+"_source_"+name, t, help)
-		for i, s := range sources {
-			if v := value(i); !math.IsNaN(v) {
-				m.sample(v, "exporter_name", s.name)
-			}
+		r, c := results[i], s.status.snapshot()
+		add := func(name string, t metricType, help string, value float64) {
+			m.add(name, t, help, value, "exporter_name", s.name)
 		}
-	}
-	each("up", gauge, "Whether the source delivered for this scrape.",
-		func(i int) float64 { return oneIf(results[i].failure == nil) })
-	each("scrape_duration_seconds", gauge, "How long the fetch took.", func(i int) float64 {
-		if results[i].start.IsZero() { // it missed the deadline
-			return math.NaN()
+		add(ownName+"_source_up", gauge, "Whether the source delivered for this scrape.", oneIf(r.failure == nil))
+		if !r.start.IsZero() { // or it missed the deadline
+			add(ownName+"_source_scrape_duration_seconds", gauge, "How long the fetch took.",
+				r.end.Sub(r.start).Seconds())
 		}
-		return results[i].end.Sub(results[i].start).Seconds()
-	})
-	each("samples_scraped", gauge, "Samples that the source delivered.",
-		func(i int) float64 { return float64(results[i].samples()) })
-	each("body_bytes", gauge, "Size of what the source delivered, decompressed.",
-		func(i int) float64 { return float64(results[i].bytes) })
-	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded, 0 before the first.",
-		func(i int) float64 { return unixSeconds(counted[i].lastSuccess) })
-	each("timeout_seconds", gauge, "Longest time that a fetch may take.",
-		func(i int) float64 { return sources[i].timeout.Seconds() })
-	each("families_dropped", gauge, "Metric families that --drop left out.", func(i int) float64 {
-		if len(sources[i].drop) == 0 {
-			return math.NaN()
+		add(ownName+"_source_samples_scraped", gauge, "Samples that the source delivered.", float64(r.samples()))
+		add(ownName+"_source_body_bytes", gauge, "Size of what the source delivered, decompressed.", float64(r.bytes))
+		add(ownName+"_source_last_success_timestamp_seconds", gauge,
+			"When the last fetch succeeded, 0 before the first.", unixSeconds(c.lastSuccess))
+		add(ownName+"_source_timeout_seconds", gauge, "Longest time that a fetch may take.", s.timeout.Seconds())
+		if len(s.drop) > 0 {
+			add(ownName+"_source_families_dropped", gauge, "Metric families that --drop left out.",
+				float64(r.dropped()))
 		}
-		return float64(results[i].dropped())
-	})
-	each("exit_status", gauge, "Exit status of the command.", func(i int) float64 {
-		if exit := results[i].exit; exit.known {
-			return float64(exit.code)
+		if r.exit.known {
+			add(ownName+"_source_exit_status", gauge, "Exit status of the command.", float64(r.exit.code))
 		}
-		return math.NaN()
-	})
-	each("fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
-		func(i int) float64 { return float64(counted[i].fetches) })
-	m.begin(ownName+"_source_failures_total", counter, "Failed fetches, and scrapes that found the source busy.")
-	for i, s := range sources {
+		add(ownName+"_source_fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
+			float64(c.fetches))
 		for _, reason := range reasons[s.kind] {
-			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
+			m.add(ownName+"_source_failures_total", counter, "Failed fetches, and scrapes that found the source busy.",
+				float64(c.failures[reason]), "exporter_name", s.name, "reason", reason)
 		}
-	}
-	m.begin(ownName+"_file_mtime_seconds", gauge, "When the file was last modified.")
-	for i, s := range sources {
-		for _, f := range results[i].files {
-			m.sample(unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
+		for _, f := range r.files {
+			m.add(ownName+"_file_mtime_seconds", gauge, "When the file was last modified.",
+				unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
 		}
 	}
 }
 
 // addFindings adds how often something was found, and for each source concerned in how many
 // families.
-func (m *ownMetrics) addFindings(name, help string, total int, list []finding) {
-	m.one(ownName+"_"+name, gauge, help, float64(total))
+func (m ownMetrics) addFindings(name, help string, total int, list []finding) {
+	m.one(name, gauge, help, float64(total))
 	families := map[string]int{}
 	for _, f := range list {
 		for _, source := range f.sources {
@@ -1679,15 +1665,15 @@ func (m *ownMetrics) addFindings(name, help string, total int, list []finding) {
 		}
 	}
 	for _, source := range slices.Sorted(maps.Keys(families)) {
-		m.sample(float64(families[source]), "exporter_name", source)
+		m.add(name, gauge, help, float64(families[source]), "exporter_name", source)
 	}
 }
 
 // addProgram adds what is to be told of the page and the program.
-func (m *ownMetrics) addProgram(p *program, found *findings) {
-	m.addFindings("conflicting_families", "Metric families served untyped, as the sources disagree on them.",
+func (m ownMetrics) addProgram(p *program, found *findings) {
+	m.addFindings(ownName+"_conflicting_families", "Metric families served untyped, as the sources disagree on them.",
 		len(found.conflicts), found.conflicts)
-	m.addFindings("duplicate_series_dropped", "Samples left out, as an earlier source has the same series."+
+	m.addFindings(ownName+"_duplicate_series_dropped", "Samples left out, as an earlier source has the same series."+
 		" For a source: families concerned.", found.duplicates, found.repeating)
 	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
 		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
@@ -1698,10 +1684,10 @@ func (m *ownMetrics) addProgram(p *program, found *findings) {
 			"When the certificate of the program expires.",
 			unixSeconds(c.Certificates[0].Leaf.NotAfter))
 	}
-	m.begin(ownName+"_last_reload_successful", gauge,
-		"Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
-		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
+		m.add(ownName+"_last_reload_successful", gauge,
+			"Whether the files that the flag names could be taken up when they last changed.",
+			oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
 	}
 	if p.tls.clients || p.passwords != nil {
 		m.one(ownName+"_requests_refused_total", counter, "Requests without a right password or client certificate.",
@@ -1732,7 +1718,7 @@ func (p *program) processNow() *exposition {
 // readProcess reads the metrics of the process. Those that the system does not tell, as
 // where there is no /proc, are left out.
 func readProcess(started time.Time) *exposition {
-	var m ownMetrics
+	m := ownMetrics{}
 	memory := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/total:bytes"}}
 	metrics.Read(memory) // runtime.ReadMemStats would stop the world
 	m.one("go_info", gauge, "Information about the Go environment.", 1, "version", runtime.Version())
@@ -1763,7 +1749,7 @@ func readProcess(started time.Time) *exposition {
 		m.one("process_virtual_memory_bytes", gauge, "Virtual memory size in bytes.", virtual*page)
 		m.one("process_resident_memory_bytes", gauge, "Resident memory size in bytes.", resident*page)
 	}
-	return m.finish()
+	return m.body()
 }
 
 // oneIf returns 1 for true.
