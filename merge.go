@@ -241,8 +241,11 @@ func (l *labeller) relay() {
 // relabel appends a sample that has to be written anew: it is not plain, or one of its
 // labels gives way to an added one.
 func (l *labeller) relabel() {
-	out, open := l.appendName(l.e.buf), byte('{')
-	if len(out) > len(l.e.buf)+len(l.p.name) { // quoted, in braces
+	out, open := l.e.buf, byte('{')
+	if isBareName(l.p.name) {
+		out = append(out, l.p.name...)
+	} else {
+		out = append(append(append(out, `{"`...), l.p.name...), '"')
 		open = ','
 	}
 	if len(l.added.text) > 0 {
@@ -309,14 +312,6 @@ func appendSeconds(dst, millis []byte) []byte {
 	return dst
 }
 
-// appendName appends the name of the sample, after a brace if it needs quotes.
-func (l *labeller) appendName(dst []byte) []byte {
-	if isBareName(l.p.name) {
-		return append(dst, l.p.name...)
-	}
-	return append(append(append(dst, `{"`...), l.p.name...), '"')
-}
-
 // appendLabel appends a label of the sample, under another name if its own is an added
 // label's, or needs quotes that this exposition does without.
 func (l *labeller) appendLabel(dst []byte, lb label) []byte {
@@ -366,8 +361,7 @@ func (l *labeller) exportedName(name []byte) []byte {
 	l.exported = slices.Grow(l.exported, 1)[:n+1]
 	free := append(l.exported[n][:0], name...)
 	same := func(name []byte) bool { return bytes.Equal(name, free) }
-	has := func(lb label) bool { return same(l.p.labelName(lb)) && len(l.p.labelText(lb)) > 0 }
-	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || slices.ContainsFunc(l.p.labels, has) {
+	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || len(l.p.labelNamed(free)) > 0 {
 		free = slices.Insert(free, 0, []byte("exported_")...)
 	}
 	l.exported[n] = free
@@ -769,7 +763,7 @@ func (e *exposition) as(f form) []*exposition {
 	}
 	rest := &exposition{buf: e.buf, openMetrics: e.openMetrics, loose: e.loose, telling: e.telling}
 	anew := &exposition{openMetrics: f.openMetrics, loose: e.loose, telling: e.telling}
-	l := labeller{e: anew, added: &addedLabels{}}
+	l := labeller{e: anew, added: &addedLabels{}, anew: true}
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
@@ -836,7 +830,6 @@ func (f *family) sizeAnew() int {
 // rewrite adds the samples of a family of another exposition to the families that they belong
 // to here, in pieces that regroup joins.
 func (l *labeller) rewrite(from *exposition, f *family) {
-	l.anew = l.lost != untyped || l.bare != nil || from.openMetrics != l.e.openMetrics
 	l.p = parserOf(from.text(f.lines), from.openMetrics)
 	help, unit := from.text(f.help), from.text(span{f.name.to - f.unit, f.name.to})
 	if l.bare != nil {
@@ -1032,11 +1025,9 @@ func (g group) types() typeSet {
 
 // contradicts reports whether a sample of the group speaks against the type.
 func (g group) contradicts(t metricType) bool {
-	found := false
-	for _, p := range g {
-		found = found || t == histogram && p.noHistogram || t == summary && p.noSummary
-	}
-	return found
+	return slices.ContainsFunc(g, func(p *part) bool {
+		return t == histogram && p.noHistogram || t == summary && p.noSummary
+	})
 }
 
 // fits reports whether OpenMetrics has such samples for a type. What came as OpenMetrics is
@@ -1280,7 +1271,7 @@ func (m *merged) settle(verdicts []verdict) bool {
 func (p *part) split() []*part {
 	e := &exposition{openMetrics: p.body.openMetrics, loose: p.body.loose, telling: p.body.telling}
 	e.buf = make([]byte, 0, p.sizeAnew())
-	l := labeller{e: e, added: &addedLabels{}, lost: p.metricType}
+	l := labeller{e: e, added: &addedLabels{}, anew: true, lost: p.metricType}
 	if l.lost == untyped {
 		l.lost = unknown
 	}
@@ -1325,11 +1316,8 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 
 // mayRepeat reports whether two bodies may have the same series in the family.
 func (g group) mayRepeat() bool {
-	untold := false
-	for _, p := range g {
-		untold = untold || !p.body.telling
-	}
-	return untold && g[0].rank != g[len(g)-1].rank
+	untold := func(p *part) bool { return !p.body.telling }
+	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
 }
 
 // distinct returns a group without the samples whose series an earlier body has, and how
@@ -1869,14 +1857,13 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 }
 
 // render renders a page once there is room for it.
-func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
+func (ps *pages) render(ctx context.Context, want *pageRequest) (sp *sharedPage, err error) {
 	if err := ps.makeRoom(ctx); err != nil {
 		return nil, err
 	}
 	results := want.newest()
-	rendered := false
 	defer func() { // after a panic, too
-		if !rendered {
+		if sp == nil {
 			releaseAll(results)
 		}
 	}()
@@ -1885,8 +1872,7 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	if err != nil {
 		return nil, err
 	}
-	rendered = true
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
+	sp = &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
