@@ -27,6 +27,7 @@ import (
 	"math/bits"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -72,14 +73,6 @@ const (
 var typeNames = [...]string{
 	untyped: "untyped", counter: "counter", gauge: "gauge", histogram: "histogram", summary: "summary",
 	info: "gauge", stateset: "gauge", gaugeHistogram: "untyped", unknown: "untyped", conflicting: "untyped",
-}
-
-// typeOf maps the word of a TYPE line of the text format, in lower case, to the nearest
-// type that this format has.
-var typeOf = map[string]metricType{
-	"counter": counter, "gauge": gauge, "histogram": histogram, "summary": summary,
-	"info": gauge, "stateset": gauge,
-	"": untyped, "untyped": untyped, "unknown": untyped, "gaugehistogram": untyped,
 }
 
 // openMetricsNames are the words for the types in OpenMetrics.
@@ -323,20 +316,24 @@ func (p *parser) metadata(kind lineKind, i int) {
 	}
 }
 
-// setType sets the type to what the text of a TYPE line, which begins at i, says.
+// setType sets the type to what the text of a TYPE line, which begins at i, says: in the
+// text format to the nearest type that it has.
 func (p *parser) setType(i int) {
-	known := false
-	if p.openMetrics {
-		t := slices.Index(openMetricsNames[:conflicting], string(p.text))
-		p.metricType, known = metricType(t), t >= 0
-	} else {
-		word := bytes.TrimRight(p.text, " \t")
-		if p.metricType, known = typeOf[string(word)]; !known {
-			p.metricType, known = typeOf[string(bytes.ToLower(word))]
+	word := string(p.text)
+	if !p.openMetrics {
+		word = strings.ToLower(strings.TrimRight(word, " \t"))
+		if word == "" || word == "untyped" {
+			word = "unknown"
 		}
 	}
-	if !known {
+	t := slices.Index(openMetricsNames[:conflicting], word)
+	switch {
+	case t < 0:
 		p.fail(i, "unknown metric type")
+	case p.openMetrics:
+		p.metricType = metricType(t)
+	default:
+		p.metricType = metricType(slices.Index(typeNames[:], typeNames[t]))
 	}
 }
 
