@@ -688,7 +688,7 @@ func mergedOf(f form, expositions []*exposition) *merged {
 	for _, e := range expositions {
 		bodies = append(bodies, e.as(f))
 	}
-	m, _ := merge(context.Background(), bodies, f.openMetrics)
+	m, _ := merge(context.Background(), bodies, make([]string, len(bodies)), f.openMetrics)
 	return m
 }
 
@@ -4115,15 +4115,12 @@ func FuzzMerge(f *testing.F) {
 		f.Add(text, openMetrics, []byte(other.text), other.openMetrics)
 		i++
 	})
-	var own ownMetrics
+	own := ownMetrics{}
 	for _, name := range []string{"a", "a_b", "foo_info", "h", "process_open_fds"} {
-		own.begin(name, gauge, "Own.")
-		own.sample(1, "x", "y")
-		own.sample(2, "b", "c")
+		own.add(name, gauge, "Own.", 1, "x", "y")
+		own.add(name, gauge, "Own.", 2, "b", "c")
 	}
-	own.begin("foo_total", counter, "Own.")
-	own.sample(1, "x", "y")
-	own.finish()
+	own.add("foo_total", counter, "Own.", 1, "x", "y")
 	f.Fuzz(func(t *testing.T, one []byte, oneOpenMetrics bool, other []byte, otherOpenMetrics bool) {
 		var told, raw []*exposition
 		samples := 0
@@ -4148,18 +4145,18 @@ func FuzzMerge(f *testing.F) {
 			first, second := pageText(pageOf(f, told[0])), pageText(pageOf(f, told[1]))
 			wantSamples(t, page, f.openMetrics, strings.TrimSuffix(first, "# EOF\n")+second, f.openMetrics)
 			wantPage(t, samples, f, raw...)
-			wantOwnLast(t, own, f, raw)
+			wantOwnLast(t, own.body(), f, raw)
 		}
 	})
 }
 
 // wantOwnLast wants a page that is taken again and has, beside all that bodies alone have on
 // theirs, nothing but own samples.
-func wantOwnLast(t *testing.T, own ownMetrics, f form, bodies []*exposition) {
+func wantOwnLast(t *testing.T, own *exposition, f form, bodies []*exposition) {
 	t.Helper()
 	m := mergedOf(f, bodies)
 	alone, _ := m.write(context.Background())
-	m.addOwn(&own.exposition)
+	m.addOwn(own)
 	pg, _ := m.write(context.Background())
 	left := samplesOf(t, pageText(pg), f.openMetrics)
 	for _, sample := range samplesOf(t, pageText(alone), f.openMetrics) {
@@ -4170,7 +4167,7 @@ func wantOwnLast(t *testing.T, own ownMetrics, f form, bodies []*exposition) {
 		left = slices.Delete(left, i, i+1)
 	}
 	for _, sample := range left {
-		if !slices.Contains(samplesOf(t, pageText(pageOf(textForm, &own.exposition)), false), sample) {
+		if !slices.Contains(samplesOf(t, pageText(pageOf(textForm, own)), false), sample) {
 			t.Fatalf("%s is invented beside the own metrics:\n%s", sample, pageText(pg))
 		}
 	}

@@ -141,7 +141,7 @@ func (l *labeller) readLines(limit int) error {
 		case typeLine:
 			l.keepType()
 		case unitLine:
-			l.keepUnit()
+			l.described().unit = uint32(len(l.p.text))
 		}
 		if held := l.e.held(); held > limit {
 			if l.more != nil {
@@ -241,8 +241,11 @@ func (l *labeller) relay() {
 // relabel appends a sample that has to be written anew: it is not plain, or one of its
 // labels gives way to an added one.
 func (l *labeller) relabel() {
-	out, open := l.appendName(l.e.buf), byte('{')
-	if len(out) > len(l.e.buf)+len(l.p.name) { // quoted, in braces
+	out, open := l.e.buf, byte('{')
+	if isBareName(l.p.name) {
+		out = append(out, l.p.name...)
+	} else {
+		out = append(append(append(out, `{"`...), l.p.name...), '"')
 		open = ','
 	}
 	if len(l.added.text) > 0 {
@@ -309,14 +312,6 @@ func appendSeconds(dst, millis []byte) []byte {
 	return dst
 }
 
-// appendName appends the name of the sample, after a brace if it needs quotes.
-func (l *labeller) appendName(dst []byte) []byte {
-	if isBareName(l.p.name) {
-		return append(dst, l.p.name...)
-	}
-	return append(append(append(dst, `{"`...), l.p.name...), '"')
-}
-
 // appendLabel appends a label of the sample, under another name if its own is an added
 // label's, or needs quotes that this exposition does without.
 func (l *labeller) appendLabel(dst []byte, lb label) []byte {
@@ -366,8 +361,7 @@ func (l *labeller) exportedName(name []byte) []byte {
 	l.exported = slices.Grow(l.exported, 1)[:n+1]
 	free := append(l.exported[n][:0], name...)
 	same := func(name []byte) bool { return bytes.Equal(name, free) }
-	has := func(lb label) bool { return same(l.p.labelName(lb)) && len(l.p.labelText(lb)) > 0 }
-	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || slices.ContainsFunc(l.p.labels, has) {
+	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || len(l.p.labelNamed(free)) > 0 {
 		free = slices.Insert(free, 0, []byte("exported_")...)
 	}
 	l.exported[n] = free
@@ -433,8 +427,8 @@ func underscores(name []byte) []byte {
 
 // keepHelp keeps the HELP text of a family, if it is the first, as the text format has it.
 func (l *labeller) keepHelp() {
-	f := l.last()
-	if f == nil || !bytes.Equal(l.e.text(f.name), l.p.name) || f.lines.from < f.lines.to {
+	f := l.described()
+	if f.lines.from < f.lines.to {
 		f = l.begin(l.p.name)
 	}
 	if f.help.from == f.help.to {
@@ -465,26 +459,24 @@ var (
 // keepType keeps the type of a family. Untyped is no opinion; two opinions make two
 // families, which regroup joins.
 func (l *labeller) keepType() {
-	f := l.last()
-	differs := f != nil && f.metricType != untyped && l.p.metricType != untyped && f.metricType != l.p.metricType
-	if f == nil || differs || !bytes.Equal(l.e.text(f.name), l.p.name) {
-		f = l.begin(l.p.name)
-	}
-	if l.p.metricType != untyped {
-		f.metricType = l.p.metricType
+	f := l.described()
+	if t := l.p.metricType; t != untyped {
+		if f.metricType != untyped && f.metricType != t {
+			f = l.begin(l.p.name)
+		}
+		f.metricType = t
 	}
 	if l.p.openMetrics && f.metricType == counter { // Prometheus knows it by the name of its samples
 		f.dropped = f.dropped || l.added.drops(append(slices.Clone(l.p.name), "_total"...))
 	}
 }
 
-// keepUnit keeps the unit of a family, with which its name ends.
-func (l *labeller) keepUnit() {
-	f := l.last()
-	if f == nil || !bytes.Equal(l.e.text(f.name), l.p.name) {
-		f = l.begin(l.p.name)
+// described returns the family that metadata is of: the last one, or one that begins with it.
+func (l *labeller) described() *family {
+	if f := l.last(); f != nil && bytes.Equal(l.e.text(f.name), l.p.name) {
+		return f
 	}
-	f.unit = uint32(len(l.p.text))
+	return l.begin(l.p.name)
 }
 
 // last returns the family of the last line, nil before the first.
@@ -583,19 +575,31 @@ func (e *exposition) covers(f *family, sample []byte) bool {
 	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix), e.openMetrics))
 }
 
-// suffixesOf are what the names of samples have after the name of a family of the type.
-var suffixesOf = [conflicting + 1][]string{
-	counter:        {"_created", "_total"},
-	histogram:      {"_bucket", "_count", "_created", "_sum"},
-	summary:        {"_count", "_created", "_sum"},
-	info:           {"_info"},
-	gaugeHistogram: {"_bucket", "_gcount", "_gsum"},
-}
-
 // claims reports whether a family of the type has samples whose name is the
 // family's with that suffix.
 func (t metricType) claims(suffix string, openMetrics bool) bool {
-	return slices.Contains(suffixesOf[t], suffix) && (openMetrics || suffix != "_created" && suffix != "_total")
+	return claimers(suffix, openMetrics)&(1<<t) != 0
+}
+
+// claimers returns the types that claim a suffix. A switch takes less time than a map.
+func claimers(suffix string, openMetrics bool) typeSet {
+	switch suffix {
+	case "_bucket":
+		return 1<<histogram | 1<<gaugeHistogram
+	case "_count", "_sum":
+		return 1<<histogram | 1<<summary
+	case "_gcount", "_gsum":
+		return 1 << gaugeHistogram
+	case "_info":
+		return 1 << info
+	}
+	switch {
+	case openMetrics && suffix == "_created":
+		return 1<<counter | 1<<histogram | 1<<summary
+	case openMetrics && suffix == "_total":
+		return 1 << counter
+	}
+	return 0
 }
 
 // regroup brings the families into order. If the body scattered a family over several
@@ -614,25 +618,19 @@ func (e *exposition) regroup(limit int) error {
 		return errTooMuch
 	}
 	e.adopt()
+	groups := groupsOf(e.parts(0))
+	slices.SortFunc(groups, func(a, b group) int { return cmp.Compare(a[0].run.from, b[0].run.from) }) // as they came
 	whole := exposition{buf: make([]byte, 0, len(e.buf))}
-	groups := e.groups(0)
-	order := make([]int, len(groups)) // in which they came
-	for i := range order {
-		order[i] = i
-	}
-	slices.SortFunc(order, func(a, b int) int { return groups[a].first.compare(groups[b].first) })
-	whole.families = make([]family, len(groups))
-	for _, i := range order {
-		if counters := groups[i].takeCounters(); counters.first != nil {
-			whole.families = append(whole.families, whole.join(counters))
+	for _, g := range groups {
+		counters, others := g.takeCounters()
+		first, last := whole.join(counters), whole.join(others)
+		for _, p := range g {
+			*p.family = family{}
 		}
-		whole.families[i] = whole.join(groups[i])
+		*g[0].family, *g[len(g)-1].family = first, last // in this order: mostly there are no counters
 	}
 	e.buf = whole.buf
-	e.families = slices.DeleteFunc(whole.families, func(f family) bool { return f.lines.from == f.lines.to })
-	if len(whole.families) > len(groups) {
-		e.sort()
-	}
+	e.families = slices.DeleteFunc(e.families, func(f family) bool { return f.lines.from == f.lines.to })
 	return nil
 }
 
@@ -646,24 +644,20 @@ func (e *exposition) sort() {
 // leaveOut removes the families that are dropped, with samples that came before their TYPE.
 func (e *exposition) leaveOut() {
 	e.adopt()
-	var kept []family
-	for _, g := range e.groups(0) {
-		var pieces []family
-		dropped := false
-		for p := g.first; p != nil; p = p.next {
-			pieces = append(pieces, *p.family)
-			dropped = dropped || p.dropped
-		}
-		if !dropped {
-			kept = append(kept, pieces...)
-			continue
-		}
-		e.dropped++
-		for _, f := range pieces {
-			e.samples -= bytes.Count(e.text(f.lines), []byte("\n"))
+	dropped := map[string]bool{}
+	for _, f := range e.families {
+		if f.dropped {
+			dropped[string(e.text(f.name))] = true
 		}
 	}
-	e.families = kept
+	e.dropped = len(dropped)
+	e.families = slices.DeleteFunc(e.families, func(f family) bool {
+		if dropped[string(e.text(f.name))] {
+			e.samples -= bytes.Count(e.text(f.lines), []byte("\n"))
+			return true
+		}
+		return false
+	})
 }
 
 // isGrouped reports whether each family has lines, and is there once, but for a counter of
@@ -685,14 +679,15 @@ func (e *exposition) isGrouped() bool {
 
 // adopt makes untyped families that another family of the body claims pieces of that.
 func (e *exposition) adopt() {
-	groups := e.groups(0)
+	groups := groupsOf(e.parts(0))
 	var found []*family
 	for _, g := range groups {
-		for _, i := range claimedBy(groups, g, g.types(), e.openMetrics) {
-			for p := groups[i].first; p != nil; p = p.next {
-				if p.metricType == untyped {
-					found = append(found, p.family)
-				}
+		if claimer(groups, g.name(), e.openMetrics) < 0 {
+			continue
+		}
+		for _, p := range g {
+			if p.metricType == untyped {
+				found = append(found, p.family)
 			}
 		}
 	}
@@ -717,8 +712,11 @@ func (f *family) fold(e *exposition) {
 // join appends one family of another exposition, and returns it: the first HELP text, the
 // type, and all lines.
 func (e *exposition) join(g group) family {
+	if len(g) == 0 {
+		return family{}
+	}
 	whole := family{name: e.add(g.name()), unit: g.unit(), metricType: g.types().agreed()}
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		if whole.help.from == whole.help.to {
 			whole.help = e.add(p.text(p.help))
 		}
@@ -729,7 +727,7 @@ func (e *exposition) join(g group) family {
 		whole.noSummary = whole.noSummary || p.noSummary
 	}
 	whole.lines.from = uint32(len(e.buf))
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		e.add(p.text(p.run))
 	}
 	whole.lines.to = uint32(len(e.buf))
@@ -765,7 +763,7 @@ func (e *exposition) as(f form) []*exposition {
 	}
 	rest := &exposition{buf: e.buf, openMetrics: e.openMetrics, loose: e.loose, telling: e.telling}
 	anew := &exposition{openMetrics: f.openMetrics, loose: e.loose, telling: e.telling}
-	l := labeller{e: anew, added: &addedLabels{}}
+	l := labeller{e: anew, added: &addedLabels{}, anew: true}
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
@@ -832,7 +830,6 @@ func (f *family) sizeAnew() int {
 // rewrite adds the samples of a family of another exposition to the families that they belong
 // to here, in pieces that regroup joins.
 func (l *labeller) rewrite(from *exposition, f *family) {
-	l.anew = l.lost != untyped || l.bare != nil || from.openMetrics != l.e.openMetrics
 	l.p = parserOf(from.text(f.lines), from.openMetrics)
 	help, unit := from.text(f.help), from.text(span{f.name.to - f.unit, f.name.to})
 	if l.bare != nil {
@@ -879,7 +876,8 @@ func (l *labeller) rewrite(from *exposition, f *family) {
 // merged is what is to be on a page: metric families in the order of their names.
 type merged struct {
 	groups      []group
-	openMetrics bool // the page's format, which all groups are in
+	openMetrics bool     // the page's format, which all groups are in
+	names       []string // of the sources of the bodies
 	findings
 }
 
@@ -893,37 +891,29 @@ type findings struct {
 // finding is a metric family that could not be merged as it came.
 type finding struct {
 	family  string
-	ranks   []int32  // of the bodies concerned
-	sources []string // their names, see name
+	sources []string // names of those concerned
 }
 
-// finding returns a finding about the group. If several bodies have a type for it, those
+// finding returns a finding about a group. If several bodies have a type for it, those
 // concern it; otherwise all do.
-func (g group) finding() finding {
+func (m *merged) finding(g group) finding {
 	var all, typed []int32
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		all = append(all, p.rank)
 		if p.metricType != untyped {
 			typed = append(typed, p.rank)
 		}
 	}
-	f := finding{family: string(g.name()), ranks: slices.Compact(all)}
-	if typed = slices.Compact(typed); len(typed) > 1 {
-		f.ranks = typed
+	ranks := slices.Compact(typed)
+	if len(ranks) < 2 {
+		ranks = slices.Compact(all)
 	}
+	f := finding{family: string(g.name())}
+	for _, rank := range ranks {
+		f.sources = append(f.sources, m.names[rank])
+	}
+	f.sources = slices.Compact(f.sources)
 	return f
-}
-
-// name sets the names of the sources concerned, of which each body has one.
-func (fs *findings) name(names []string) {
-	for _, list := range [][]finding{fs.conflicts, fs.repeating} {
-		for i := range list {
-			for _, rank := range list[i].ranks {
-				list[i].sources = append(list[i].sources, names[rank])
-			}
-			list[i].sources = slices.Compact(list[i].sources)
-		}
-	}
 }
 
 // part is what one body has of a family: all its lines, or a run of them.
@@ -932,25 +922,36 @@ type part struct {
 	*family
 	run  span
 	rank int32 // of the body, in the order of the flags
-	next *part // of the same family
 }
 
 // text returns a range of the part's body.
 func (p *part) text(s span) []byte { return p.body.text(s) }
 
-// group is all parts of one family on the page, by body.
-type group struct{ first, last *part }
-
-// groupOf returns a group of one part.
-func groupOf(body *exposition, f *family, run span, rank int32) group {
-	p := &part{body: body, family: f, run: run, rank: rank}
-	return group{p, p}
+// compare says which of two parts comes first: by name, then by body, then as they came.
+func (p *part) compare(other *part) int {
+	if order := bytes.Compare(p.text(p.name), other.text(other.name)); order != 0 {
+		return order
+	}
+	if p.body != other.body {
+		return cmp.Compare(p.rank, other.rank)
+	}
+	return cmp.Compare(p.run.from, other.run.from)
 }
 
+// group is all parts of one family on the page, in order.
+type group []*part
+
 // merge merges bodies for a page of a format. Each body is one exposition, or several if
-// some of its families had to be changed for that. It fails if ctx ends.
-func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merged, error) {
-	m := &merged{groups: gather(bodies, 0), openMetrics: openMetrics}
+// some of its families had to be changed for that; names are those of their sources. It
+// fails if ctx ends.
+func merge(ctx context.Context, bodies [][]*exposition, names []string, openMetrics bool) (*merged, error) {
+	var lists [][]*part
+	for rank, body := range bodies {
+		for _, e := range body {
+			lists = append(lists, e.parts(int32(rank)))
+		}
+	}
+	m := &merged{groups: groupsOf(mergeParts(lists)), openMetrics: openMetrics, names: names}
 	for changed := true; changed; {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -964,103 +965,59 @@ func merge(ctx context.Context, bodies [][]*exposition, openMetrics bool) (*merg
 	return m, m.dropRepeats(ctx)
 }
 
-// gather lists the families of bodies by name. Those of each body are in order, so all
-// that takes is merging lists.
-func gather(bodies [][]*exposition, rank int32) []group {
-	if half := len(bodies) / 2; half > 0 {
-		return mergeGroups(gather(bodies[:half], rank), gather(bodies[half:], rank+int32(half)))
-	}
-	var groups []group
-	for _, body := range bodies { // there is one at most
-		for _, e := range body {
-			groups = mergeGroups(groups, e.groups(rank))
-		}
-	}
-	return groups
-}
-
-// groups lists the families of an exposition.
-func (e *exposition) groups(rank int32) []group {
+// parts lists the families of an exposition.
+func (e *exposition) parts(rank int32) []*part {
 	parts := make([]part, len(e.families))
-	groups := make([]group, 0, len(e.families))
+	list := make([]*part, len(parts))
 	for i := range parts {
 		f := &e.families[i]
 		parts[i] = part{body: e, family: f, run: f.lines, rank: rank}
-		if n := len(groups); n > 0 && bytes.Equal(groups[n-1].name(), e.text(f.name)) {
-			groups[n-1].add(&parts[i])
-		} else {
-			groups = append(groups, group{&parts[i], &parts[i]})
-		}
+		list[i] = &parts[i]
 	}
-	return groups
+	return list
 }
 
-// mergeGroups merges two lists that are in order.
-func mergeGroups(a, b []group) []group {
-	switch {
-	case len(a) == 0:
-		return b
-	case len(b) == 0:
-		return a
+// mergeParts merges lists that are in order. Of parts that compare alike, those of an
+// earlier list come first.
+func mergeParts(lists [][]*part) []*part {
+	switch len(lists) {
+	case 0:
+		return nil
+	case 1:
+		return lists[0]
 	}
-	all := make([]group, 0, len(a)+len(b))
+	a, b := mergeParts(lists[:len(lists)/2]), mergeParts(lists[len(lists)/2:])
+	all := make([]*part, 0, len(a)+len(b))
 	for len(a) > 0 && len(b) > 0 {
-		switch order := bytes.Compare(a[0].name(), b[0].name()); {
-		case order < 0:
+		if a[0].compare(b[0]) <= 0 {
 			all, a = append(all, a[0]), a[1:]
-		case order > 0:
+		} else {
 			all, b = append(all, b[0]), b[1:]
-		default:
-			a[0].join(b[0])
-			all, a, b = append(all, a[0]), a[1:], b[1:]
 		}
 	}
 	return append(append(all, a...), b...)
 }
 
-// join adds the parts of another group, which mostly come after all of this.
-func (g *group) join(other group) {
-	if g.last.compare(other.first) <= 0 {
-		g.last.next, g.last = other.first, other.last
-		return
-	}
-	var both group
-	for a, b := g.first, other.first; a != nil || b != nil; {
-		if b == nil || a != nil && a.compare(b) <= 0 {
-			a = both.add(a)
-		} else {
-			b = both.add(b)
+// groupsOf groups parts that are in order by family.
+func groupsOf(parts []*part) []group {
+	groups := make([]group, 0, len(parts))
+	for len(parts) > 0 {
+		n := 1
+		for n < len(parts) && bytes.Equal(group(parts[n:]).name(), group(parts).name()) {
+			n++
 		}
+		groups, parts = append(groups, parts[:n:n]), parts[n:]
 	}
-	*g = both
-}
-
-// compare says which of two parts of one family comes first: by body, then as they came.
-func (p *part) compare(other *part) int {
-	if p.body != other.body {
-		return cmp.Compare(p.rank, other.rank)
-	}
-	return cmp.Compare(p.run.from, other.run.from)
-}
-
-// add adds a part and returns the one that followed it where it was.
-func (g *group) add(p *part) (next *part) {
-	if g.last == nil {
-		g.first = p
-	} else {
-		g.last.next = p
-	}
-	g.last, next, p.next = p, p.next, nil
-	return next
+	return groups
 }
 
 // name returns the name of the family.
-func (g group) name() []byte { return g.first.text(g.first.name) }
+func (g group) name() []byte { return g[0].text(g[0].name) }
 
 // types returns the types that the parts have.
 func (g group) types() typeSet {
 	var types typeSet
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		types |= 1 << p.metricType
 	}
 	return types
@@ -1068,18 +1025,16 @@ func (g group) types() typeSet {
 
 // contradicts reports whether a sample of the group speaks against the type.
 func (g group) contradicts(t metricType) bool {
-	found := false
-	for p := g.first; p != nil; p = p.next {
-		found = found || t == histogram && p.noHistogram || t == summary && p.noSummary
-	}
-	return found
+	return slices.ContainsFunc(g, func(p *part) bool {
+		return t == histogram && p.noHistogram || t == summary && p.noSummary
+	})
 }
 
 // fits reports whether OpenMetrics has such samples for a type. What came as OpenMetrics is
 // not looked at, but for the names.
 func (g group) fits(t metricType) bool {
 	named := t == counter || t == histogram || t == gaugeHistogram || t == info // its samples, not by its name
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		switch other := p.metricType != t; {
 		case named && p.bare, other && (p.metricType != untyped || t == info || t == stateset):
 			return false
@@ -1144,7 +1099,7 @@ func (r *strictReader) take(p *parser, suffix string) bool {
 	case "_count":
 		r.count = value
 	default:
-		if !r.takeBound(p.labelNamed(r.boundName), value) {
+		if !r.takeBound(p.labelNamed([]byte(r.boundName)), value) {
 			return false
 		}
 	}
@@ -1175,26 +1130,24 @@ func (r *strictReader) endGroup() bool {
 
 // takeCounters takes out of a group whose types differ the counters of OpenMetrics, whose
 // samples have other names.
-func (g *group) takeCounters() (counters group) {
+func (g group) takeCounters() (counters, others group) {
 	if g.types().agreed() != conflicting {
-		return counters
+		return nil, g
 	}
-	var rest group
-	for p := g.first; p != nil; {
+	for _, p := range g {
 		if p.metricType == counter && !p.bare {
-			p = counters.add(p)
+			counters = append(counters, p)
 		} else {
-			p = rest.add(p)
+			others = append(others, p)
 		}
 	}
-	*g = rest
-	return counters
+	return counters, others
 }
 
 // unit returns the unit that those parts of the group agree on that give one.
 func (g group) unit() uint32 {
 	var unit uint32
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		if unit > 0 && p.unit > 0 && p.unit != unit {
 			return 0
 		}
@@ -1227,35 +1180,37 @@ const (
 // folded.
 func judge(groups []group, openMetrics bool) []verdict {
 	verdicts := make([]verdict, len(groups))
+	var claims [][2]int // of a name by an earlier family
 	for i, g := range groups {
-		types := g.types()
-		v := max(verdicts[i], g.judge(types, openMetrics))
-		claimed := claimedBy(groups, g, types, openMetrics)
-		for _, c := range claimed {
-			other := groups[c].types().agreed()
-			isSample := histogram.claims(string(groups[c].name()[len(g.name()):]), false) // not only reserved
-			switch {
-			case openMetrics && (other == unknown || other == untyped && types.agreed() != counter),
-				openMetrics && other != untyped && !isSample:
-				v = max(v, toYield)
-			case other != untyped:
-				v, verdicts[c] = toSplit, toSplit
-			case !openMetrics && groups[c].contradicts(types.agreed()):
-				v = toSplit
-			}
+		verdicts[i] = g.judge(openMetrics)
+		c := claimer(groups, g.name(), openMetrics)
+		if c < 0 {
+			continue
 		}
-		for _, c := range claimed {
-			if v < toPart {
-				verdicts[c] = max(verdicts[c], toFold)
-			}
+		claims = append(claims, [2]int{i, c})
+		t, claiming := g.types().agreed(), groups[c].types().agreed()
+		isSample := histogram.claims(string(g.name()[len(groups[c].name()):]), false) // not only reserved
+		switch {
+		case openMetrics && (t == unknown || t == untyped && claiming != counter),
+			openMetrics && t != untyped && !isSample:
+			verdicts[c] = max(verdicts[c], toYield)
+		case t != untyped:
+			verdicts[i], verdicts[c] = toSplit, toSplit
+		case !openMetrics && g.contradicts(claiming):
+			verdicts[c] = toSplit
 		}
-		verdicts[i] = v
+	}
+	for _, c := range claims {
+		if verdicts[c[1]] < toPart {
+			verdicts[c[0]] = max(verdicts[c[0]], toFold)
+		}
 	}
 	return verdicts
 }
 
 // judge returns the verdict on a group alone.
-func (g group) judge(types typeSet, openMetrics bool) verdict {
+func (g group) judge(openMetrics bool) verdict {
+	types := g.types()
 	t := types.agreed()
 	switch {
 	case openMetrics && types&(1<<counter) != 0 && !g.fits(counter):
@@ -1268,81 +1223,61 @@ func (g group) judge(types typeSet, openMetrics bool) verdict {
 	return stays
 }
 
-// claimedBy lists the groups whose names types of g claim.
-func claimedBy(groups []group, g group, types typeSet, openMetrics bool) []int {
-	var claimed []int
-	for types >>= counter; types > 0; types &= types - 1 {
-		t := counter + metricType(bits.TrailingZeros16(uint16(types)))
-		for _, suffix := range suffixesOf[t] {
-			if !t.claims(suffix, openMetrics) {
-				continue
-			}
-			if i, found := find(groups, append(slices.Clone(g.name()), suffix...)); found {
-				claimed = append(claimed, i)
-			}
+// claimer returns which group claims a name for its samples, -1 if none does.
+func claimer(groups []group, name []byte, openMetrics bool) int {
+	end := max(bytes.LastIndexByte(name, '_'), 0)
+	if types := claimers(string(name[end:]), openMetrics); types != 0 {
+		if i, found := find(groups, name[:end]); found && groups[i].types()&types != 0 {
+			return i
 		}
 	}
-	return claimed
+	return -1
 }
 
 // settle carries out the verdicts, and reports whether that changed a family. Those that
 // are split are in conflict.
 func (m *merged) settle(verdicts []verdict) bool {
-	rest := m.groups[:0]
-	var changed []group
+	if !slices.ContainsFunc(verdicts, func(v verdict) bool { return v != stays }) {
+		return false
+	}
+	var rest []*part
+	var changed [][]*part
 	for i, g := range m.groups {
 		v := verdicts[i]
-		if v == stays {
-			rest = append(rest, g)
-			continue
-		}
 		if v == toSplit {
-			m.conflicts = append(m.conflicts, g.finding())
+			m.conflicts = append(m.conflicts, m.finding(g))
 		}
-		for p := g.first; p != nil; p = p.next {
+		for _, p := range g {
 			switch {
+			case v == stays:
+				rest = append(rest, p)
 			case v == toFold:
 				folded := *p.family
 				folded.fold(p.body)
-				changed = append(changed, groupOf(p.body, &folded, p.run, p.rank))
+				p.family = &folded
+				changed = append(changed, []*part{p})
 			case v == toPart && p.metricType != counter && (p.metricType != untyped || p.bare):
-				changed = append(changed, groupOf(p.body, p.family, p.run, p.rank))
+				changed = append(changed, []*part{p})
 			default:
-				changed = append(changed, p.split()...)
+				changed = append(changed, p.split())
 			}
 		}
 	}
-	m.groups = mergeGroups(rest, groupsOf(changed))
-	return len(changed) > 0
-}
-
-// groupsOf sorts groups and joins those of one family.
-func groupsOf(pieces []group) []group {
-	slices.SortFunc(pieces, func(a, b group) int {
-		return cmp.Or(bytes.Compare(a.name(), b.name()), a.first.compare(b.first))
-	})
-	groups := pieces[:0]
-	for _, g := range pieces {
-		if n := len(groups); n > 0 && bytes.Equal(groups[n-1].name(), g.name()) {
-			groups[n-1].join(g)
-		} else {
-			groups = append(groups, g)
-		}
-	}
-	return groups
+	m.groups = groupsOf(mergeParts([][]*part{rest, mergeParts(changed)}))
+	return true
 }
 
 // split returns the lines of a part as families without a type, one for each sample name.
-func (p *part) split() []group {
+func (p *part) split() []*part {
 	e := &exposition{openMetrics: p.body.openMetrics, loose: p.body.loose, telling: p.body.telling}
 	e.buf = make([]byte, 0, p.sizeAnew())
-	l := labeller{e: e, added: &addedLabels{}, lost: p.metricType}
+	l := labeller{e: e, added: &addedLabels{}, anew: true, lost: p.metricType}
 	if l.lost == untyped {
 		l.lost = unknown
 	}
 	l.rewrite(p.body, p.family)
 	e.regroup(math.MaxInt)
-	return e.groups(p.rank)
+	return e.parts(p.rank)
 }
 
 // sampleName returns where the name in the line at stands.
@@ -1373,7 +1308,7 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 		if repeats > 0 {
 			m.groups[i] = distinct
 			m.duplicates += repeats
-			m.repeating = append(m.repeating, g.finding())
+			m.repeating = append(m.repeating, m.finding(g))
 		}
 	}
 	return nil
@@ -1381,11 +1316,8 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 
 // mayRepeat reports whether two bodies may have the same series in the family.
 func (g group) mayRepeat() bool {
-	untold := false
-	for p := g.first; p != nil; p = p.next {
-		untold = untold || !p.body.telling
-	}
-	return untold && g.first.rank != g.last.rank
+	untold := func(p *part) bool { return !p.body.telling }
+	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
 }
 
 // distinct returns a group without the samples whose series an earlier body has, and how
@@ -1395,7 +1327,7 @@ func (g group) distinct() (distinct group, repeats int) {
 	first, second := maphash.MakeSeed(), maphash.MakeSeed()
 	ranks := map[[2]uint64]int32{} // of the first body that has the series
 	var series []byte
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		rest := *p
 		lines := parserOf(p.text(p.run), p.body.openMetrics)
 		for lines.next() {
@@ -1407,11 +1339,11 @@ func (g group) distinct() (distinct group, repeats int) {
 				kept := rest // even if it has no lines: it may have the HELP text or the type
 				kept.run.to = p.run.from + uint32(lines.start)
 				rest.run.from = p.run.from + uint32(lines.pos)
-				distinct.add(&kept)
+				distinct = append(distinct, &kept)
 				repeats++
 			}
 		}
-		distinct.add(&rest)
+		distinct = append(distinct, &rest)
 	}
 	return distinct, repeats
 }
@@ -1429,40 +1361,41 @@ func (p *parser) appendLabels(dst []byte, without string) []byte {
 	return dst
 }
 
-// addOwn puts the program's own metrics on the page, after all others. Of a family that a
+// addOwn puts the program's own metrics on the page, after all others, as they come. Of a family that a
 // source has too, the source's HELP text and type stay, and its samples where they are of
 // the same series.
 func (m *merged) addOwn(own ...*exposition) {
 	n := len(m.groups)
-	for _, g := range gather([][]*exposition{own}, math.MaxInt32) {
-		f := *g.first.family
-		g.first.family = &f
-		if m.openMetrics && !g.first.findPlace(m.groups[:n]) {
-			continue
+	for _, e := range own {
+		for _, p := range e.parts(math.MaxInt32) {
+			f := *p.family
+			p.family = &f
+			if m.openMetrics && !p.findPlace(m.groups[:n]) {
+				continue
+			}
+			at, found := find(m.groups[:n], p.text(f.name))
+			if !found {
+				m.groups = append(m.groups, group{p})
+				continue
+			}
+			if m.groups[at].types().agreed() != untyped {
+				f.metricType = untyped
+			}
+			m.groups[at], _ = append(m.groups[at], p).distinct()
 		}
-		at, found := find(m.groups[:n], g.name())
-		if !found {
-			m.groups = append(m.groups, g)
-			continue
-		}
-		if m.groups[at].types().agreed() != untyped {
-			f.metricType = untyped
-		}
-		m.groups[at].join(g)
-		m.groups[at], _ = m.groups[at].distinct()
 	}
 }
 
 // findPlace gives a family of the program's own the name and the type that OpenMetrics and
 // the families of the sources leave for it. It is false if they leave none.
 func (p *part) findPlace(groups []group) bool {
-	g := group{p, p}
-	if p.metricType == counter {
-		full := p.name
+	g := group{p}
+	if full := p.name; p.metricType == counter {
+		_, total := find(groups, g.name())
 		p.name.to -= uint32(len("_total"))
+		_, created := find(groups, append(slices.Clone(g.name()), "_created"...))
 		at, found := find(groups, g.name())
-		p.bare = found && groups[at].types().agreed() != counter ||
-			!found && len(claimedBy(groups, g, 1<<counter, true)) > 0
+		p.bare = found && groups[at].types().agreed() != counter || !found && (total || created)
 		if !p.bare {
 			return true
 		}
@@ -1472,9 +1405,7 @@ func (p *part) findPlace(groups []group) bool {
 		t := groups[at].types().agreed()
 		return t == untyped || t == unknown || t == gauge
 	}
-	end := max(bytes.LastIndexByte(g.name(), '_'), 0)
-	at, found := find(groups, g.name()[:end])
-	return !found || !groups[at].types().agreed().claims(string(g.name()[end:]), true)
+	return claimer(groups, g.name(), true) < 0
 }
 
 // page is one valid exposition, ready to be written. It refers to long runs of lines
@@ -1510,7 +1441,7 @@ func (pg *page) addFamily(g group) {
 		pg.flush()
 		pg.tail = make([]byte, 0, 32<<10)
 	}
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		if p.help.from < p.help.to {
 			text := p.text(p.help)
 			if pg.openMetrics {
@@ -1528,7 +1459,7 @@ func (pg *page) addFamily(g group) {
 			pg.addMetadata("# UNIT ", g, name[len(name)-n:])
 		}
 	}
-	for p := g.first; p != nil; p = p.next {
+	for _, p := range g {
 		pg.addLines(p.text(p.run))
 	}
 }
@@ -1536,7 +1467,7 @@ func (pg *page) addFamily(g group) {
 // addMetadata adds a HELP, TYPE or UNIT line.
 func (pg *page) addMetadata(what string, g group, text []byte) {
 	out, name := append(pg.tail, what...), g.name()
-	if g.first.quoted && !isBareName(name) {
+	if g[0].quoted && !isBareName(name) {
 		out = append(append(append(out, '"'), name...), '"')
 	} else {
 		out = append(out, name...)
@@ -1579,15 +1510,14 @@ func (p *program) render(
 			names = append(names, sources[i].name)
 		}
 	}
-	m, err := merge(ctx, bodies, f.openMetrics)
+	m, err := merge(ctx, bodies, names, f.openMetrics)
 	if err != nil {
 		return nil, err
 	}
-	m.findings.name(names)
-	var status ownMetrics
+	status := ownMetrics{}
 	status.addSources(sources, results)
 	status.addProgram(p, &m.findings)
-	m.addOwn(status.finish(), process)
+	m.addOwn(process, status.body())
 	return m.write(ctx)
 }
 
@@ -1630,106 +1560,92 @@ func (p *program) warnOnce(subject, what string, attrs ...any) {
 	}
 }
 
-// ownMetrics makes an exposition of the program's own metrics.
-type ownMetrics struct{ exposition }
+// ownMetrics are metrics of the program's own, by the names of their families.
+type ownMetrics map[string]*ownFamily
 
-// begin begins a metric family.
-func (m *ownMetrics) begin(name string, t metricType, help string) {
-	f := family{name: m.add([]byte(name)), help: m.add([]byte(help)), metricType: t, bare: true}
-	f.lines = span{f.help.to, f.help.to}
-	m.families = append(m.families, f)
+// ownFamily is one of these families.
+type ownFamily struct {
+	metricType metricType
+	help       string
+	lines      []byte
 }
 
-// sample adds a sample with the labels of pairs, one at least, to the family begun last.
-func (m *ownMetrics) sample(value float64, pairs ...string) {
-	f := &m.families[len(m.families)-1]
+// add adds a sample with the labels of pairs, one at least, to a family.
+func (m ownMetrics) add(name string, t metricType, help string, value float64, pairs ...string) {
+	f := m[name]
+	if f == nil {
+		f = &ownFamily{metricType: t, help: help}
+		m[name] = f
+	}
 	open := byte('{')
-	out := append(m.buf, m.text(f.name)...)
+	out := append(f.lines, name...)
 	for i := 0; i < len(pairs); i += 2 {
 		out = append(append(append(out, open), pairs[i]...), `="`...)
 		out = append(append(out, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
 		open = ','
 	}
 	out = append(out, "} "...)
-	m.buf = append(strconv.AppendFloat(out, value, 'g', -1, 64), '\n')
-	f.lines.to = uint32(len(m.buf))
+	f.lines = append(strconv.AppendFloat(out, value, 'g', -1, 64), '\n')
 }
 
-// one adds a family of one sample that tells of the program.
-func (m *ownMetrics) one(name string, t metricType, help string, value float64, pairs ...string) {
-	m.begin(name, t, help)
-	m.sample(value, append(pairs, "exporter_name", ownName)...)
+// one adds a sample that tells of the program.
+func (m ownMetrics) one(name string, t metricType, help string, value float64, pairs ...string) {
+	m.add(name, t, help, value, append(pairs, "exporter_name", ownName)...)
 }
 
-// finish returns the exposition, without families that have no samples.
-func (m *ownMetrics) finish() *exposition {
-	m.families = slices.DeleteFunc(m.families, func(f family) bool { return f.lines.from == f.lines.to })
-	m.sort()
-	return &m.exposition
+// body returns the metrics as an exposition.
+func (m ownMetrics) body() *exposition {
+	e := &exposition{}
+	for _, name := range slices.Sorted(maps.Keys(m)) {
+		own := m[name]
+		f := family{name: e.add([]byte(name)), help: e.add([]byte(own.help)), metricType: own.metricType, bare: true}
+		f.lines = e.add(own.lines)
+		e.families = append(e.families, f)
+	}
+	return e
 }
 
 // addSources adds what is to be told of each source.
-func (m *ownMetrics) addSources(sources []*source, results []*result) {
-	counted := make([]counts, len(sources))
+func (m ownMetrics) addSources(sources []*source, results []*result) {
 	for i, s := range sources {
-		counted[i] = s.status.snapshot()
-	}
-	each := func(name string, t metricType, help string, value func(i int) float64) {
-		m.begin(ownName+"_source_"+name, t, help)
-		for i, s := range sources {
-			if v := value(i); !math.IsNaN(v) {
-				m.sample(v, "exporter_name", s.name)
-			}
+		r, c := results[i], s.status.snapshot()
+		add := func(name string, t metricType, help string, value float64) {
+			m.add(name, t, help, value, "exporter_name", s.name)
 		}
-	}
-	each("up", gauge, "Whether the source delivered for this scrape.",
-		func(i int) float64 { return oneIf(results[i].failure == nil) })
-	each("scrape_duration_seconds", gauge, "How long the fetch took.", func(i int) float64 {
-		if results[i].start.IsZero() { // it missed the deadline
-			return math.NaN()
+		add(ownName+"_source_up", gauge, "Whether the source delivered for this scrape.", oneIf(r.failure == nil))
+		if !r.start.IsZero() { // or it missed the deadline
+			add(ownName+"_source_scrape_duration_seconds", gauge, "How long the fetch took.",
+				r.end.Sub(r.start).Seconds())
 		}
-		return results[i].end.Sub(results[i].start).Seconds()
-	})
-	each("samples_scraped", gauge, "Samples that the source delivered.",
-		func(i int) float64 { return float64(results[i].samples()) })
-	each("body_bytes", gauge, "Size of what the source delivered, decompressed.",
-		func(i int) float64 { return float64(results[i].bytes) })
-	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded, 0 before the first.",
-		func(i int) float64 { return unixSeconds(counted[i].lastSuccess) })
-	each("timeout_seconds", gauge, "Longest time that a fetch may take.",
-		func(i int) float64 { return sources[i].timeout.Seconds() })
-	each("families_dropped", gauge, "Metric families that --drop left out.", func(i int) float64 {
-		if len(sources[i].drop) == 0 {
-			return math.NaN()
+		add(ownName+"_source_samples_scraped", gauge, "Samples that the source delivered.", float64(r.samples()))
+		add(ownName+"_source_body_bytes", gauge, "Size of what the source delivered, decompressed.", float64(r.bytes))
+		add(ownName+"_source_last_success_timestamp_seconds", gauge,
+			"When the last fetch succeeded, 0 before the first.", unixSeconds(c.lastSuccess))
+		add(ownName+"_source_timeout_seconds", gauge, "Longest time that a fetch may take.", s.timeout.Seconds())
+		if len(s.drop) > 0 {
+			add(ownName+"_source_families_dropped", gauge, "Metric families that --drop left out.",
+				float64(r.dropped()))
 		}
-		return float64(results[i].dropped())
-	})
-	each("exit_status", gauge, "Exit status of the command.", func(i int) float64 {
-		if exit := results[i].exit; exit.known {
-			return float64(exit.code)
+		if r.exit.known {
+			add(ownName+"_source_exit_status", gauge, "Exit status of the command.", float64(r.exit.code))
 		}
-		return math.NaN()
-	})
-	each("fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
-		func(i int) float64 { return float64(counted[i].fetches) })
-	m.begin(ownName+"_source_failures_total", counter, "Failed fetches, and scrapes that found the source busy.")
-	for i, s := range sources {
+		add(ownName+"_source_fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
+			float64(c.fetches))
 		for _, reason := range reasons[s.kind] {
-			m.sample(float64(counted[i].failures[reason]), "exporter_name", s.name, "reason", reason)
+			m.add(ownName+"_source_failures_total", counter, "Failed fetches, and scrapes that found the source busy.",
+				float64(c.failures[reason]), "exporter_name", s.name, "reason", reason)
 		}
-	}
-	m.begin(ownName+"_file_mtime_seconds", gauge, "When the file was last modified.")
-	for i, s := range sources {
-		for _, f := range results[i].files {
-			m.sample(unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
+		for _, f := range r.files {
+			m.add(ownName+"_file_mtime_seconds", gauge, "When the file was last modified.",
+				unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
 		}
 	}
 }
 
 // addFindings adds how often something was found, and for each source concerned in how many
 // families.
-func (m *ownMetrics) addFindings(name, help string, total int, list []finding) {
-	m.one(ownName+"_"+name, gauge, help, float64(total))
+func (m ownMetrics) addFindings(name, help string, total int, list []finding) {
+	m.one(name, gauge, help, float64(total))
 	families := map[string]int{}
 	for _, f := range list {
 		for _, source := range f.sources {
@@ -1737,15 +1653,15 @@ func (m *ownMetrics) addFindings(name, help string, total int, list []finding) {
 		}
 	}
 	for _, source := range slices.Sorted(maps.Keys(families)) {
-		m.sample(float64(families[source]), "exporter_name", source)
+		m.add(name, gauge, help, float64(families[source]), "exporter_name", source)
 	}
 }
 
 // addProgram adds what is to be told of the page and the program.
-func (m *ownMetrics) addProgram(p *program, found *findings) {
-	m.addFindings("conflicting_families", "Metric families served untyped, as the sources disagree on them.",
+func (m ownMetrics) addProgram(p *program, found *findings) {
+	m.addFindings(ownName+"_conflicting_families", "Metric families served untyped, as the sources disagree on them.",
 		len(found.conflicts), found.conflicts)
-	m.addFindings("duplicate_series_dropped", "Samples left out, as an earlier source has the same series."+
+	m.addFindings(ownName+"_duplicate_series_dropped", "Samples left out, as an earlier source has the same series."+
 		" For a source: families concerned.", found.duplicates, found.repeating)
 	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
 		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
@@ -1756,10 +1672,10 @@ func (m *ownMetrics) addProgram(p *program, found *findings) {
 			"When the certificate of the program expires.",
 			unixSeconds(c.Certificates[0].Leaf.NotAfter))
 	}
-	m.begin(ownName+"_last_reload_successful", gauge,
-		"Whether the files that the flag names could be taken up when they last changed.")
 	for _, w := range p.watched {
-		m.sample(oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
+		m.add(ownName+"_last_reload_successful", gauge,
+			"Whether the files that the flag names could be taken up when they last changed.",
+			oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
 	}
 	if p.tls.clients || p.passwords != nil {
 		m.one(ownName+"_requests_refused_total", counter, "Requests without a right password or client certificate.",
@@ -1790,7 +1706,7 @@ func (p *program) processNow() *exposition {
 // readProcess reads the metrics of the process. Those that the system does not tell, as
 // where there is no /proc, are left out.
 func readProcess(started time.Time) *exposition {
-	var m ownMetrics
+	m := ownMetrics{}
 	memory := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/total:bytes"}}
 	metrics.Read(memory) // runtime.ReadMemStats would stop the world
 	m.one("go_info", gauge, "Information about the Go environment.", 1, "version", runtime.Version())
@@ -1821,7 +1737,7 @@ func readProcess(started time.Time) *exposition {
 		m.one("process_virtual_memory_bytes", gauge, "Virtual memory size in bytes.", virtual*page)
 		m.one("process_resident_memory_bytes", gauge, "Resident memory size in bytes.", resident*page)
 	}
-	return m.finish()
+	return m.body()
 }
 
 // oneIf returns 1 for true.
@@ -1941,14 +1857,13 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 }
 
 // render renders a page once there is room for it.
-func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
+func (ps *pages) render(ctx context.Context, want *pageRequest) (sp *sharedPage, err error) {
 	if err := ps.makeRoom(ctx); err != nil {
 		return nil, err
 	}
 	results := want.newest()
-	rendered := false
 	defer func() { // after a panic, too
-		if !rendered {
+		if sp == nil {
 			releaseAll(results)
 		}
 	}()
@@ -1957,8 +1872,7 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	if err != nil {
 		return nil, err
 	}
-	rendered = true
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
+	sp = &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()

@@ -27,6 +27,7 @@ import (
 	"math/bits"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 )
 
@@ -49,6 +50,9 @@ const (
 	eofLine                    // checked, but not handed out
 )
 
+// metadataWords are what metadata begins with after the #.
+var metadataWords = [...]string{helpLine: "HELP", typeLine: "TYPE", unitLine: "UNIT"}
+
 // metricType is the type of a metric family; the zero value is untyped.
 type metricType uint8
 
@@ -69,14 +73,6 @@ const (
 var typeNames = [...]string{
 	untyped: "untyped", counter: "counter", gauge: "gauge", histogram: "histogram", summary: "summary",
 	info: "gauge", stateset: "gauge", gaugeHistogram: "untyped", unknown: "untyped", conflicting: "untyped",
-}
-
-// typeOf maps the word of a TYPE line of the text format, in lower case, to the nearest
-// type that this format has.
-var typeOf = map[string]metricType{
-	"counter": counter, "gauge": gauge, "histogram": histogram, "summary": summary,
-	"info": gauge, "stateset": gauge,
-	"": untyped, "untyped": untyped, "unknown": untyped, "gaugehistogram": untyped,
 }
 
 // openMetricsNames are the words for the types in OpenMetrics.
@@ -261,50 +257,30 @@ func (w *window) read() (n int, err error) {
 func (p *parser) comment(i int) bool {
 	end := i + bytes.IndexByte(p.buf[i:], '\n')
 	p.pos = end + 1
-	if p.openMetrics {
-		return p.directive(end)
+	if p.openMetrics && string(p.buf[p.start:end]) == "# EOF" {
+		p.kind = eofLine
+		return false
 	}
 	word := p.blanks(i + 1)
-	kind := helpLine
-	switch line := p.buf[word:end]; {
-	case word == i+1:
-		return false
-	case bytes.HasPrefix(line, []byte("HELP")):
-	case bytes.HasPrefix(line, []byte("TYPE")):
-		kind = typeLine
-	default:
+	name := min(word+len("HELP"), end)
+	kind := lineKind(max(0, slices.Index(metadataWords[:], string(p.buf[word:name]))))
+	if p.openMetrics {
+		if kind == 0 || string(p.buf[p.start:word]) != "# " || p.buf[name] != ' ' {
+			p.fail(p.start, "OpenMetrics allows no comments, only # HELP, # TYPE, # UNIT and # EOF")
+			return false
+		}
+		p.metadata(kind, name+1)
+		return true
+	}
+	next := p.blanks(name)
+	if kind == 0 || kind == unitLine || word == i+1 || next == name || p.buf[next] == '\n' || p.buf[next] == '\r' {
 		return false
 	}
-	i = p.blanks(word + len("HELP"))
-	if i == word+len("HELP") || p.buf[i] == '\n' || p.buf[i] == '\r' {
-		return false
-	}
-	p.metadata(kind, i)
+	p.metadata(kind, next)
 	if kind == helpLine && p.name == nil && p.err != errCut { // no metric can have this name
 		p.err = nil
 		return false
 	}
-	return true
-}
-
-// directive scans a line of OpenMetrics that begins with # and reports whether it is
-// metadata.
-func (p *parser) directive(end int) bool {
-	kind := helpLine
-	switch line := p.buf[p.start:end]; {
-	case string(line) == "# EOF":
-		p.kind = eofLine
-		return false
-	case bytes.HasPrefix(line, []byte("# HELP ")):
-	case bytes.HasPrefix(line, []byte("# TYPE ")):
-		kind = typeLine
-	case bytes.HasPrefix(line, []byte("# UNIT ")):
-		kind = unitLine
-	default:
-		p.fail(p.start, "OpenMetrics allows no comments, only # HELP, # TYPE, # UNIT and # EOF")
-		return false
-	}
-	p.metadata(kind, p.start+len("# HELP "))
 	return true
 }
 
@@ -340,20 +316,24 @@ func (p *parser) metadata(kind lineKind, i int) {
 	}
 }
 
-// setType sets the type to what the text of a TYPE line, which begins at i, says.
+// setType sets the type to what the text of a TYPE line, which begins at i, says: in the
+// text format to the nearest type that it has.
 func (p *parser) setType(i int) {
-	known := false
-	if p.openMetrics {
-		t := slices.Index(openMetricsNames[:conflicting], string(p.text))
-		p.metricType, known = metricType(t), t >= 0
-	} else {
-		word := bytes.TrimRight(p.text, " \t")
-		if p.metricType, known = typeOf[string(word)]; !known {
-			p.metricType, known = typeOf[string(bytes.ToLower(word))]
+	word := string(p.text)
+	if !p.openMetrics {
+		word = strings.ToLower(strings.TrimRight(word, " \t"))
+		if word == "" || word == "untyped" {
+			word = "unknown"
 		}
 	}
-	if !known {
+	t := slices.Index(openMetricsNames[:conflicting], word)
+	switch {
+	case t < 0:
 		p.fail(i, "unknown metric type")
+	case p.openMetrics:
+		p.metricType = metricType(t)
+	default:
+		p.metricType = metricType(slices.Index(typeNames[:], typeNames[t]))
 	}
 }
 
@@ -581,7 +561,7 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	}
 	seen, bit := p.seen(), nameBit(text)
 	switch n := len(p.labels); {
-	case seen&bit != 0 && n < fewLabels && p.hasLabel(text):
+	case seen&bit != 0 && n < fewLabels && p.labelNamed(text) != nil:
 		return p.fail(name, "duplicate label name")
 	case string(text) == "__name__":
 		return p.fail(name, "the label name __name__ is reserved")
@@ -798,11 +778,6 @@ func (p *parser) blanks(i int) int {
 
 // ---- Parts of a sample
 
-// hasLabel reports whether the sample has a label of that name.
-func (p *parser) hasLabel(name []byte) bool {
-	return slices.ContainsFunc(p.labels, func(l label) bool { return bytes.Equal(p.labelName(l), name) })
-}
-
 // repeatsLabel reports whether two labels of the sample have one name.
 func (p *parser) repeatsLabel() bool {
 	same := func(a, b label) bool { return bytes.Equal(p.labelName(a), p.labelName(b)) }
@@ -844,9 +819,9 @@ func (p *parser) labelText(l label) []byte {
 }
 
 // labelNamed returns the value of the label of that name, as written; nil if there is none.
-func (p *parser) labelNamed(name string) []byte {
+func (p *parser) labelNamed(name []byte) []byte {
 	for _, l := range p.labels {
-		if string(p.labelName(l)) == name {
+		if bytes.Equal(p.labelName(l), name) {
 			return p.labelText(l)
 		}
 	}
@@ -870,15 +845,10 @@ func (p *parser) tail() []byte {
 // respelled returns a quoted name in the one spelling that can be compared: a newline is
 // escaped, and so is a backslash that begins no escape.
 func respelled(name []byte) []byte {
-	for i := 0; i < len(name); i++ {
-		switch {
-		case name[i] == '\n', name[i] == '\\' && (i+1 == len(name) || !isEscape(name[i+1])):
-			return appendRespelled(nil, name, `\"n`)
-		case name[i] == '\\':
-			i++
-		}
+	if bytes.IndexByte(name, '\\') < 0 && bytes.IndexByte(name, '\n') < 0 {
+		return name
 	}
-	return name
+	return appendRespelled(nil, name, `\"n`)
 }
 
 // nameBit maps a label name to one of 64 bits: names of different bits differ.
