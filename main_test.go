@@ -4255,144 +4255,86 @@ func FuzzCommand(f *testing.F) {
 
 // ---- Speed
 
-// generate makes families of gauges, counters, histograms and summaries with about
-// series samples each: 100 of 100 are 1 MB.
+// generate makes families of about series samples each, every tenth a histogram and all others
+// counters: 100 of 100 are 1 MB.
 func generate(families, series int) []byte {
 	var b bytes.Buffer
-	labels := func(i int) string {
-		switch i % 4 {
-		case 0:
-			return fmt.Sprintf(`method="GET",code="200",handler="/api/v1/endpoint/%d"`, i)
-		case 1:
-			return fmt.Sprintf(`device="eth%d",state="up"`, i)
-		case 2:
-			return fmt.Sprintf(`namespace="prod-%d",pod="web-7d9c5b8f6-%05d",container="app"`, i%7, i)
-		}
-		return fmt.Sprintf(`shard="%d",path="C:\\DIR\\FILE.%d"`, i, i)
-	}
-	value := func(i int) string {
-		return strconv.FormatFloat([]float64{float64(i % 1000), 94.05090880450125 / float64(i+1), float64(i) * 5.05702974996e+11, 0}[i%4], 'g', -1, 64)
-	}
 	for f := range families {
-		name := fmt.Sprintf("%s_%04d", []string{"http_requests", "grpc_server_receive_bytes", "node_network_errors", "kube_pod_container_latency"}[f%4], f)
-		switch f % 10 {
-		case 7, 8:
-			fmt.Fprintf(&b, "# HELP %s_seconds Histogram of %s in seconds.\n# TYPE %[1]s_seconds histogram\n", name, name)
+		name := fmt.Sprintf("http_requests_%04d", f)
+		if f%10 == 9 {
+			fmt.Fprintf(&b, "# HELP %s_seconds Duration of requests.\n# TYPE %[1]s_seconds histogram\n", name)
 			for i := range series / 14 {
+				labels := fmt.Sprintf(`namespace="prod-%d",pod="web-7d9c5b8f6-%05d",container="app"`, i%7, i)
 				for _, le := range []string{"0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "+Inf"} {
-					fmt.Fprintf(&b, "%s_seconds_bucket{%s,le=%q} %d\n", name, labels(i), le, i)
+					fmt.Fprintf(&b, "%s_seconds_bucket{%s,le=%q} %d\n", name, labels, le, i)
 				}
-				fmt.Fprintf(&b, "%s_seconds_sum{%s} %s\n%[1]s_seconds_count{%[2]s} %[4]d\n", name, labels(i), value(i), i)
+				fmt.Fprintf(&b, "%s_seconds_sum{%s} %v\n%[1]s_seconds_count{%[2]s} %[4]d\n", name, labels, 94.05/float64(i+1), i)
 			}
-		case 9:
-			fmt.Fprintf(&b, "# HELP %s_seconds Summary of %s.\n# TYPE %[1]s_seconds summary\n", name, name)
-			for i := range series / 7 {
-				for _, q := range []string{"0", "0.25", "0.5", "0.75", "1"} {
-					fmt.Fprintf(&b, "%s_seconds{%s,quantile=%q} %s\n", name, labels(i), q, value(i))
-				}
-				fmt.Fprintf(&b, "%s_seconds_sum{%s} %s\n%[1]s_seconds_count{%[2]s} %[4]d\n", name, labels(i), value(i), i)
-			}
-		default:
-			kind := []string{"gauge", "counter"}[f%10/4]
-			fmt.Fprintf(&b, "# HELP %s Current value of %s, sampled at scrape time.\n# TYPE %[1]s %[3]s\n", name, name, kind)
-			for i := range series {
-				fmt.Fprintf(&b, "%s{%s} %s\n", name, labels(i), value(i))
-			}
+			continue
+		}
+		fmt.Fprintf(&b, "# HELP %s_total Requests by what answers them.\n# TYPE %[1]s_total counter\n", name)
+		for i := range series {
+			fmt.Fprintf(&b, "%s_total{method=\"GET\",code=\"200\",handler=\"/api/v1/%d\",path=\"C:\\\\DIR\"} %v\n",
+				name, i, float64(i)*5.05702974996e+11)
 		}
 	}
 	return b.Bytes()
 }
 
-// workload is what benchmarks read: the bodies that the sources of one scrape answer.
-type workload struct {
-	name   string
-	bodies [][]byte
-	size   int // of all bodies, in bytes
-}
-
-// workloads returns the real scrapes as eight sources and as one, and generated bodies
-// of 1 MB and 10 MB, whose families are large and much alike.
-func workloads(b *testing.B) []workload {
-	real := realBodies(b)
-	all := []workload{
-		{name: "real", bodies: real},
-		{name: "real as one", bodies: [][]byte{bytes.Join(real, nil)}},
-		{name: "generated 1MB", bodies: [][]byte{generate(100, 100)}},
-		{name: "generated 10MB", bodies: [][]byte{generate(1000, 100)}},
-	}
-	for i := range all {
-		for _, body := range all[i].bodies {
-			all[i].size += len(body)
-		}
-	}
-	return all
-}
-
-// realBodies returns the real scrapes.
-func realBodies(b *testing.B) (bodies [][]byte) {
+// workloads are what benchmarks read, by name: the real scrapes as eight sources and as one,
+// and generated bodies of 1 MB and 10 MB, whose families are large and much alike.
+func workloads(b *testing.B) map[string][][]byte {
+	var real [][]byte
 	for _, file := range scrapes(b) {
 		body, err := os.ReadFile(file)
 		if err != nil {
 			b.Fatal(err)
 		}
-		bodies = append(bodies, body)
+		real = append(real, body)
 	}
-	return bodies
+	return map[string][][]byte{"real": real, "real as one": {bytes.Join(real, nil)},
+		"generated 1MB": {generate(100, 100)}, "generated 10MB": {generate(1000, 100)}}
 }
 
-// BenchmarkLines is what the others are compared with: it looks for line ends,
-// and for nothing else.
-func BenchmarkLines(b *testing.B) {
-	for _, w := range workloads(b) {
-		b.Run(w.name, func(b *testing.B) {
-			b.SetBytes(int64(w.size))
-			for b.Loop() {
-				for _, rest := range w.bodies {
-					for len(rest) > 0 {
-						rest = rest[bytes.IndexByte(rest, '\n')+1:]
-					}
+// measure runs a benchmark of something that is done to so many bytes.
+func measure(b *testing.B, name string, size int, do func()) {
+	b.Run(name, func(b *testing.B) {
+		b.SetBytes(int64(size))
+		b.ReportAllocs()
+		for b.Loop() {
+			do()
+		}
+	})
+}
+
+// labelled reads a body, with the memory of the one before, into an exposition.
+func labelled(b *testing.B, body []byte, name string, w *workspace) *exposition {
+	added := &addedLabels{telling: true}
+	added.add("exporter_name", name)
+	e, err := labelBody(bytes.NewReader(body), endsOpenMetrics(body), added, w, 1<<30)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return e
+}
+
+// BenchmarkScrape parses and labels bodies, beside looking for line ends and nothing else.
+func BenchmarkScrape(b *testing.B) {
+	for name, bodies := range workloads(b) {
+		size := len(bytes.Join(bodies, nil))
+		measure(b, name+"/lines", size, func() {
+			for _, rest := range bodies {
+				for len(rest) > 0 {
+					rest = rest[bytes.IndexByte(rest, '\n')+1:]
 				}
 			}
 		})
-	}
-}
-
-// BenchmarkScrape parses and labels bodies: those in memory, as BenchmarkLines has
-// them, and those that are read through the buffers of a source.
-func BenchmarkScrape(b *testing.B) {
-	added := &addedLabels{telling: true}
-	added.add("exporter_name", "bench")
-	var out []byte
-	memory := func(body []byte) error {
-		l := labeller{p: parserOf(body, false), e: &exposition{buf: out[:0]}, added: added}
-		err := l.readLines(1 << 30)
-		out = l.e.buf
-		return err
-	}
-	used := &workspace{}
-	stream := func(body []byte) error {
-		e, err := labelBody(bytes.NewReader(body), false, added, used, 1<<30)
-		if err == nil {
-			used.body = e.buf
-		}
-		return err
-	}
-	for _, w := range workloads(b) {
-		run := func(name string, once func(body []byte) error) {
-			b.Run(w.name+"/"+name, func(b *testing.B) {
-				b.SetBytes(int64(w.size))
-				b.ReportAllocs()
-				for b.Loop() {
-					for _, body := range w.bodies {
-						if err := once(body); err != nil {
-							b.Fatal(err)
-						}
-					}
-				}
-			})
-		}
-		run("memory", memory)
-		run("reader", stream)
+		used := &workspace{}
+		measure(b, name+"/scrape", size, func() {
+			for _, body := range bodies {
+				used.body = labelled(b, body, "bench", used).buf
+			}
+		})
 	}
 }
 
@@ -4420,93 +4362,45 @@ func inOpenMetrics(body []byte) []byte {
 }
 
 // BenchmarkOpenMetrics makes a page of two bodies of 1 MB, of text and of OpenMetrics, in the
-// same format and in the other: from the bodies, and from what has been read of them.
+// same format and in the other: from what has been read of them, and with the reading.
 func BenchmarkOpenMetrics(b *testing.B) {
 	text := generate(100, 100)
-	for _, c := range []struct {
-		name            string
-		body            []byte
-		openMetrics, as bool
-	}{
-		{"text/as text", text, false, false},
-		{"text/as OpenMetrics", text, false, true},
-		{"OpenMetrics/as OpenMetrics", inOpenMetrics(text), true, true},
-		{"OpenMetrics/as text", inOpenMetrics(text), true, false},
-	} {
-		bodies := make([]*exposition, 2)
-		used := &workspace{}
-		read := func() {
-			for i := range bodies {
-				added := &addedLabels{telling: true}
-				added.add("exporter_name", strconv.Itoa(i))
-				var err error
-				if bodies[i], err = labelBody(bytes.NewReader(c.body), c.openMetrics, added, used, 1<<30); err != nil {
-					b.Fatal(err)
-				}
-			}
+	for name, body := range map[string][]byte{"text": text, "OpenMetrics": inOpenMetrics(text)} {
+		for _, f := range []form{{}, {openMetrics: true}} {
+			used := &workspace{}
+			read := func() *page { return pageOf(f, labelled(b, body, "0", used), labelled(b, body, "1", used)) }
+			bodies := []*exposition{labelled(b, body, "0", used), labelled(b, body, "1", used)}
+			name := fmt.Sprintf("%s/openMetrics=%t", name, f.openMetrics)
+			measure(b, name+"/page", read().size, func() { pageOf(f, bodies...) })
+			measure(b, name+"/all", read().size, func() { read() })
 		}
-		read()
-		size := pageOf(form{openMetrics: c.as}, bodies...).size
-		run := func(name string, once func()) {
-			b.Run(c.name+"/"+name, func(b *testing.B) {
-				b.SetBytes(int64(size))
-				b.ReportAllocs()
-				for b.Loop() {
-					once()
-				}
-			})
-		}
-		run("page", func() { pageOf(form{openMetrics: c.as}, bodies...) })
-		run("all", func() {
-			read()
-			pageOf(form{openMetrics: c.as}, bodies...)
-		})
 	}
 }
 
-// BenchmarkMerge puts two generated bodies of the same families on one page, and the real
-// scrapes, each once or five times: without status metrics, and with them as a scrape has.
+// BenchmarkMerge renders a page of two generated bodies of the same families, and of the real
+// scrapes, each once or five times.
 func BenchmarkMerge(b *testing.B) {
-	body := generate(100, 100)
-	benchmarkMerge(b, "generated 1 MB", [][]byte{body, body})
-	bodies := realBodies(b)
-	benchmarkMerge(b, "8 scrapes", bodies)
-	benchmarkMerge(b, "40 scrapes", slices.Concat(bodies, bodies, bodies, bodies, bodies))
-}
-
-func benchmarkMerge(b *testing.B, name string, texts [][]byte) {
-	var bodies []*exposition
-	var args []string
-	var results []*result
-	for i, text := range texts {
-		added := &addedLabels{telling: true}
-		added.add("exporter_name", strconv.Itoa(i))
-		e, err := labelBody(bytes.NewReader(text), endsOpenMetrics(text), added, &workspace{}, 1<<30)
-		if err != nil {
-			b.Fatal(err)
+	all := workloads(b)
+	real, body := all["real"], all["generated 1MB"][0]
+	for name, bodies := range map[string][][]byte{"2 generated": {body, body}, "8 scrapes": real,
+		"40 scrapes": slices.Concat(real, real, real, real, real)} {
+		var args []string
+		var results []*result
+		for i, body := range bodies {
+			e := labelled(b, body, strconv.Itoa(i), &workspace{})
+			args = append(args, "--http", strconv.Itoa(i)+"=http://localhost")
+			results = append(results, &result{bodies: []*exposition{e}, start: time.Now(), end: time.Now()})
 		}
-		bodies = append(bodies, e)
-		args = append(args, "--http", strconv.Itoa(i)+"=http://localhost")
-		results = append(results, &result{bodies: []*exposition{e}, start: time.Now(), end: time.Now()})
-	}
-	p, _ := newTestProgram(b, args...)
-	run := func(name string, once func() *page) {
-		b.Run(name, func(b *testing.B) {
-			b.SetBytes(int64(once().size))
-			b.ReportAllocs()
-			for b.Loop() {
-				once()
+		p, _ := newTestProgram(b, args...)
+		render := func() *page {
+			pg, err := p.render(b.Context(), p.sources, results, textForm, p.processNow())
+			if err != nil {
+				b.Fatal(err)
 			}
-		})
-	}
-	run(name+"/merge", func() *page { return pageOf(textForm, bodies...) })
-	run(name+"/render", func() *page {
-		pg, err := p.render(context.Background(), p.sources, results, textForm, p.processNow())
-		if err != nil {
-			b.Fatal(err)
+			return pg
 		}
-		return pg
-	})
+		measure(b, name, render().size, func() { render() })
+	}
 }
 
 // built builds the program with the command of README, and returns its path.
@@ -4661,20 +4555,6 @@ func runAsProxy(target string) {
 	http.Serve(l, httputil.NewSingleHostReverseProxy(u))
 }
 
-// BenchmarkGzip is the floor of a compressed page: of two bodies of 1 MB.
-func BenchmarkGzip(b *testing.B) {
-	body := generate(200, 100)
-	var out bytes.Buffer
-	z, _ := gzip.NewWriterLevel(nil, gzip.BestSpeed)
-	b.SetBytes(int64(len(body)))
-	for b.Loop() {
-		out.Reset()
-		z.Reset(&out)
-		z.Write(body)
-		z.Close()
-	}
-}
-
 // BenchmarkStart is the time from the start of the built program to its first answer.
 func BenchmarkStart(b *testing.B) {
 	built() // before the first is timed
@@ -4784,39 +4664,4 @@ func BenchmarkWaterfall(b *testing.B) {
 			}
 		})
 	}
-}
-
-// BenchmarkFloodMemory is what a scrape that waits costs: its request, its
-// goroutine and its tickets, but no part of a result. It reports bytes a scrape.
-func BenchmarkFloodMemory(b *testing.B) {
-	const scrapes = 1000
-	p, _ := newTestProgram(b, "--exec", "x=true")
-	release := make(chan struct{})
-	p.sources[0].do = func(context.Context, *result, []string) *failure { <-release; return nil }
-	memory := func() uint64 {
-		runtime.GC()
-		var mem runtime.MemStats
-		runtime.ReadMemStats(&mem)
-		return mem.HeapInuse + mem.StackInuse
-	}
-	for b.Loop() {
-		before := memory()
-		ctx, cancel := context.WithCancel(context.Background())
-		var left sync.WaitGroup
-		var joined sync.WaitGroup
-		for range scrapes {
-			joined.Add(1)
-			left.Go(func() {
-				shares, _ := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
-				joined.Done()
-				await(ctx, shares)
-				leave(shares, false)
-			})
-		}
-		joined.Wait()
-		b.ReportMetric(float64(memory()-before)/scrapes, "B/scrape")
-		cancel()
-		left.Wait()
-	}
-	close(release)
 }
