@@ -56,6 +56,12 @@ func TestMain(m *testing.M) {
 	if target := os.Getenv("RUN_AS_PROXY"); target != "" {
 		runAsProxy(target)
 	}
+	if path := os.Getenv("RUN_AS_INIT"); path != "" {
+		ctx, stop := context.WithCancel(context.Background())
+		stop() // by a signal that came before it listens
+		code, _ := supervise(ctx, path, []string{path, "60"})
+		os.Exit(code)
+	}
 	os.Exit(m.Run())
 }
 
@@ -2472,6 +2478,18 @@ func TestInit(t *testing.T) {
 	}
 }
 
+// TestEarlySignal ends the child of PID 1 though the signal came before PID 1 listened to any.
+func TestEarlySignal(t *testing.T) {
+	sleep, err := exec.LookPath("sleep")
+	if err != nil {
+		t.Skip("there is no sleep")
+	}
+	cmd := programCommand("", []string{"RUN_AS_PROGRAM=", "RUN_AS_INIT=" + sleep})
+	if code := exitCode(cmd.Run()); code != 128+int(syscall.SIGTERM) {
+		t.Errorf("exit status %d", code)
+	}
+}
+
 // childrenOf lists the children of a process, zombies too.
 func childrenOf(t testing.TB, pid int) []int {
 	t.Helper()
@@ -3011,6 +3029,34 @@ func servePipes(t *testing.T, p *program) *pipes {
 	go server.Serve(l)
 	t.Cleanup(func() { server.Close() })
 	return l
+}
+
+// TestSlowPassword answers in full though the password waited for its turn for longer than an
+// answer may take, and takes it unstretched if another request has given it meanwhile.
+func TestSlowPassword(t *testing.T) {
+	auth := withAuth(t, t.TempDir(), "user", "right")
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
+		if err := p.loadFiles(); err != nil {
+			t.Fatal(err)
+		}
+		p.passwords.turn.wait(t.Context(), "another")
+		conn := servePipes(t, p).dial()
+		defer conn.Close()
+		request := httptest.NewRequest("GET", "http://localhost/", nil)
+		request.SetBasicAuth("user", "right")
+		request.Write(conn)
+		time.Sleep(time.Minute)
+		u := (*p.passwords.users.Load())["user"]
+		digest := p.passwords.digest("right")
+		u.right.Store(&digest)
+		u.key = nil
+		p.passwords.turn.pass()
+		resp, err := http.ReadResponse(bufio.NewReader(conn), request)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			t.Errorf("%v, %v", resp, err)
+		}
+	})
 }
 
 // TestSlowClients cuts off those who send or read too slowly, and no others.
