@@ -477,10 +477,20 @@ func mergeCase(p *program, dir string, f form) string {
 	return pageText(pageOf(f, bodies...)) + failures.String()
 }
 
+// read reads a body, with the name of a source on its samples unless that is "".
+func read(text string, openMetrics bool, source string) (*exposition, error) {
+	added := &addedLabels{telling: source != ""}
+	if source != "" {
+		added.add("exporter_name", source)
+	}
+	return labelBody(strings.NewReader(text), openMetrics, added, &workspace{}, math.MaxInt32)
+}
+
 // formatCase is one input of testdata/format.txt, and what is to come of it.
 type formatCase struct {
 	title, body string
 	openMetrics bool
+	input       string   // as it stands in the file, with what is before it
 	want        []string // the page, for OpenMetrics in both formats, or the fault
 }
 
@@ -492,9 +502,15 @@ func formatCases(t testing.TB) []formatCase {
 		t.Fatal(err)
 	}
 	var cases []formatCase
-	title := ""
+	title, input := "", ""
 	for line := range strings.Lines(string(text)) {
 		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if kind == "page" || kind == "fault" || kind == "same" {
+			last := &cases[len(cases)-1]
+			last.want = append(last.want, strings.TrimSpace(line))
+			continue
+		}
+		input += line
 		switch kind {
 		case "#":
 			title = rest
@@ -503,24 +519,17 @@ func formatCases(t testing.TB) []formatCase {
 			if err != nil {
 				t.Fatalf("%v: %s", err, line)
 			}
-			cases = append(cases, formatCase{title: title, body: body, openMetrics: kind == "openmetrics"})
-		case "page", "fault", "same":
-			last := &cases[len(cases)-1]
-			last.want = append(last.want, strings.TrimSpace(line))
+			cases = append(cases, formatCase{title, body, kind == "openmetrics", input, nil})
+			input = ""
 		}
 	}
 	return cases
 }
 
-// read reads the body of a case, without a label added.
-func (c formatCase) read() (*exposition, error) {
-	return labelBody(strings.NewReader(c.body), c.openMetrics, &addedLabels{telling: true}, &workspace{}, 1<<30)
-}
-
 // outcome returns what comes of a case, a line each: the fault, or the text page, and of
 // OpenMetrics the page in that format, too, which mostly is the same as the body.
 func (c formatCase) outcome() []string {
-	e, err := c.read()
+	e, err := read(c.body, c.openMetrics, "")
 	if err != nil {
 		return []string{fmt.Sprintf("fault %q", err.Error())}
 	}
@@ -630,22 +639,22 @@ func TestFormat(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	node := &addedLabels{}
-	node.add("exporter_name", "node")
-	node.telling = true
-	beside, err := labelBody(bytes.NewReader(real), false, node, &workspace{}, 1<<30)
+	beside, err := read(string(real), false, "node")
 	if err != nil {
 		t.Fatal(err)
 	}
 	lines := func(pages ...string) []string {
 		return slices.Sorted(strings.Lines(strings.Join(pages, "")))
 	}
+	updated := ""
 	for _, c := range formatCases(t) {
 		t.Run(strings.ReplaceAll(c.title, "/", ""), func(t *testing.T) {
-			if got := c.outcome(); !slices.Equal(got, c.want) {
+			got := c.outcome()
+			updated += c.input + strings.Join(got, "\n") + "\n"
+			if !slices.Equal(got, c.want) {
 				t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
 			}
-			e, err := c.read()
+			e, err := read(c.body, c.openMetrics, "")
 			if err != nil {
 				return
 			}
@@ -657,28 +666,8 @@ func TestFormat(t *testing.T) {
 		})
 	}
 	if *update {
-		updateFormat(t)
+		writeFile(t, "testdata", "format.txt", updated)
 	}
-}
-
-// updateFormat writes testdata/format.txt with what comes of its inputs now.
-func updateFormat(t *testing.T) {
-	old, _ := os.ReadFile("testdata/format.txt")
-	var b strings.Builder
-	for line := range strings.Lines(string(old)) {
-		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if kind == "page" || kind == "fault" || kind == "same" {
-			continue
-		}
-		b.WriteString(line)
-		if kind == "text" || kind == "openmetrics" {
-			body, _ := strconv.Unquote(rest)
-			for _, line := range (formatCase{body: body, openMetrics: kind == "openmetrics"}).outcome() {
-				b.WriteString(line + "\n")
-			}
-		}
-	}
-	writeFile(t, "testdata", "format.txt", b.String())
 }
 
 // pageOf merges bodies on a page.
@@ -913,26 +902,20 @@ func TestParserEmptyReads(t *testing.T) {
 
 // TestManyLabels finds a repeated label name among many, and takes no more than maxLabels.
 func TestManyLabels(t *testing.T) {
-	for _, n := range []int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500} {
-		var b strings.Builder
-		for i := range n {
-			fmt.Fprintf(&b, `l%d="",`, i)
+	labels := ""
+	for n := 1; n <= maxLabels; n++ {
+		labels += fmt.Sprintf(`l%d="",`, n)
+		if !slices.Contains([]int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500, maxLabels}, n) {
+			continue
 		}
-		if _, err := parseAll(strings.NewReader("m{" + b.String() + "} 1")); err != nil {
+		if _, err := parseAll(strings.NewReader("m{" + labels + "} 1")); err != nil {
 			t.Errorf("%d labels: %v", n, err)
 		}
-		if _, err := parseAll(strings.NewReader("m{" + b.String() + `l1=""} 1`)); err == nil {
+		if _, err := parseAll(strings.NewReader("m{" + labels + `l1=""} 1`)); err == nil {
 			t.Errorf("%d labels and one of them again: taken", n)
 		}
 	}
-	var b strings.Builder
-	for i := range maxLabels {
-		fmt.Fprintf(&b, `l%d="",`, i)
-	}
-	if _, err := parseAll(strings.NewReader("m{" + b.String() + "} 1")); err != nil {
-		t.Errorf("%d labels: %v", maxLabels, err)
-	}
-	if _, err := parseAll(strings.NewReader("m{" + b.String() + `more=""} 1`)); err == nil {
+	if _, err := parseAll(strings.NewReader("m{" + labels + `more=""} 1`)); err == nil {
 		t.Errorf("%d labels and one more: taken", maxLabels)
 	}
 }
@@ -945,46 +928,6 @@ func scrapes(t testing.TB) []string {
 		t.Fatalf("only %d scrapes", len(files))
 	}
 	return files
-}
-
-// readSamples reads an exposition in the simplest way there is, and counts its
-// samples: name, sorted labels with values as they are meant, value, timestamp.
-func readSamples(t testing.TB, text string, added ...string) map[string]int {
-	t.Helper()
-	samples := map[string]int{}
-	for line := range strings.Lines(text) {
-		line = strings.TrimSuffix(line, "\n")
-		if line == "" || line[0] == '#' {
-			continue
-		}
-		end := strings.IndexAny(line, "{ ")
-		name, rest := line[:end], line[end:]
-		labels := slices.Clone(added)
-		if rest[0] == '{' {
-			rest = rest[1:]
-			for rest[0] != '}' {
-				key, after, _ := strings.Cut(rest, `="`)
-				var value []byte
-				i := 0
-				for ; after[i] != '"'; i++ {
-					if after[i] == '\\' {
-						i++
-						if after[i] == 'n' {
-							value = append(value, '\n')
-							continue
-						}
-					}
-					value = append(value, after[i])
-				}
-				labels = append(labels, fmt.Sprintf("%s=%q", strings.TrimLeft(key, ","), value))
-				rest = strings.TrimPrefix(after[i+1:], ",")
-			}
-			rest = rest[1:]
-		}
-		slices.Sort(labels)
-		samples[name+"{"+strings.Join(labels, ",")+"}"+rest]++
-	}
-	return samples
 }
 
 // sourcesOf returns flags that make each file a source of its base name.
@@ -1008,30 +951,27 @@ func TestExact(t *testing.T) {
 			sets = append(sets, []string{a, b}, []string{b, a})
 		}
 	}
+	samples := func(text string) []string { // in order
+		lines := slices.Sorted(strings.Lines(text))
+		return slices.DeleteFunc(lines, func(line string) bool { return line[0] == '#' || line == "\n" })
+	}
 	for _, set := range sets {
 		p, _ := newTestProgram(t, sourcesOf(set)...)
 		page := mergeCase(p, "", textForm)
-		want := map[string]int{}
+		var want []string
+		got := page
 		for _, file := range set {
 			text, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
 			}
-			name := strings.TrimSuffix(filepath.Base(file), ".prom")
-			for s, n := range readSamples(t, string(text), fmt.Sprintf("exporter_name=%q", name)) {
-				want[s] += n
-			}
+			want = append(want, samples(string(text))...)
+			added := fmt.Sprintf("exporter_name=%q", strings.TrimSuffix(filepath.Base(file), ".prom"))
+			got = strings.NewReplacer("{"+added+"}", "", added+",", "").Replace(got)
 		}
-		got := readSamples(t, page)
-		for s, n := range want {
-			if got[s] != n {
-				t.Errorf("%v: %d of %s, want %d", set, got[s], s, n)
-			}
-		}
-		for s := range got {
-			if want[s] == 0 {
-				t.Errorf("%v: invented %s", set, s)
-			}
+		slices.Sort(want)
+		if got := samples(got); !slices.Equal(got, want) {
+			t.Errorf("%v: %d samples, other than the %d of the scrapes", set, len(got), len(want))
 		}
 		checkShape(t, page)
 		if again := mergeCase(p, "", textForm); again != page {
@@ -1163,7 +1103,7 @@ func lines(one func(i int) string) func(n int) ([]byte, int) {
 
 // readAndMerge is the way of a body to a page, and to one without quotes.
 func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
-	e, err := labelBody(bytes.NewReader(body), false, &addedLabels{}, &workspace{}, math.MaxInt32)
+	e, err := read(string(body), false, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1180,7 +1120,7 @@ func TestWorstCases(t *testing.T) {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
 			for _, pg := range pages {
-				again, err := labelBody(strings.NewReader(pageText(pg)), false, &addedLabels{}, &workspace{}, math.MaxInt32)
+				again, err := read(pageText(pg), false, "")
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -1197,7 +1137,7 @@ func TestWorstCases(t *testing.T) {
 
 // TestUnquotedUnit writes a unit with underscores, as the name that ends with it.
 func TestUnquotedUnit(t *testing.T) {
-	e, err := formatCase{body: "# UNIT \"a_é.b\" é.b\n{\"a_é.b\"} 1 # {\"c.d\"=\"e\"} 1\n# EOF\n", openMetrics: true}.read()
+	e, err := read("# UNIT \"a_é.b\" é.b\n{\"a_é.b\"} 1 # {\"c.d\"=\"e\"} 1\n# EOF\n", true, "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -4054,7 +3994,7 @@ func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page st
 	t.Helper()
 	pg := pageOf(f, bodies...)
 	page = pageText(pg)
-	again, err := labelBody(strings.NewReader(page), f.openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+	again, err := read(page, f.openMetrics, "")
 	if err != nil {
 		t.Fatalf("%v in the page\n%s", err, page)
 	}
@@ -4114,17 +4054,15 @@ var largeStamp = regexp.MustCompile(`[1-9]\d{15}`)
 // FuzzParse reads a body: what is taken is on its page, sample by sample, in both formats.
 func FuzzParse(f *testing.F) {
 	seeds(f, func(text []byte, openMetrics bool) { f.Add(text, openMetrics) })
-	added := &addedLabels{}
-	added.add("exporter_name", "x")
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
-		e, err := labelBody(bytes.NewReader(text), openMetrics, added, &workspace{}, 1<<30)
+		e, err := read(string(text), openMetrics, "x")
 		if err != nil {
 			if e != nil {
 				t.Fatal("a refused body is handed on")
 			}
 			return
 		}
-		bare, err := labelBody(bytes.NewReader(text), openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+		bare, err := read(string(text), openMetrics, "")
 		if err != nil {
 			t.Fatalf("without added labels: %v", err)
 		}
@@ -4135,7 +4073,7 @@ func FuzzParse(f *testing.F) {
 				continue
 			}
 			wantSamples(t, page, f.openMetrics, string(text), openMetrics)
-			again, _ := labelBody(strings.NewReader(page), f.openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+			again, _ := read(page, f.openMetrics, "")
 			other := form{openMetrics: !f.openMetrics, quoted: true}
 			wantSamples(t, pageText(pageOf(other, again)), other.openMetrics, string(text), openMetrics)
 		}
@@ -4172,14 +4110,12 @@ func FuzzMerge(f *testing.F) {
 		samples := 0
 		for i, text := range [][]byte{one, other} {
 			openMetrics := []bool{oneOpenMetrics, otherOpenMetrics}[i]
-			added := &addedLabels{telling: true}
-			added.add("exporter_name", strconv.Itoa(i))
-			e, err := labelBody(bytes.NewReader(text), openMetrics, added, &workspace{}, 1<<30)
+			e, err := read(string(text), openMetrics, strconv.Itoa(i))
 			if err != nil {
 				return
 			}
 			told = append(told, e)
-			e, err = labelBody(bytes.NewReader(text), openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+			e, err = read(string(text), openMetrics, "")
 			if err != nil {
 				t.Fatalf("without added labels: %v", err)
 			}
@@ -4220,7 +4156,7 @@ func wantOwnLast(t *testing.T, own *exposition, f form, bodies []*exposition) {
 	if len(m.conflicts) != len(alone.conflicts) || m.duplicates != alone.duplicates {
 		t.Fatalf("own metrics are in conflict %v or %d duplicates", m.conflicts, m.duplicates)
 	}
-	again, err := labelBody(strings.NewReader(pageText(pg)), f.openMetrics, &addedLabels{}, &workspace{}, 1<<30)
+	again, err := read(pageText(pg), f.openMetrics, "")
 	if err != nil {
 		t.Fatal(err)
 	}
