@@ -885,43 +885,52 @@ func newAddedLabels(c *sourceConfig) addedLabels {
 // read reads one more body into a result.
 func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	b.limit = in.maxBytes - r.bytes
-	limit := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
-	if r.budget != nil {
-		limit = min(limit, r.reserved)
-	}
-	w, ok := in.windows.Get().(*workspace)
-	if !ok {
-		w = &workspace{}
-	}
+	w := in.workspaceFor(r, b)
 	defer in.windows.Put(w)
-	likely := min(b.size, in.maxBytes)
-	if len(in.added.names) > 0 {
-		likely += likely / 2
-	}
-	r.buffers, w.body, w.more = &in.buffers, in.buffers.get(likely), nil
-	if r.budget != nil {
-		w.more = r.reserve
-	}
-	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(limit))
+	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, in.roomFor(r))
 	w.more = nil
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}
 	r.bytes += b.n
-	if err == nil {
-		r.bodies = append(r.bodies, e)
-		r.held += int64(e.held())
-	}
 	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(50) // large bodies leave large garbage, and have no pointers: to collect it is cheap
 	}
 	switch {
 	case err == nil:
+		r.bodies = append(r.bodies, e)
+		r.held += int64(e.held())
 		return nil
 	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.spent.Load() > r.reserved:
 		return fail("busy", "results with other arguments take all the memory that there is for them")
 	}
 	return in.readFailure(err)
+}
+
+// workspaceFor returns the memory that one more body of a result is read with.
+func (in *intake) workspaceFor(r *result, b *body) *workspace {
+	w, ok := in.windows.Get().(*workspace)
+	if !ok {
+		w = &workspace{}
+	}
+	likely := min(b.size, in.maxBytes)
+	if len(in.added.names) > 0 {
+		likely += likely / 2
+	}
+	r.buffers, w.body = &in.buffers, in.buffers.get(likely)
+	if r.budget != nil {
+		w.more = r.reserve
+	}
+	return w
+}
+
+// roomFor returns how many bytes one more body of a result may take in memory.
+func (in *intake) roomFor(r *result) int {
+	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
+	if r.budget != nil {
+		room = min(room, r.reserved)
+	}
+	return int(room)
 }
 
 // budget bounds the memory of the results of a source that are in flight or kept.
