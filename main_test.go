@@ -603,15 +603,6 @@ func storedOf(t *testing.T, text string, openMetrics bool, added string) []strin
 			case p.kind == unitLine:
 				units[string(p.name)] = string(p.text)
 			case p.kind == sampleLine && pass == "samples":
-				labels := []string{added}
-				for _, l := range p.labels {
-					value := unescape.Replace(string(p.labelText(l)))
-					if name := string(p.labelName(l)); name == "le" || name == "quantile" {
-						value = string(appendBound(nil, []byte(value)))
-					}
-					labels = append(labels, fmt.Sprintf("%s=%q", p.labelName(l), value))
-				}
-				slices.Sort(labels)
 				family, kind := string(p.name), types[string(p.name)]
 				for end := len(family); end >= 0; end = strings.LastIndexByte(family[:end], '_') {
 					if t := types[family[:end]]; t.claims(family[end:], openMetrics) {
@@ -619,10 +610,8 @@ func storedOf(t *testing.T, text string, openMetrics bool, added string) []strin
 						break
 					}
 				}
-				if !openMetrics && len(p.stamp) > 0 {
-					p.stamp = appendSeconds(nil, p.stamp)
-				}
-				stored = append(stored, fmt.Sprintf("%s%s %s %s %s TYPE %s %s", p.name, strings.Replace(fmt.Sprintf("%s", labels), "[ ", "[", 1), p.valueText(), p.stamp, p.exemplar, openMetricsNames[kind], units[family]))
+				stored = append(stored, fmt.Sprintf("%s %s TYPE %s %s",
+					sampleOf(&p, added), p.exemplar, openMetricsNames[kind], units[family]))
 			}
 		}
 		if p.err != nil {
@@ -630,6 +619,26 @@ func storedOf(t *testing.T, text string, openMetrics bool, added string) []strin
 		}
 	}
 	return stored
+}
+
+// sampleOf returns a sample as it is meant, whatever its format: bounds as Prometheus stores
+// them for some types, and milliseconds.
+func sampleOf(p *parser, added string) string {
+	labels := []string{added}
+	for _, l := range p.labels {
+		name, value := string(p.labelName(l)), unescape.Replace(string(p.labelText(l)))
+		if name == "le" || name == "quantile" {
+			value = string(appendBound(nil, []byte(value)))
+		}
+		labels = append(labels, fmt.Sprintf("%s=%q", unescape.Replace(name), value))
+	}
+	slices.Sort(labels)
+	stamp := string(p.stamp)
+	if p.openMetrics && stamp != "" {
+		stamp = string(appendMillis(nil, p.stamp))
+	}
+	return fmt.Sprintf("%s%s %s %s", unescape.Replace(string(p.name)),
+		strings.Replace(fmt.Sprint(labels), "[ ", "[", 1), p.valueText(), strings.TrimLeft(stamp, "0"))
 }
 
 // TestFormat reads every edge of the format, alone and beside a real scrape: the
@@ -4016,22 +4025,9 @@ func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
 	var samples []string
 	for p.next() {
-		if p.kind != sampleLine {
-			continue
+		if p.kind == sampleLine {
+			samples = append(samples, sampleOf(&p, ""))
 		}
-		line := []byte(unescape.Replace(string(p.name)))
-		for _, l := range p.byName() {
-			name, value := string(p.labelName(l)), unescape.Replace(string(p.labelText(l)))
-			if bound, err := strconv.ParseFloat(value, 64); err == nil && (name == "le" || name == "quantile") {
-				value = fmt.Sprint(bound + 0) // as Prometheus stores it for some types
-			}
-			line = fmt.Appendf(line, " %q=%q", unescape.Replace(name), value)
-		}
-		stamp := string(p.stamp)
-		if openMetrics && stamp != "" {
-			stamp = string(appendMillis(nil, p.stamp))
-		}
-		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.valueText(), strings.TrimLeft(stamp, "0")))
 	}
 	if p.err != nil {
 		t.Fatalf("%v in\n%s", p.err, text)
@@ -4550,14 +4546,11 @@ func BenchmarkStart(b *testing.B) {
 // BenchmarkSize reports the size of the built program, and its memory once it listens
 // and after 1,000 scrapes of two node_exporters.
 func BenchmarkSize(b *testing.B) {
-	text, err := os.ReadFile("testdata/scrapes/node_exporter.prom")
-	if err != nil {
-		b.Fatal(err)
-	}
-	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write(text) }))
-	defer exporter.Close()
+	files := httptest.NewServer(http.FileServer(http.Dir("testdata/scrapes")))
+	defer files.Close()
+	url := files.URL + "/node_exporter.prom"
 	for b.Loop() {
-		process, addr := startBuilt(b, "--http", "one="+exporter.URL, "--http", "other="+exporter.URL)
+		process, addr := startBuilt(b, "--http", "one="+url, "--http", "other="+url)
 		_, _, idle := cpuTime(b, process)
 		for range 1000 {
 			httpGet(b, addr+"/metrics")
@@ -4609,41 +4602,5 @@ func BenchmarkWorstCases(b *testing.B) {
 				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/line")
 			})
 		}
-	}
-}
-
-// BenchmarkWaterfall joins a run under way with so many waiters, each in a
-// goroutine of its own as a scrape is, and lets them all leave by their contexts.
-// An op is one waiter: its join, its wait and its departure; B/op is what it
-// costs in memory while it waits, goroutine included.
-func BenchmarkWaterfall(b *testing.B) {
-	for _, waiters := range []int{1, 100, 10000} {
-		b.Run(strconv.Itoa(waiters), func(b *testing.B) {
-			release := make(chan struct{})
-			w := &waterfall{sourceConfig: &sourceConfig{kind: "exec", timeout: time.Hour}, life: context.Background(),
-				count: func(bool, *result) event { return event{} }, report: func(*result, event) {}}
-			w.do = func(context.Context, *result, []string) *failure { <-release; return nil }
-			defer close(release)
-			stay := w.join(standardVisit()) // keeps the run under way
-			defer w.leave(stay, false)
-			b.ReportAllocs()
-			b.ResetTimer()
-			for n := 0; n < b.N; n += waiters {
-				ctx, leave := context.WithCancel(context.Background())
-				var joined, left sync.WaitGroup
-				for range waiters {
-					joined.Add(1)
-					left.Go(func() {
-						t := w.join(standardVisit())
-						joined.Done()
-						w.wait(ctx, t)
-						w.leave(t, false)
-					})
-				}
-				joined.Wait()
-				leave()
-				left.Wait()
-			}
-		})
 	}
 }
