@@ -3623,118 +3623,44 @@ func TestManyScrapers(t *testing.T) {
 	scrapers.Wait()
 }
 
-// TestConnections has room for so many connections. One more closes that which has been
-// idle for longest, or if all are served that which has been so for longest.
+// TestConnections closes a connection to make room for another: of the client that has most
+// the one that has been idle for longest or, if none is idle, the one that has been served for
+// longest. In a scene each word is a connection, followed by what happens to it: + it is new, !
+// its request is being served, . it has been answered, - it is closed; half a second passes.
 func TestConnections(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		p, _ := newTestProgram(t, "--http", "x=http://unix:/nowhere:/")
-		release := make(chan struct{})
-		p.sources[0].do = func(context.Context, *result, []string) *failure {
-			<-release
-			return late.failure
-		}
-		p.connections = connections{all: map[net.Conn]connection{}, room: 3}
-		l := servePipes(t, p)
-		dial := func(path string) net.Conn {
-			conn := l.dial()
-			if path != "" {
-				io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: x\r\n\r\n")
+	addrs := map[byte]string{'a': "10.0.0.1:1", 'b': "10.0.0.2:1", 'c': "10.0.0.3:1", 'd': "@",
+		'1': "[2001:db8::1]:1", '2': "[2001:db8::2]:1", '3': "[2001:db8::3]:1"} // 1 to 3 are one network
+	states := map[byte]http.ConnState{'+': http.StateNew, '!': http.StateActive, '.': http.StateIdle, '-': http.StateClosed}
+	for scene, want := range map[string]string{
+		"a1+ a1! a2+ a3+ a3! a4+":             "a2",    // the idle one
+		"a1+ a1! a2+ a2! a3+ a3! a4+":         "a1",    // served for longest
+		"a1+ a1! a2+ a2! a3+ a3! a1. a4+":     "a2",    // a1 is not idle yet
+		"a1+ a1! a2+ a2! a3+ a3! a1. a2. a4+": "a1",    // now it is
+		"a1+ b1+ b2+ c1+":                     "b1",    // of the client that has most
+		"a1+ 1+ 1! 2+ 2! 3+":                  "1",     // a network counts as one
+		"a1+ b1+ c1+ d1+":                     "a1",    // all have one
+		"a1+ a2+ a3+ a4+ a1. a1! a5+":         "a1 a2", // what was closed does not come back
+		"a1+ a2+ a2- a3+ a4+ a4- b1+ b2+":     "a1",    // what has gone needs no room
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			cs := connections{all: map[net.Conn]connection{}, room: 3}
+			conns, closed := map[string]net.Conn{}, ""
+			for _, word := range strings.Fields(scene) {
+				name, event := word[:len(word)-1], word[len(word)-1]
+				if event == '+' {
+					conns[name] = &namedConn{name: name + " ", addr: addrs[name[0]], closed: &closed}
+				}
+				cs.changed(conns[name], states[event])
+				time.Sleep(time.Second / 2)
 			}
-			synctest.Wait()
-			time.Sleep(time.Second)
-			return conn
-		}
-		closed := func(conn net.Conn) bool {
-			conn.SetReadDeadline(time.Now())
-			_, err := conn.Read(make([]byte, 1))
-			return err == io.EOF
-		}
-		served1, idle1, served2 := dial("/metrics"), dial(""), dial("/metrics")
-		idle2 := dial("")
-		if closed(served1) || !closed(idle1) || closed(served2) || closed(idle2) {
-			t.Error("the connection that was idle is not the one that was closed")
-		}
-		served3 := dial("/metrics")
-		if closed(served1) || closed(served2) || !closed(idle2) || closed(served3) {
-			t.Error("the idle connection is not the one that was closed")
-		}
-		served4 := dial("/metrics")
-		if !closed(served1) || closed(served2) || closed(served3) || closed(served4) {
-			t.Error("the connection served for longest is not the one that was closed")
-		}
-		close(release)
-		for _, conn := range []net.Conn{served2, served3, served4} {
-			conn.SetReadDeadline(time.Time{})
-			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
-			if err != nil || resp.StatusCode != 200 {
-				t.Fatalf("%v %v", resp, err)
+			if strings.TrimSpace(closed) != want {
+				t.Errorf("%s: closed %s, want %s", scene, closed, want)
 			}
-			io.Copy(io.Discard, resp.Body)
-		}
-		synctest.Wait()
-		release = make(chan struct{})
-		ask := func(conn net.Conn) {
-			io.WriteString(conn, "GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-			synctest.Wait()
-			time.Sleep(time.Second)
-		}
-		ask(served3)
-		ask(served2)
-		io.WriteString(served4, "GET /-/healthy HTTP/1.1\r\nHost: x\r\n\r\n")
-		served4.SetReadDeadline(time.Time{})
-		http.ReadResponse(bufio.NewReader(served4), nil)
-		time.Sleep(2 * time.Second) // a connection is idle once nothing comes for a second
-		last := dial("")
-		if closed(served2) || closed(served3) || !closed(served4) || closed(last) {
-			t.Error("the connection that is idle again is not the one that was closed")
-		}
-		ask(last)
-		one := dial("")
-		if closed(served2) || !closed(served3) || closed(last) || closed(one) {
-			t.Error("the connection whose request is the oldest is not the one that was closed")
-		}
-		close(release)
-		for _, conn := range []net.Conn{served2, last, one} {
-			conn.Close()
-		}
-		synctest.Wait()
-		if len(p.connections.all) != 0 {
-			t.Errorf("%d connections after all were closed", len(p.connections.all))
-		}
-	})
-}
-
-// TestGreedyClient closes a connection of the client that has most, though another's has been
-// idle for longer.
-func TestGreedyClient(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		cs := connections{all: map[net.Conn]connection{}, room: 4}
-		closed := ""
-		open := func(name, addr string) net.Conn {
-			conn := &namedConn{name: name, addr: addr, closed: &closed}
-			cs.changed(conn, http.StateNew)
-			time.Sleep(2 * time.Second)
-			return conn
-		}
-		open("honest", "10.0.0.1:1")
-		for i := range 3 {
-			cs.changed(open(fmt.Sprintf("g%d ", i), fmt.Sprintf("[2001:db8::%d]:1", i)), http.StateActive) // one network
-		}
-		open("g3 ", "[2001:db8::3]:1")
-		open("other", "10.0.0.2:1")
-		open("third", "10.0.0.3:1")
-		if closed != "g0 g3 g1 " {
-			t.Errorf("closed %q", closed)
-		}
-		cs.changed(&namedConn{name: "gone", addr: "10.0.0.9:1", closed: &closed}, http.StateIdle)
-		if len(cs.all) != 4 {
-			t.Errorf("%d connections: one that made room came back", len(cs.all))
-		}
-		open("fourth", "10.0.0.4:1") // now all have one: the oldest idle one goes
-		if closed != "g0 g3 g1 honest" {
-			t.Errorf("closed %q", closed)
-		}
-	})
+			if len(cs.all) > 3 {
+				t.Errorf("%s: %d connections", scene, len(cs.all))
+			}
+		})
+	}
 }
 
 // namedConn is a connection that notes its name when it is closed.
@@ -3744,19 +3670,12 @@ type namedConn struct {
 	closed     *string
 }
 
-func (c *namedConn) RemoteAddr() net.Addr { return pipeAddr(c.addr) }
+func (c *namedConn) RemoteAddr() net.Addr { return &net.UnixAddr{Name: c.addr} }
 
 func (c *namedConn) Close() error {
 	*c.closed += c.name
 	return nil
 }
-
-// pipeAddr is an address that is what it says.
-type pipeAddr string
-
-func (a pipeAddr) Network() string { return "tcp" }
-
-func (a pipeAddr) String() string { return string(a) }
 
 func TestClientOf(t *testing.T) {
 	for addr, want := range map[string]string{
