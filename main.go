@@ -1475,7 +1475,7 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 	case state == http.StateNew:
 		cs.all[conn] = connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
 		if len(cs.all) > cs.room {
-			cs.evict(conn)
+			cs.evict()
 		}
 	case state == http.StateClosed:
 		delete(cs.all, conn)
@@ -1493,8 +1493,9 @@ func maxConnections() int {
 	return int(min(1024, files.Cur/2))
 }
 
-// evict closes one connection in favour of a new one. The caller holds mu.
-func (cs *connections) evict(newcomer net.Conn) {
+// evict closes one connection in favour of a new one, which is never the first to go. The
+// caller holds mu.
+func (cs *connections) evict() {
 	held := map[string]int{}
 	for _, c := range cs.all {
 		held[c.client]++
@@ -1502,15 +1503,9 @@ func (cs *connections) evict(newcomer net.Conn) {
 	_, most := mostOf(held)
 	var first net.Conn
 	for conn, c := range cs.all {
-		if conn == newcomer || held[c.client] < most {
-			continue
-		}
-		if first == nil || c.goesBefore(cs.all[first]) {
+		if held[c.client] == most && (first == nil || c.goesBefore(cs.all[first])) {
 			first = conn
 		}
-	}
-	if first == nil { // all others have one connection less than the newcomer's client
-		first = newcomer
 	}
 	delete(cs.all, first)
 	if secure, ok := first.(*tls.Conn); ok {
