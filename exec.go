@@ -550,6 +550,7 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 func (w *waterfall) retry(ctx context.Context, f *fetch) *result {
 	for {
 		r := w.guard(ctx, f)
+		r.start = f.started
 		if r.failure == nil || !lacksFiles(r.failure.err) {
 			return r
 		}
@@ -888,7 +889,8 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	w := in.workspaceFor(r, b)
 	defer in.windows.Put(w)
 	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, in.roomFor(r))
-	w.more = nil
+	w.more = nil // it holds the result
+
 	if w.body != nil { // the exposition does not need it
 		in.buffers.put(w.body)
 	}
@@ -917,7 +919,7 @@ func (in *intake) workspaceFor(r *result, b *body) *workspace {
 	if len(in.added.names) > 0 {
 		likely += likely / 2
 	}
-	r.buffers, w.body = &in.buffers, in.buffers.get(likely)
+	r.buffers, w.body, w.more = &in.buffers, in.buffers.get(likely), nil // a panic may have left one
 	if r.budget != nil {
 		w.more = r.reserve
 	}
