@@ -3441,78 +3441,53 @@ func (c *endingContext) Err() error {
 	return nil
 }
 
-// TestTurn serves those who wait in order of arrival, but for those who left.
+// TestTurn serves those who wait for a turn: in order of arrival, but a client that waits once
+// before the others of one that waits often, of whom some are refused. In a scene each word is
+// one who comes, the first letter being the client; - after it means that it leaves, and > that
+// the turn is passed on.
 func TestTurn(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		var turns turn
-		turns.wait(t.Context(), "")
-		var order []int
-		left, leave := context.WithCancel(t.Context())
-		for i := range 10 {
-			ctx := t.Context()
-			if i == 0 || i == 4 || i == 9 {
-				ctx = left
-			}
-			go func() {
-				if turns.wait(ctx, "") == nil {
-					order = append(order, i)
+	for scene, want := range map[string]string{
+		"a1 a2 a3 a4 > > > >":                      "a1 a2 a3 a4",
+		"a1 a2 a3 a4 a2- a4- > >":                  "a1 a3",
+		"a1 a2 a3 a4 a5 a6 b1 c1 > > > > > >":      "a1 no a5 no a6 b1 c1 a2 a3 a4", // three may wait
+		"a1 b1 b2 a2 > > > >":                      "a1 b1 b2 a2",                   // both have one before
+		"a1 a2 b1 b1- c1 > > >":                    "a1 c1 a2",
+		"a1 > b1 > a2 a3 b2 > > >":                 "a1 b1 a2 b2 a3",
+		"a1 a2 a3 a4 > a5 b1 > > > > > > > b2 > >": "a1 a2 b1 a3 a4 a5 b2",
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			turns := turn{most: 3}
+			var got []string
+			leave := map[string]context.CancelFunc{}
+			for _, word := range strings.Fields(scene) {
+				name, leaves := strings.CutSuffix(word, "-")
+				switch {
+				case word == ">":
+					turns.pass()
+				case leaves:
+					leave[name]()
+				default:
+					ctx, cancel := context.WithCancel(t.Context())
+					leave[name] = cancel
+					go func() {
+						switch turns.wait(ctx, name[:1]) {
+						case nil:
+							got = append(got, name)
+						case errTooManyWait:
+							got = append(got, "no "+name)
+						}
+					}()
 				}
-			}()
-			synctest.Wait()
-		}
-		leave()
-		synctest.Wait()
-		for i := range 7 {
-			if turns.pass(); !turns.taken {
-				t.Error("the turn is free though somebody waits")
+				synctest.Wait()
 			}
-			synctest.Wait()
-			if len(order) != i+1 {
-				t.Errorf("passed %d times, %d had it", i+1, len(order))
+			if got := strings.Join(got, " "); got != want {
+				t.Errorf("%s: %s, want %s", scene, got, want)
 			}
-		}
-		if got := fmt.Sprint(order); got != "[1 2 3 5 6 7 8]" {
-			t.Errorf("served in the order %s", got)
-		}
-		if turns.pass(); turns.taken || len(turns.waiting.waiting) != 0 {
-			t.Error("the turn is taken though nobody has it")
-		}
-	})
-}
-
-// TestTurnIsShared serves a client that waits once before the others of one that waits often,
-// of which some are refused.
-func TestTurnIsShared(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		turns := turn{most: 3}
-		turns.wait(t.Context(), "greedy")
-		var order []string
-		wait := func(client string) {
-			go func() {
-				if err := turns.wait(t.Context(), client); err != nil {
-					client = "no " + client
-				}
-				order = append(order, client)
-			}()
-			synctest.Wait()
-		}
-		for range 5 {
-			wait("greedy")
-		}
-		wait("honest")
-		wait("other")
-		for range 5 {
-			turns.pass()
-			synctest.Wait()
-		}
-		const want = "[no greedy no greedy honest other greedy greedy greedy]"
-		if got := fmt.Sprint(order); got != want {
-			t.Errorf("served %s, want %s", got, want)
-		}
-		if turns.pass(); turns.taken {
-			t.Error("the turn is taken though nobody has it")
-		}
-	})
+			if turns.taken || len(turns.waiting.waiting) > 0 {
+				t.Errorf("%s: the turn is taken though nobody has it", scene)
+			}
+		})
+	}
 }
 
 // TestTurnComesTooLate passes on a turn that comes in the moment its waiter leaves.
