@@ -1837,6 +1837,16 @@ func TestStandIn(t *testing.T) {
 	})
 }
 
+// TestPlaces gives an exporter more places for chosen arguments than what runs one at a time.
+func TestPlaces(t *testing.T) {
+	p, _ := newTestProgram(t, "--exec", "command=x", "--file", "files=x", "--http", "exporter=http://x")
+	for i, want := range []int{16, 16, 128} {
+		if s := p.sources[i]; s.places != want || s.budget.most != 4*s.maxBytes {
+			t.Errorf("%s has %d places and %d bytes for them", s.name, s.places, s.budget.most)
+		}
+	}
+}
+
 // ---- Exporters
 
 // TestSameAuthority follows redirects to the exporter, however it writes itself, with all
