@@ -263,7 +263,7 @@ func (p *parser) comment(i int) bool {
 	}
 	word := p.blanks(i + 1)
 	name := min(word+len("HELP"), end)
-	kind := lineKind(max(0, slices.Index(metadataWords[:], string(p.buf[word:name]))))
+	kind := lineKind(max(0, slices.Index(metadataWords[:], string(p.buf[word:name])))) // 0 for none
 	if p.openMetrics {
 		if kind == 0 || string(p.buf[p.start:word]) != "# " || p.buf[name] != ' ' {
 			p.fail(p.start, "OpenMetrics allows no comments, only # HELP, # TYPE, # UNIT and # EOF")
