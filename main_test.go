@@ -1239,51 +1239,33 @@ func TestHalfClosed(t *testing.T) {
 	}
 }
 
-// scrapers are what scrapers and others send as Accept, whether that admits quoted names in
-// the text format, and whether OpenMetrics is at least as welcome.
-var scrapers = []struct {
-	name, accept        string
-	quoted, openMetrics bool
-}{
-	{"none", "", false, false},
-	{"Prometheus 2.40", "application/openmetrics-text;version=1.0.0;q=0.75,application/openmetrics-text;q=0.6,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", false, true},
-	{"Prometheus 2.49", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=2", false, true},
-	{"Prometheus 2.53", "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false, true},
-	{"Prometheus 3.0", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;escaping=allow-utf-8;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;escaping=allow-utf-8;q=0.3,*/*;q=0.2", true, true},
-	{"Prometheus 3.4", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true, true},
-	{"Prometheus 3.4, legacy names", "application/openmetrics-text;version=1.0.0;escaping=underscores;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=underscores;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", false, true},
-	{"Prometheus 3.4, protobuf first", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.6,application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.5,application/openmetrics-text;version=0.0.1;q=0.4,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.3,text/plain;version=0.0.4;q=0.2,*/*;q=0.1", true, true},
-	{"VictoriaMetrics", "text/plain;version=0.0.4;q=1,*/*;q=0.1", false, false},
-	{"Telegraf", "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,text/plain;version=0.0.4;q=0.3,*/*;q=0.1", false, false},
-	{"curl", "*/*", false, false},
-	{"Firefox", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false, false},
-	{"Chrome", "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,image/webp,image/apng,*/*;q=0.8,application/signed-exchange;v=b3;q=0.7", false, false},
-	{"blanks and a weight above 1", "text/plain; version=1.0.0; escaping=allow-utf-8; q=2", true, false},
-	{"quotes and capitals", `Text/Plain;Version="1.0.0";Escaping="allow-utf-8"`, true, false},
-	{"refused", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0", false, false},
-	{"refused, at length", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.000", false, false},
-	{"no weight", "text/plain;version=1.0.0;escaping=allow-utf-8;q=NaN", false, false},
-	{"other escaping", "text/plain;version=1.0.0;escaping=values", false, false},
-	{"OpenMetrics only", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8", false, true},
-	{"OpenMetrics as gladly", "text/plain;q=0.5,application/openmetrics-text;q=0.5", false, true},
-	{"OpenMetrics less gladly", "text/plain;q=0.5,application/openmetrics-text;q=0.4", false, false},
-	{"OpenMetrics less gladly than anything", "*/*,application/openmetrics-text;q=0.9", false, false},
-	{"OpenMetrics as gladly as anything", "*/*;q=0.1,application/openmetrics-text;q=0.1", false, true},
-	{"OpenMetrics, but no other text", "text/*,text/plain;q=0,application/openmetrics-text;q=0.1", false, true},
-	{"another OpenMetrics", "text/plain;q=0.1,application/openmetrics-text;version=0.0.1,application/openmetrics-text;version=2.0.0", false, false},
-	{"OpenMetrics refused", "application/openmetrics-text;q=0", false, false},
+// eachAccept calls do for the Accept headers in testdata/accept.txt.
+func eachAccept(t testing.TB, do func(name, accept string, quoted, openMetrics bool)) {
+	text, err := os.ReadFile("testdata/accept.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = eachLine(text, func(line string) error {
+		columns := strings.Split(line, "|")
+		for i := range columns {
+			columns[i] = strings.TrimSpace(columns[i])
+		}
+		do(columns[0], columns[3], columns[1] == "quoted", columns[2] == "OpenMetrics")
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
 }
 
+// TestAccepts chooses the forms of pages that scrapers take.
 func TestAccepts(t *testing.T) {
-	for _, c := range scrapers {
-		forms := acceptedForms([]string{c.accept})
-		if last := forms[len(forms)-1]; last.openMetrics || last.quoted != c.quoted {
-			t.Errorf("%s: %+v", c.name, last)
+	eachAccept(t, func(name, accept string, quoted, openMetrics bool) {
+		forms := acceptedForms([]string{accept})
+		if last := forms[len(forms)-1]; last.openMetrics || last.quoted != quoted || forms[0].openMetrics != openMetrics {
+			t.Errorf("%s: %+v", name, forms)
 		}
-		if forms[0].openMetrics != c.openMetrics {
-			t.Errorf("%s: %+v", c.name, forms[0])
-		}
-	}
+	})
 }
 
 // TestLateAnswer writes an answer that took longer than a server lets one take to
@@ -4068,9 +4050,7 @@ func wantOwnLast(t *testing.T, own *exposition, f form, bodies []*exposition) {
 // FuzzAccept reads what scrapers accept: neither the case of letters nor how it is
 // spread over header lines changes what it means.
 func FuzzAccept(f *testing.F) {
-	for _, c := range scrapers {
-		f.Add(c.accept, "gzip")
-	}
+	eachAccept(f, func(_, accept string, _, _ bool) { f.Add(accept, "gzip") })
 	for _, encoding := range []string{"gzip;q=0.5, identity;q=1", "*;q=0, gzip", "GZip; Q=0.000, *", "x-gzip;q=NaN"} {
 		f.Add("", encoding)
 	}
