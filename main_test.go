@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math"
 	"math/big"
 	"math/rand/v2"
@@ -433,13 +434,8 @@ var textForm, openMetricsForm = form{quoted: true}, form{quoted: true, openMetri
 func TestCases(t *testing.T) {
 	for _, dir := range glob(t, "testdata/cases/*") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			var args []string
-			files, _ := filepath.Glob(dir + "/*.prom")
-			for _, file := range files {
-				args = append(args, "--file", strings.TrimSuffix(filepath.Base(file), ".prom")+"="+file)
-			}
 			extra, _ := os.ReadFile(dir + "/flags")
-			p, _ := newTestProgram(t, append(args, strings.Fields(string(extra))...)...)
+			p, _ := newTestProgram(t, append(sourcesOf(glob(t, dir+"/*.prom")), strings.Fields(string(extra))...)...)
 			wantFile(t, dir+"/want", mergeCase(p, dir, textForm))
 			if _, err := os.Stat(dir + "/want.openmetrics"); err == nil {
 				wantFile(t, dir+"/want.openmetrics", mergeCase(p, dir, openMetricsForm))
@@ -448,19 +444,13 @@ func TestCases(t *testing.T) {
 	}
 }
 
-// wantFile wants what a file has.
-func wantFile(t *testing.T, name, got string) {
-	t.Helper()
-	if *update {
-		writeFile(t, ".", name, got)
+// sourcesOf returns flags that make each file a source of its base name.
+func sourcesOf(files []string) []string {
+	var args []string
+	for _, file := range files {
+		args = append(args, "--file", strings.TrimSuffix(filepath.Base(file), ".prom")+"="+file)
 	}
-	want, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if got != string(want) {
-		t.Errorf("%s: got:\n%s\nwant:\n%s", name, got, want)
-	}
+	return args
 }
 
 // mergeCase returns the page of all sources, and a line for each failure.
@@ -471,212 +461,190 @@ func mergeCase(p *program, dir string, f form) string {
 		r := fetchOnce(s)
 		bodies = append(bodies, r.bodies...)
 		if r.failure != nil {
-			fmt.Fprintf(&failures, "FAILED %s: %s: %v\n", s.name, r.failure.reason, strings.ReplaceAll(r.failure.err.Error(), dir+"/", ""))
+			err := strings.ReplaceAll(r.failure.err.Error(), dir+"/", "")
+			fmt.Fprintf(&failures, "FAILED %s: %s: %s\n", s.name, r.failure.reason, err)
 		}
 	}
 	return pageText(pageOf(f, bodies...)) + failures.String()
 }
 
-// read reads a body, with the name of a source on its samples unless that is "".
-func read(text string, openMetrics bool, source string) (*exposition, error) {
-	added := &addedLabels{telling: source != ""}
-	if source != "" {
-		added.add("exporter_name", source)
+// wantFile wants what a file has, and shows the first line that differs and what follows.
+func wantFile(t *testing.T, name, got string) {
+	t.Helper()
+	if *update {
+		writeFile(t, ".", name, got)
 	}
+	text, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, same := string(text), 0
+	for same < min(len(got), len(want)) && got[same] == want[same] {
+		same++
+	}
+	if got != want {
+		from := strings.LastIndexByte(got[:same], '\n') + 1
+		line := strings.Count(got[:from], "\n") + 1
+		t.Errorf("%s:%d: got:\n%.2000s\nwant:\n%.2000s", name, line, got[from:], want[from:])
+	}
+}
+
+// TestFormat reads every edge of the format: testdata/format.txt has, after each body, the
+// page or the fault that comes of it, and for OpenMetrics the page in that format, which may
+// be the same as the body. A page beside a real scrape has what both have alone.
+func TestFormat(t *testing.T) {
+	files := readFiles(t, []string{"testdata/format.txt", "testdata/scrapes/node_exporter.prom"})
+	node := mustRead(t, string(files[1]), false, told("node"))
+	nodePage := pageText(pageOf(textForm, node))
+	sorted := func(page string) []string { return slices.Sorted(strings.Lines(page)) }
+	var got strings.Builder
+	for line := range strings.Lines(string(files[0])) {
+		kind, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if kind == "page" || kind == "fault" || kind == "same" {
+			continue
+		}
+		got.WriteString(line)
+		body, openMetrics, ok := formatCase(t, line)
+		if !ok {
+			continue
+		}
+		e, err := read(body, openMetrics, &addedLabels{telling: true})
+		if err != nil {
+			fmt.Fprintf(&got, "fault %q\n", err.Error())
+			continue
+		}
+		page := pageText(pageOf(textForm, e))
+		fmt.Fprintf(&got, "page %q\n", page)
+		if again := pageText(pageOf(openMetricsForm, e)); openMetrics && again == body {
+			got.WriteString("same\n")
+		} else if openMetrics {
+			fmt.Fprintf(&got, "page %q\n", again)
+		}
+		if both := pageText(pageOf(textForm, node, e)); !slices.Equal(sorted(both), sorted(nodePage+page)) {
+			t.Errorf("%q: the page of both is not what each has alone", body)
+		}
+		checkShape(t, pageText(pageOf(form{}, e, node)))
+	}
+	wantFile(t, "testdata/format.txt", got.String())
+}
+
+// formatCase returns the body in a line of testdata/format.txt that has one.
+func formatCase(t testing.TB, line string) (body string, openMetrics, ok bool) {
+	t.Helper()
+	kind, quoted, _ := strings.Cut(strings.TrimSpace(line), " ")
+	if kind != "text" && kind != "openmetrics" {
+		return "", false, false
+	}
+	body, err := strconv.Unquote(quoted)
+	if err != nil {
+		t.Fatalf("%v: %s", err, line)
+	}
+	return body, kind == "openmetrics", true
+}
+
+// TestExact puts real scrapes on a page, alone, in pairs and all together: its samples are
+// theirs with their labels, byte for byte, families are there once and in order, and a
+// second scrape gives the same bytes.
+func TestExact(t *testing.T) {
+	files := glob(t, "testdata/scrapes/*.prom")
+	sets := [][]string{files}
+	for i, a := range files {
+		sets = append(sets, []string{a})
+		for _, b := range files[i+1:] {
+			sets = append(sets, []string{a, b}, []string{b, a})
+		}
+	}
+	for _, set := range sets {
+		p, _ := newTestProgram(t, sourcesOf(set)...)
+		page := mergeCase(p, "", textForm)
+		for sample, n := range surplus(t, page, set, false) {
+			t.Errorf("%v: %+d of %s", set, n, sample)
+		}
+		checkShape(t, page)
+		if again := mergeCase(p, "", textForm); again != page {
+			t.Errorf("%v: the second scrape differs", set)
+		}
+	}
+}
+
+// TestAsIfScrapedDirectly puts OpenMetrics of two applications, which their client libraries
+// made, on a page with real text: all that Prometheus would store from each itself is there,
+// exemplars, types and units too, and nothing else. Only of the text may types get lost.
+func TestAsIfScrapedDirectly(t *testing.T) {
+	applications := glob(t, "testdata/openmetrics/*.prom")
+	p, _ := newTestProgram(t, sourcesOf(slices.Concat(applications, glob(t, "testdata/scrapes/*.prom")))...)
+	page := mergeCase(p, "", openMetricsForm)
+	for sample, n := range surplus(t, page, applications, true) {
+		// client_golang has this counter and a gauge under one name.
+		isPair := strings.Contains(sample, "go_memstats_alloc_bytes_total{")
+		if strings.Contains(sample, `_application"`) && !isPair {
+			t.Errorf("%+d of %s", n, sample)
+		}
+	}
+	wantSamples(t, page, true, mergeCase(p, "", textForm), false)
+}
+
+// surplus returns how many more samples a page has than files with their labels, by sample.
+func surplus(t *testing.T, page string, files []string, typed bool) map[string]int {
+	t.Helper()
+	counts := map[string]int{}
+	for _, sample := range labelled(page, "", typed) {
+		counts[sample]++
+	}
+	for i, body := range readFiles(t, files) {
+		label := fmt.Sprintf("exporter_name=%q", strings.TrimSuffix(filepath.Base(files[i]), ".prom"))
+		for _, sample := range labelled(string(body), label, typed) {
+			counts[sample]--
+		}
+	}
+	maps.DeleteFunc(counts, func(_ string, n int) bool { return n == 0 })
+	return counts
+}
+
+// labelled returns the samples of a body with one label more, if any, and if typed, each
+// behind the TYPE and the UNIT of its family.
+func labelled(body, label string, typed bool) (samples []string) {
+	family := ""
+	for line := range strings.Lines(body) {
+		end := max(0, strings.IndexAny(line, "{ "))
+		name, rest := line[:end], line[end:]
+		switch {
+		case strings.HasPrefix(line, "# TYPE ") && typed:
+			family = line
+		case strings.HasPrefix(line, "# UNIT ") && typed:
+			family += line
+		case strings.HasPrefix(line, "#"):
+		case label == "":
+			samples = append(samples, family+line)
+		case rest[0] == '{':
+			samples = append(samples, family+name+"{"+label+","+rest[1:])
+		default:
+			samples = append(samples, family+name+"{"+label+"}"+rest)
+		}
+	}
+	return samples
+}
+
+// told returns the label that tells the series of a source apart.
+func told(source string) *addedLabels {
+	added := &addedLabels{telling: true}
+	added.add("exporter_name", source)
+	return added
+}
+
+// read reads a body and adds labels.
+func read(text string, openMetrics bool, added *addedLabels) (*exposition, error) {
 	return labelBody(strings.NewReader(text), openMetrics, added, &workspace{}, math.MaxInt32)
 }
 
-// formatCase is one input of testdata/format.txt, and what is to come of it.
-type formatCase struct {
-	title, body string
-	openMetrics bool
-	input       string   // as it stands in the file, with what is before it
-	want        []string // the page, for OpenMetrics in both formats, or the fault
-}
-
-// formatCases reads testdata/format.txt.
-func formatCases(t testing.TB) []formatCase {
+// mustRead reads a body that has no fault.
+func mustRead(t testing.TB, text string, openMetrics bool, added *addedLabels) *exposition {
 	t.Helper()
-	text, err := os.ReadFile("testdata/format.txt")
+	e, err := read(text, openMetrics, added)
 	if err != nil {
-		t.Fatal(err)
+		t.Fatalf("%v in\n%.2000s", err, text)
 	}
-	var cases []formatCase
-	title, input := "", ""
-	for line := range strings.Lines(string(text)) {
-		kind, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if kind == "page" || kind == "fault" || kind == "same" {
-			last := &cases[len(cases)-1]
-			last.want = append(last.want, strings.TrimSpace(line))
-			continue
-		}
-		input += line
-		switch kind {
-		case "#":
-			title = rest
-		case "text", "openmetrics":
-			body, err := strconv.Unquote(rest)
-			if err != nil {
-				t.Fatalf("%v: %s", err, line)
-			}
-			cases = append(cases, formatCase{title, body, kind == "openmetrics", input, nil})
-			input = ""
-		}
-	}
-	return cases
-}
-
-// outcome returns what comes of a case, a line each: the fault, or the text page, and of
-// OpenMetrics the page in that format, too, which mostly is the same as the body.
-func (c formatCase) outcome() []string {
-	e, err := read(c.body, c.openMetrics, "")
-	if err != nil {
-		return []string{fmt.Sprintf("fault %q", err.Error())}
-	}
-	lines := []string{fmt.Sprintf("page %q", pageText(pageOf(textForm, e)))}
-	if page := pageText(pageOf(openMetricsForm, e)); c.openMetrics && page == c.body {
-		lines = append(lines, "same")
-	} else if c.openMetrics {
-		lines = append(lines, fmt.Sprintf("page %q", page))
-	}
-	return lines
-}
-
-// TestAsIfScrapedDirectly puts bodies of two applications, which their client libraries made,
-// on a page with real text: all that Prometheus would store from each itself is there, with
-// the label, and nothing else. Only of the text may types get lost.
-func TestAsIfScrapedDirectly(t *testing.T) {
-	applications, _ := filepath.Glob("testdata/openmetrics/*.prom")
-	if len(applications) != 2 {
-		t.Fatalf("%d applications", len(applications))
-	}
-	files := slices.Concat(applications, scrapes(t))
-	want := map[string]int{}
-	count := func(line string, n int) {
-		if !strings.Contains(line, `exporter_name="go_application"`) && !strings.Contains(line, `exporter_name="python_application"`) {
-			line, _, _ = strings.Cut(line, " TYPE ")
-		}
-		want[line] += n
-	}
-	for i, file := range files {
-		text, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, line := range storedOf(t, string(text), i < len(applications), fmt.Sprintf("exporter_name=%q", strings.TrimSuffix(filepath.Base(file), ".prom"))) {
-			count(line, 1)
-		}
-	}
-	p, _ := newTestProgram(t, slices.Concat(sourcesOf(files), []string{"--web.disable-exporter-metrics"})...)
-	w := get(t, p, "/metrics", "Accept", "application/openmetrics-text")
-	for _, line := range storedOf(t, w.Body.String(), true, "") { // which has the label
-		if !strings.HasPrefix(line, "reverse_exporter_") {
-			count(line, -1)
-		}
-	}
-	exemplars := 0
-	for line, n := range want {
-		// client_golang has this counter and a gauge under one name.
-		isPair := strings.HasPrefix(line, "go_memstats_alloc_bytes_total[")
-		if n != 0 && !isPair {
-			t.Errorf("%+d of %s", n, line)
-		}
-		exemplars += strings.Count(line, "# {")
-	}
-	if exemplars < 20 {
-		t.Errorf("only %d exemplars", exemplars)
-	}
-}
-
-// storedOf returns what Prometheus stores of a body: each sample with its exemplar, type and
-// unit, and one label more.
-func storedOf(t *testing.T, text string, openMetrics bool, added string) []string {
-	t.Helper()
-	types, units := map[string]metricType{}, map[string]string{}
-	var stored []string
-	for _, pass := range []string{"metadata", "samples"} {
-		p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
-		for p.next() {
-			switch {
-			case p.kind == typeLine:
-				types[string(p.name)] = p.metricType
-			case p.kind == unitLine:
-				units[string(p.name)] = string(p.text)
-			case p.kind == sampleLine && pass == "samples":
-				family, kind := string(p.name), types[string(p.name)]
-				for end := len(family); end >= 0; end = strings.LastIndexByte(family[:end], '_') {
-					if t := types[family[:end]]; t.claims(family[end:], openMetrics) {
-						family, kind = family[:end], t
-						break
-					}
-				}
-				stored = append(stored, fmt.Sprintf("%s %s TYPE %s %s",
-					sampleOf(&p, added), p.exemplar, openMetricsNames[kind], units[family]))
-			}
-		}
-		if p.err != nil {
-			t.Fatal(p.err)
-		}
-	}
-	return stored
-}
-
-// sampleOf returns a sample as it is meant, whatever its format: bounds as Prometheus stores
-// them for some types, and milliseconds.
-func sampleOf(p *parser, added string) string {
-	labels := []string{added}
-	for _, l := range p.labels {
-		name, value := string(p.labelName(l)), unescape.Replace(string(p.labelText(l)))
-		if name == "le" || name == "quantile" {
-			value = string(appendBound(nil, []byte(value)))
-		}
-		labels = append(labels, fmt.Sprintf("%s=%q", unescape.Replace(name), value))
-	}
-	slices.Sort(labels)
-	stamp := string(p.stamp)
-	if p.openMetrics && stamp != "" {
-		stamp = string(appendMillis(nil, p.stamp))
-	}
-	return fmt.Sprintf("%s%s %s %s", unescape.Replace(string(p.name)),
-		strings.Replace(fmt.Sprint(labels), "[ ", "[", 1), p.valueText(), strings.TrimLeft(stamp, "0"))
-}
-
-// TestFormat reads every edge of the format, alone and beside a real scrape: the
-// page has what both have alone, and a body with a fault changes nothing.
-func TestFormat(t *testing.T) {
-	real, err := os.ReadFile("testdata/scrapes/node_exporter.prom")
-	if err != nil {
-		t.Fatal(err)
-	}
-	beside, err := read(string(real), false, "node")
-	if err != nil {
-		t.Fatal(err)
-	}
-	lines := func(pages ...string) []string {
-		return slices.Sorted(strings.Lines(strings.Join(pages, "")))
-	}
-	updated := ""
-	for _, c := range formatCases(t) {
-		t.Run(strings.ReplaceAll(c.title, "/", ""), func(t *testing.T) {
-			got := c.outcome()
-			updated += c.input + strings.Join(got, "\n") + "\n"
-			if !slices.Equal(got, c.want) {
-				t.Errorf("%q\n got %q\nwant %q", c.body, got, c.want)
-			}
-			e, err := read(c.body, c.openMetrics, "")
-			if err != nil {
-				return
-			}
-			alone, both := pageText(pageOf(textForm, e)), pageText(pageOf(textForm, beside, e))
-			if want := lines(pageText(pageOf(textForm, beside)), alone); !slices.Equal(lines(both), want) {
-				t.Errorf("%q: the page of both is not what each has alone", c.body)
-			}
-			checkShape(t, pageText(pageOf(form{}, e, beside)))
-		})
-	}
-	if *update {
-		writeFile(t, "testdata", "format.txt", updated)
-	}
+	return e
 }
 
 // pageOf merges bodies on a page.
@@ -698,293 +666,94 @@ func mergedOf(f form, expositions []*exposition) *merged {
 
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
 
-// parseAll returns what a parser finds in a body, one line for each line found.
-func parseAll(src io.Reader) (string, error) {
-	p := parser{window: window{src: src}}
-	var b strings.Builder
-	for p.next() {
-		switch p.kind {
-		case sampleLine:
-			fmt.Fprintf(&b, "%s", p.name)
-			for _, l := range p.labels {
-				fmt.Fprintf(&b, " %s=%s", p.labelName(l), p.labelText(l))
-			}
-			fmt.Fprintf(&b, " | %s %s\n", p.valueText(), p.stamp)
-		case helpLine:
-			fmt.Fprintf(&b, "HELP %s %s\n", p.name, p.text)
-		case typeLine:
-			fmt.Fprintf(&b, "TYPE %s %s\n", p.name, typeNames[p.metricType])
-		}
-	}
-	return b.String(), p.err
-}
-
-// TestParserWindow reads bodies in pieces that end anywhere, also inside of
-// lines that are longer than the window.
+// TestParserWindow reads bodies in pieces that end anywhere, also inside of lines that are
+// longer than the window: the page is that of the body in memory.
 func TestParserWindow(t *testing.T) {
-	long := strings.Repeat("x", windowSize) + "\n" + strings.Repeat("y\n", windowSize)
-	bodies := map[string]string{
-		"long value":     `a{b="` + long + `"} 1` + "\n" + `a{b="` + long + `"} 2` + "\nb 3",
-		"long comment":   "# " + strings.Repeat("c", 3*windowSize) + "\na 1\n",
-		"line at border": strings.Repeat("a 1\n", windowSize/4-1) + "abc 2\nd 3\n",
-		"two windows":    string(generate(15, 100)),
-	}
-	for _, name := range []string{"node_exporter", "prometheus", "netdata_all_hosts"} {
-		text, err := os.ReadFile("testdata/scrapes/" + name + ".prom")
-		if err != nil {
-			t.Fatal(err)
-		}
-		bodies[name] = string(text)
-	}
-	for name, text := range bodies {
-		whole, err := parseAll(strings.NewReader(text))
-		if err != nil {
-			t.Errorf("%s: %v", name, err)
-		}
-		if n := strings.Count(whole, "|"); n == 0 {
-			t.Errorf("%s: no samples", name)
-		}
-		pieces, err := parseAll(iotest.OneByteReader(strings.NewReader(text)))
-		if err != nil || pieces != whole {
-			t.Errorf("%s: other lines when read byte by byte (%v)", name, err)
-		}
-		halves, err := parseAll(iotest.DataErrReader(iotest.HalfReader(strings.NewReader(text))))
-		if err != nil || halves != whole {
-			t.Errorf("%s: other lines when read in halves (%v)", name, err)
-		}
-	}
-}
-
-// TestParserFaultLine tells the line of a fault that is many windows from the start.
-func TestParserFaultLine(t *testing.T) {
-	text := strings.Repeat("a{b=\"c\nd\"} 1\n\n", windowSize) + "a{b=\"\n\"} x\n"
-	_, err := parseAll(strings.NewReader(text))
-	if want := fmt.Sprintf("line %d, column 4: expected a number as the value", 3*windowSize+2); err == nil || err.Error() != want {
-		t.Errorf("%v, want %s", err, want)
-	}
-}
-
-// TestParserReadError ends at a read error, also inside of a label value that is
-// longer than the window.
-func TestParserReadError(t *testing.T) {
-	broken := errors.New("broken")
-	for _, text := range []string{"", "a 1\n", `a{b="`, `a{b="` + strings.Repeat("x\n", windowSize), strings.Repeat("a 1\n", windowSize)} {
-		_, err := parseAll(io.MultiReader(strings.NewReader(text), iotest.ErrReader(broken)))
-		if err != broken {
-			t.Errorf("%.20q: %v, want the error of the reader", text, err)
-		}
-	}
-}
-
-// TestParserNeighbours scans lines that have names, labels and beginnings of values in
-// common, three in a row, and wants of each what it is alone.
-func TestParserNeighbours(t *testing.T) {
-	lines := []string{
-		`m{a="1",b="2"} 1`, `m{a="1",b="2"} 2`, `m{a="1",b="22"} 1`, `m{a="1",bb="2"} 1`, `m{a="1"} 1`,
-		`m{a="1",b="2",c="3"} 1`, `m{a="1",b="2",c="\""} 1`, `m{a="1",b="2",c="\"",d=""} 1`, `m 1`, `m 12`,
-		`m{a="11"} 1`, `mm{a="1"} 1`, `m{a="1" ,b="2"} 1`, `m{a="1",b="2"} 1 5`, `m{a="1",b="2",} 1`, `m {a="1"} 1`,
-		`m{b="2",a="1"} 1`, `m{a="longer value 1",b="2"} 1`, `m{a="longer value 2",b="2"} 1`,
-		`m{a="longer value 1",i="longer"} 1`, `m{i="1",b="2"} 1`, `m{a="1",b="é"} 1`, `m{a="1",b="è2"} 1`,
-		`m{a="1",b="\\"} 1`, `m{a="1",b="\n\""} 1`, `m{a="1",b="\t"} 1`, `m{a="\n"} 1`, `m{a="\"} 1"} 2`,
-	}
-	alone := map[string]string{}
-	for _, line := range lines {
-		text, err := parseAll(strings.NewReader(line))
-		if err != nil {
-			t.Errorf("%s: %v", line, err)
-		}
-		alone[line] = text
-	}
-	for _, first := range lines {
-		for _, second := range lines {
-			for _, third := range lines {
-				text := first + "\n" + second + "\n" + third
-				got, err := parseAll(strings.NewReader(text))
-				if want := alone[first] + alone[second] + alone[third]; err != nil || got != want {
-					t.Errorf("%s\ngot:\n%s(%v)", text, got, err)
-				}
-			}
-		}
-	}
-	for _, second := range []string{`m{a="1",a="1"} 1`, `m{a="1",b="2",a="3"} 1`, `m{a="1",b="2",b="2"} 1`, "m{a=\"1\",b=\"\xc3\"} 1"} {
-		first := `m{a="1",b="é"} 1`
-		if _, err := parseAll(strings.NewReader(first + "\n" + second)); err == nil {
-			t.Errorf("%s after %s: a repeated label or half a character is taken", second, first)
-		}
-	}
-}
-
-// TestParserRepeats tells which samples have the name of the sample before.
-func TestParserRepeats(t *testing.T) {
-	for _, c := range []struct{ body, want string }{
-		{"a 1\na 2\na{b=\"c\"} 3\na{b=\"d\"} 4\na 5\n", "-++++"},
-		{"a 1\n# a comment\n\na 2\n", "-+"},
-		{"a 1\nab 2\na 3\na:b 4\nb 5\n", "-----"},
-		{"a 1\n# HELP a x\na 2\n# TYPE a gauge\na 3\n# TYPE b gauge\na 4\n", "----"},
-		{"a{b=\"c\"} 1\n# EOF\na 2\n", "-+"},
-	} {
-		got := ""
-		p := parserOf([]byte(c.body), false)
-		for p.next() {
-			switch {
-			case p.kind == sampleLine && p.repeated:
-				got += "+"
-			case p.kind == sampleLine:
-				got += "-"
-			}
-		}
-		if got != c.want || p.err != nil {
-			t.Errorf("%q: %s (%v), want %s", c.body, got, p.err, c.want)
-		}
-	}
 	fill := func(line string) string { return strings.Repeat(line, windowSize/len(line)) }
-	for _, second := range []string{fill("b 1\n"), "{\"b.c\"} 1\n"} { // b stands where a stood
-		p := parser{window: window{src: strings.NewReader(fill("a 1\n") + second)}}
-		for p.next() && p.name[0] == 'a' {
+	long := `a{b="` + strings.Repeat("x", windowSize) + "\n" + strings.Repeat("y\n", windowSize) + `"} `
+	for name, body := range map[string]string{
+		"long value":      long + "1\n" + long + "2\nb 3\n",
+		"long comment":    "# " + strings.Repeat("c", 3*windowSize) + "\na 1\n",
+		"line at border":  strings.Repeat("a 1\n", windowSize/4-1) + "abc 2\nd 3\n",
+		"name for name":   fill("a 1\n") + fill("b 1\n"), // b stands where a stood
+		"name for quotes": fill("a 1\n") + "{\"b.c\"} 1\n",
+		"large families":  string(generate(15, 100)),
+		"scrapes":         string(bytes.Join(readFiles(t, glob(t, "testdata/scrapes/*.prom")), nil)),
+	} {
+		l := labeller{p: parserOf([]byte(body), false), e: &exposition{loose: true}, added: told("x")}
+		if err := l.readLines(math.MaxInt32); err != nil || l.e.samples == 0 {
+			t.Fatalf("%s: %d samples (%v)", name, l.e.samples, err)
 		}
-		if p.err != nil || p.repeated {
-			t.Errorf("%.8q at the start of a window: the name is repeated (%v)", second, p.err)
-		}
-	}
-	p := parserOf([]byte("a_bytes 1\n# UNIT a_bytes bytes\na_bytes 2\n# EOF\n"), false)
-	p.openMetrics = true
-	if p.next(); !p.next() || p.repeated {
-		t.Error("a name is repeated after # UNIT")
-	}
-	if _, err := parseAll(strings.NewReader("{\"a.b\"} 1\na.b 2\n")); err == nil {
-		t.Error("a name that had quotes in the line before is taken without")
-	}
-}
-
-// TestParserLongNumbers takes values of 400 digits byte for byte, and refuses those
-// that no float has.
-func TestParserLongNumbers(t *testing.T) {
-	digits := strings.Repeat("1234567890", 40)
-	for _, value := range []string{"0." + digits[2:], digits[:300] + "." + digits[300:], strings.Repeat("0", 399) + "7", digits + "e-399"} {
-		got, err := parseAll(strings.NewReader("a " + value + "\n"))
-		if want := "a | " + value + " \n"; err != nil || got != want {
-			t.Errorf("%q (%v), want %q", got, err, want)
-		}
-	}
-	for _, value := range []string{digits, "-" + digits, digits + ".5", digits + "e9"} {
-		if got, err := parseAll(strings.NewReader("a " + value + "\n")); err == nil {
-			t.Errorf("%q is taken", got)
+		text := strings.TrimSuffix(body, "\n")
+		for _, src := range []io.Reader{
+			strings.NewReader(text),
+			iotest.OneByteReader(strings.NewReader(text)),
+			iotest.DataErrReader(iotest.HalfReader(strings.NewReader(text))),
+		} {
+			e, err := labelBody(src, false, told("x"), &workspace{}, math.MaxInt32)
+			if err != nil || pageText(pageOf(textForm, e)) != pageText(pageOf(textForm, l.e)) {
+				t.Errorf("%s: another page when read by %T (%v)", name, src, err)
+			}
 		}
 	}
 }
 
-// haltingReader reads a byte at a time, after some reads that bring nothing.
-type haltingReader struct {
-	text        string
-	empty, done int // reads that bring nothing before each byte, and how many have been
-}
+// emptyReads is a reader that so often has nothing yet.
+type emptyReads int
 
-func (r *haltingReader) Read(b []byte) (int, error) {
-	if r.text == "" {
+func (r *emptyReads) Read([]byte) (int, error) {
+	if *r == 0 {
 		return 0, io.EOF
 	}
-	if r.done < r.empty {
-		r.done++
-		return 0, nil
-	}
-	b[0], r.text, r.done = r.text[0], r.text[1:], 0
-	return 1, nil
+	*r--
+	return 0, nil
 }
 
-// TestParserEmptyReads fails after 100 reads in a row that bring nothing, and never
-// because of fewer, however many there are in all.
-func TestParserEmptyReads(t *testing.T) {
-	text := "# TYPE a gauge\na{b=\"c\nd\"} 1\nb 2"
-	want, err := parseAll(strings.NewReader(text))
-	if err != nil || strings.Count(want, "\n") != 4 {
-		t.Fatalf("%s (%v)", want, err)
-	}
-	for _, empty := range []int{1, 50, 99} {
-		if got, err := parseAll(&haltingReader{text: text, empty: empty}); got != want || err != nil {
-			t.Errorf("%d empty reads before each byte: %q (%v)", empty, got, err)
+// TestReadFaults tells of faults that are many windows from the start, and of those of
+// readers: an error, also inside of a label value that is longer than the window, or 100 reads
+// in a row that bring nothing, but not fewer, however many there are in all.
+func TestReadFaults(t *testing.T) {
+	text := func(text string) io.Reader { return strings.NewReader(text) }
+	empty := func(n emptyReads) io.Reader { return &n }
+	broken := iotest.ErrReader(errors.New("broken"))
+	far := strings.Repeat("a{b=\"c\nd\"} 1\n\n", windowSize)
+	farFault := fmt.Sprintf("line %d, column 4: expected a number as the value", 3*windowSize+2)
+	for i, c := range []struct {
+		fault string
+		body  []io.Reader
+	}{
+		{farFault, []io.Reader{text(far), text("a{b=\"\n\"} x\n")}},
+		{"broken", []io.Reader{broken}},
+		{"broken", []io.Reader{text("a 1\n"), broken}},
+		{"broken", []io.Reader{text(`a{b="`), broken}},
+		{"broken", []io.Reader{text(`a{b="` + strings.Repeat("x\n", windowSize)), broken}},
+		{"broken", []io.Reader{text(far), broken}},
+		{"<nil>", []io.Reader{text(`a{b="c`), empty(99), text("\n\"} 1\n"), empty(99), text("b 2")}},
+		{io.ErrNoProgress.Error(), []io.Reader{text("a 1\n"), empty(100), text("b 2")}},
+	} {
+		_, err := labelBody(io.MultiReader(c.body...), false, &addedLabels{}, &workspace{}, math.MaxInt32)
+		if fmt.Sprint(err) != c.fault {
+			t.Errorf("body %d: %v, want %s", i, err, c.fault)
 		}
 	}
-	if _, err := parseAll(&haltingReader{text: text, empty: 100}); err != io.ErrNoProgress {
-		t.Errorf("100 empty reads in a row: %v, want %v", err, io.ErrNoProgress)
-	}
 }
 
-// TestManyLabels finds a repeated label name among many, and takes no more than maxLabels.
+// TestManyLabels finds a repeated label name among few and among many, and takes no more
+// than maxLabels.
 func TestManyLabels(t *testing.T) {
-	labels := ""
-	for n := 1; n <= maxLabels; n++ {
-		labels += fmt.Sprintf(`l%d="",`, n)
-		if !slices.Contains([]int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500, maxLabels}, n) {
-			continue
+	for _, n := range []int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500, maxLabels} {
+		labels := []byte("m{")
+		for i := range n {
+			labels = fmt.Appendf(labels, `l%d="",`, i)
 		}
-		if _, err := parseAll(strings.NewReader("m{" + labels + "} 1")); err != nil {
-			t.Errorf("%d labels: %v", n, err)
+		mustRead(t, string(labels)+"} 1", false, &addedLabels{})
+		fault := "duplicate label name"
+		if n == maxLabels {
+			fault = fmt.Sprintf("more than %d labels", maxLabels)
 		}
-		if _, err := parseAll(strings.NewReader("m{" + labels + `l1=""} 1`)); err == nil {
-			t.Errorf("%d labels and one of them again: taken", n)
-		}
-	}
-	if _, err := parseAll(strings.NewReader("m{" + labels + `more=""} 1`)); err == nil {
-		t.Errorf("%d labels and one more: taken", maxLabels)
-	}
-}
-
-// scrapes returns the paths of all real scrapes.
-func scrapes(t testing.TB) []string {
-	t.Helper()
-	files, _ := filepath.Glob("testdata/scrapes/*.prom")
-	if len(files) < 8 {
-		t.Fatalf("only %d scrapes", len(files))
-	}
-	return files
-}
-
-// sourcesOf returns flags that make each file a source of its base name.
-func sourcesOf(files []string) []string {
-	var args []string
-	for _, file := range files {
-		args = append(args, "--file", strings.TrimSuffix(filepath.Base(file), ".prom")+"="+file)
-	}
-	return args
-}
-
-// TestExact merges real scrapes alone, in pairs and all together: the samples of
-// the page are those of the scrapes with their labels, byte for byte, families
-// are there once and in order, and a second scrape gives the same bytes.
-func TestExact(t *testing.T) {
-	files := scrapes(t)
-	sets := [][]string{files}
-	for i, a := range files {
-		sets = append(sets, []string{a})
-		for _, b := range files[i+1:] {
-			sets = append(sets, []string{a, b}, []string{b, a})
-		}
-	}
-	samples := func(text string) []string { // in order
-		lines := slices.Sorted(strings.Lines(text))
-		return slices.DeleteFunc(lines, func(line string) bool { return line[0] == '#' || line == "\n" })
-	}
-	for _, set := range sets {
-		p, _ := newTestProgram(t, sourcesOf(set)...)
-		page := mergeCase(p, "", textForm)
-		var want []string
-		got := page
-		for _, file := range set {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				t.Fatal(err)
-			}
-			want = append(want, samples(string(text))...)
-			added := fmt.Sprintf("exporter_name=%q", strings.TrimSuffix(filepath.Base(file), ".prom"))
-			got = strings.NewReplacer("{"+added+"}", "", added+",", "").Replace(got)
-		}
-		slices.Sort(want)
-		if got := samples(got); !slices.Equal(got, want) {
-			t.Errorf("%v: %d samples, other than the %d of the scrapes", set, len(got), len(want))
-		}
-		checkShape(t, page)
-		if again := mergeCase(p, "", textForm); again != page {
-			t.Errorf("%v: the second scrape differs", set)
+		_, err := read(string(labels)+`l1=""} 1`, false, &addedLabels{})
+		if err == nil || !strings.HasSuffix(err.Error(), fault) {
+			t.Errorf("%d labels and one of them again: %v", n, err)
 		}
 	}
 }
@@ -1112,7 +881,7 @@ func lines(one func(i int) string) func(n int) ([]byte, int) {
 
 // readAndMerge is the way of a body to a page, and to one without quotes.
 func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
-	e, err := read(string(body), false, "")
+	e, err := labelBody(bytes.NewReader(body), false, &addedLabels{}, &workspace{}, math.MaxInt32)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -1129,7 +898,7 @@ func TestWorstCases(t *testing.T) {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
 			for _, pg := range pages {
-				again, err := read(pageText(pg), false, "")
+				again, err := labelBody(strings.NewReader(pageText(pg)), false, &addedLabels{}, &workspace{}, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -1146,10 +915,7 @@ func TestWorstCases(t *testing.T) {
 
 // TestUnquotedUnit writes a unit with underscores, as the name that ends with it.
 func TestUnquotedUnit(t *testing.T) {
-	e, err := read("# UNIT \"a_é.b\" é.b\n{\"a_é.b\"} 1 # {\"c.d\"=\"e\"} 1\n# EOF\n", true, "")
-	if err != nil {
-		t.Fatal(err)
-	}
+	e := mustRead(t, "# UNIT \"a_é.b\" é.b\n{\"a_é.b\"} 1 # {\"c.d\"=\"e\"} 1\n# EOF\n", true, &addedLabels{telling: true})
 	want := "# TYPE a___b unknown\n# UNIT a___b __b\na___b 1\n# EOF\n"
 	if got := pageText(pageOf(form{openMetrics: true}, e)); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
@@ -3852,8 +3618,14 @@ func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
 			add(text[:min(len(text), 4000)], endsOpenMetrics(text))
 		}
 	}
-	for _, c := range formatCases(f) {
-		add([]byte(c.body), c.openMetrics)
+	format, err := os.ReadFile("testdata/format.txt")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for line := range strings.Lines(string(format)) {
+		if body, openMetrics, ok := formatCase(f, line); ok {
+			add([]byte(body), openMetrics)
+		}
 	}
 }
 
@@ -3866,7 +3638,7 @@ func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page st
 	t.Helper()
 	pg := pageOf(f, bodies...)
 	page = pageText(pg)
-	again, err := read(page, f.openMetrics, "")
+	again, err := read(page, f.openMetrics, &addedLabels{})
 	if err != nil {
 		t.Fatalf("%v in the page\n%s", err, page)
 	}
@@ -3888,9 +3660,22 @@ func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
 	var samples []string
 	for p.next() {
-		if p.kind == sampleLine {
-			samples = append(samples, sampleOf(&p, ""))
+		if p.kind != sampleLine {
+			continue
 		}
+		line := []byte(unescape.Replace(string(p.name)))
+		for _, l := range p.byName() {
+			name, value := string(p.labelName(l)), unescape.Replace(string(p.labelText(l)))
+			if bound, err := strconv.ParseFloat(value, 64); err == nil && (name == "le" || name == "quantile") {
+				value = fmt.Sprint(bound + 0) // as Prometheus stores it for some types
+			}
+			line = fmt.Appendf(line, " %q=%q", unescape.Replace(name), value)
+		}
+		stamp := string(p.stamp)
+		if openMetrics && stamp != "" {
+			stamp = string(appendMillis(nil, p.stamp))
+		}
+		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.valueText(), strings.TrimLeft(stamp, "0")))
 	}
 	if p.err != nil {
 		t.Fatalf("%v in\n%s", p.err, text)
@@ -3914,14 +3699,14 @@ var largeStamp = regexp.MustCompile(`[1-9]\d{15}`)
 func FuzzParse(f *testing.F) {
 	seeds(f, func(text []byte, openMetrics bool) { f.Add(text, openMetrics) })
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
-		e, err := read(string(text), openMetrics, "x")
+		e, err := read(string(text), openMetrics, told("x"))
 		if err != nil {
 			if e != nil {
 				t.Fatal("a refused body is handed on")
 			}
 			return
 		}
-		bare, err := read(string(text), openMetrics, "")
+		bare, err := read(string(text), openMetrics, &addedLabels{})
 		if err != nil {
 			t.Fatalf("without added labels: %v", err)
 		}
@@ -3932,7 +3717,7 @@ func FuzzParse(f *testing.F) {
 				continue
 			}
 			wantSamples(t, page, f.openMetrics, string(text), openMetrics)
-			again, _ := read(page, f.openMetrics, "")
+			again, _ := read(page, f.openMetrics, &addedLabels{})
 			other := form{openMetrics: !f.openMetrics, quoted: true}
 			wantSamples(t, pageText(pageOf(other, again)), other.openMetrics, string(text), openMetrics)
 		}
@@ -3965,16 +3750,16 @@ func FuzzMerge(f *testing.F) {
 	}
 	own.add("foo_total", counter, "Own.", 1, "x", "y")
 	f.Fuzz(func(t *testing.T, one []byte, oneOpenMetrics bool, other []byte, otherOpenMetrics bool) {
-		var told, raw []*exposition
+		var apart, raw []*exposition
 		samples := 0
 		for i, text := range [][]byte{one, other} {
 			openMetrics := []bool{oneOpenMetrics, otherOpenMetrics}[i]
-			e, err := read(string(text), openMetrics, strconv.Itoa(i))
+			e, err := read(string(text), openMetrics, told(strconv.Itoa(i)))
 			if err != nil {
 				return
 			}
-			told = append(told, e)
-			e, err = read(string(text), openMetrics, "")
+			apart = append(apart, e)
+			e, err = read(string(text), openMetrics, &addedLabels{})
 			if err != nil {
 				t.Fatalf("without added labels: %v", err)
 			}
@@ -3982,8 +3767,8 @@ func FuzzMerge(f *testing.F) {
 			raw = append(raw, e)
 		}
 		for _, f := range allForms {
-			page := wantPage(t, samples, f, told...)
-			first, second := pageText(pageOf(f, told[0])), pageText(pageOf(f, told[1]))
+			page := wantPage(t, samples, f, apart...)
+			first, second := pageText(pageOf(f, apart[0])), pageText(pageOf(f, apart[1]))
 			wantSamples(t, page, f.openMetrics, strings.TrimSuffix(first, "# EOF\n")+second, f.openMetrics)
 			wantPage(t, samples, f, raw...)
 			wantOwnLast(t, own.body(), f, raw)
@@ -4015,7 +3800,7 @@ func wantOwnLast(t *testing.T, own *exposition, f form, bodies []*exposition) {
 	if len(m.conflicts) != len(alone.conflicts) || m.duplicates != alone.duplicates {
 		t.Fatalf("own metrics are in conflict %v or %d duplicates", m.conflicts, m.duplicates)
 	}
-	again, err := read(pageText(pg), f.openMetrics, "")
+	again, err := read(pageText(pg), f.openMetrics, &addedLabels{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -4094,151 +3879,125 @@ func FuzzCommand(f *testing.F) {
 
 // ---- Speed
 
-// generate makes families of about series samples each, every tenth a histogram and all others
-// counters: 100 of 100 are 1 MB.
+// generate makes families of gauges, counters, histograms and summaries with about
+// series samples each: 100 of 100 are 1 MB.
 func generate(families, series int) []byte {
+	kinds := strings.Fields("gauge gauge gauge gauge counter counter counter histogram histogram summary")
+	samples := map[string][]string{"gauge": {"{%s}"}, "counter": {"{%s}"}}
+	for _, le := range strings.Fields("0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 +Inf") {
+		samples["histogram"] = append(samples["histogram"], `_bucket{%s,le="`+le+`"}`)
+	}
+	for _, quantile := range strings.Fields("0 0.25 0.5 0.75 1") {
+		samples["summary"] = append(samples["summary"], `{%s,quantile="`+quantile+`"}`)
+	}
+	for _, kind := range []string{"histogram", "summary"} {
+		samples[kind] = append(samples[kind], "_sum{%s}", "_count{%s}")
+	}
+	labels := []string{
+		`method="GET",code="200",handler="/api/v1/endpoint/%d"`,
+		`device="eth%d",state="up"`,
+		`namespace="prod",pod="web-7d9c5b8f6-%05d",container="app"`,
+		`shard="%[1]d",path="C:\\DIR\\FILE.%[1]d"`,
+	}
+	names := []string{"http_requests", "grpc_server_receive_bytes", "node_network_errors", "kube_pod_latency_seconds"}
 	var b bytes.Buffer
 	for f := range families {
-		name := fmt.Sprintf("http_requests_%04d", f)
-		if f%10 == 9 {
-			fmt.Fprintf(&b, "# HELP %s_seconds Duration of requests.\n# TYPE %[1]s_seconds histogram\n", name)
-			for i := range series / 14 {
-				labels := fmt.Sprintf(`namespace="prod-%d",pod="web-7d9c5b8f6-%05d",container="app"`, i%7, i)
-				for _, le := range []string{"0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "+Inf"} {
-					fmt.Fprintf(&b, "%s_seconds_bucket{%s,le=%q} %d\n", name, labels, le, i)
-				}
-				fmt.Fprintf(&b, "%s_seconds_sum{%s} %v\n%[1]s_seconds_count{%[2]s} %[4]d\n", name, labels, 94.05/float64(i+1), i)
+		name, kind := fmt.Sprintf("%s_%04d", names[f%4], f), kinds[f%10]
+		fmt.Fprintf(&b, "# HELP %s Current value of %[1]s, sampled at scrape time.\n# TYPE %[1]s %s\n", name, kind)
+		for i := range series / len(samples[kind]) {
+			value := []float64{float64(i), 94.05090880450125 / float64(i+1), float64(i) * 5.05702974996e+11, 0}[i%4]
+			for _, sample := range samples[kind] {
+				fmt.Fprintf(&b, "%s"+sample+" %v\n", name, fmt.Sprintf(labels[i%4], i), value)
 			}
-			continue
-		}
-		fmt.Fprintf(&b, "# HELP %s_total Requests by what answers them.\n# TYPE %[1]s_total counter\n", name)
-		for i := range series {
-			fmt.Fprintf(&b, "%s_total{method=\"GET\",code=\"200\",handler=\"/api/v1/%d\",path=\"C:\\\\DIR\"} %v\n",
-				name, i, float64(i)*5.05702974996e+11)
 		}
 	}
 	return b.Bytes()
 }
 
-// workloads are what benchmarks read, by name: the real scrapes as eight sources and as one,
-// and generated bodies of 1 MB and 10 MB, whose families are large and much alike.
-func workloads(b *testing.B) map[string][][]byte {
-	var real [][]byte
-	for _, file := range scrapes(b) {
+// readFiles returns what files have, in order.
+func readFiles(t testing.TB, files []string) (bodies [][]byte) {
+	t.Helper()
+	for _, file := range files {
 		body, err := os.ReadFile(file)
 		if err != nil {
-			b.Fatal(err)
+			t.Fatal(err)
 		}
-		real = append(real, body)
+		bodies = append(bodies, body)
 	}
-	return map[string][][]byte{"real": real, "real as one": {bytes.Join(real, nil)},
-		"generated 1MB": {generate(100, 100)}, "generated 10MB": {generate(1000, 100)}}
+	return bodies
 }
 
-// measure runs a benchmark of something that is done to so many bytes.
-func measure(b *testing.B, name string, size int, do func()) {
-	b.Run(name, func(b *testing.B) {
-		b.SetBytes(int64(size))
-		b.ReportAllocs()
-		for b.Loop() {
-			do()
-		}
-	})
+// workload is what benchmarks read: the bodies that the sources of one scrape answer.
+type workload struct {
+	name   string
+	bodies [][]byte
 }
 
-// labelled reads a body, with the memory of the one before, into an exposition.
-func labelled(b *testing.B, body []byte, name string, w *workspace) *exposition {
-	added := &addedLabels{telling: true}
-	added.add("exporter_name", name)
-	e, err := labelBody(bytes.NewReader(body), endsOpenMetrics(body), added, w, 1<<30)
-	if err != nil {
-		b.Fatal(err)
+// workloads returns the real scrapes, once and five times, two bodies with the same large
+// families, and those of two applications that answer OpenMetrics.
+func workloads(b *testing.B) []workload {
+	real := readFiles(b, glob(b, "testdata/scrapes/*.prom"))
+	large := generate(100, 100)
+	return []workload{
+		{"8 real", real},
+		{"40 real", slices.Repeat(real, 5)},
+		{"2 generated", [][]byte{large, large}},
+		{"2 OpenMetrics", readFiles(b, glob(b, "testdata/openmetrics/*.prom"))},
 	}
-	return e
 }
 
-// BenchmarkScrape parses and labels bodies, beside looking for line ends and nothing else.
+// BenchmarkScrape parses and labels bodies in the buffers that a source uses again.
 func BenchmarkScrape(b *testing.B) {
-	for name, bodies := range workloads(b) {
-		size := len(bytes.Join(bodies, nil))
-		measure(b, name+"/lines", size, func() {
-			for _, rest := range bodies {
-				for len(rest) > 0 {
-					rest = rest[bytes.IndexByte(rest, '\n')+1:]
+	for _, w := range workloads(b) {
+		b.Run(w.name, func(b *testing.B) {
+			b.SetBytes(int64(len(bytes.Join(w.bodies, nil))))
+			b.ReportAllocs()
+			used := &workspace{}
+			for b.Loop() {
+				for _, body := range w.bodies {
+					e, err := labelBody(bytes.NewReader(body), endsOpenMetrics(body), told("x"), used, 1<<30)
+					if err != nil {
+						b.Fatal(err)
+					}
+					used.body = e.buf
 				}
 			}
 		})
-		used := &workspace{}
-		measure(b, name+"/scrape", size, func() {
-			for _, body := range bodies {
-				used.body = labelled(b, body, "bench", used).buf
-			}
-		})
 	}
 }
 
-// inOpenMetrics makes OpenMetrics of what generate makes, with an exemplar on every tenth
-// bucket.
-func inOpenMetrics(body []byte) []byte {
-	var out []byte
-	kind, buckets := "", 0
-	for line := range bytes.Lines(body) {
-		line = bytes.TrimSuffix(line, []byte("\n"))
-		word := bytes.Fields(line)
-		switch {
-		case string(word[1]) == "TYPE" && string(word[0]) == "#":
-			kind = string(word[3])
-		case word[0][0] != '#' && kind == "counter":
-			line = bytes.Replace(line, []byte("{"), []byte("_total{"), 1)
-		case bytes.Contains(word[0], []byte("_bucket{")):
-			if buckets++; buckets%10 == 0 {
-				line = append(slices.Clone(line), ` # {trace_id="4bf92f3577b34da6a3ce929d0e0e4736"} 0.043 1700000000.123`...)
-			}
-		}
-		out = append(append(out, line...), '\n')
-	}
-	return append(out, "# EOF\n"...)
-}
-
-// BenchmarkOpenMetrics makes a page of two bodies of 1 MB, of text and of OpenMetrics, in the
-// same format and in the other: from what has been read of them, and with the reading.
-func BenchmarkOpenMetrics(b *testing.B) {
-	text := generate(100, 100)
-	for name, body := range map[string][]byte{"text": text, "OpenMetrics": inOpenMetrics(text)} {
-		for _, f := range []form{{}, {openMetrics: true}} {
-			used := &workspace{}
-			read := func() *page { return pageOf(f, labelled(b, body, "0", used), labelled(b, body, "1", used)) }
-			bodies := []*exposition{labelled(b, body, "0", used), labelled(b, body, "1", used)}
-			name := fmt.Sprintf("%s/openMetrics=%t", name, f.openMetrics)
-			measure(b, name+"/page", read().size, func() { pageOf(f, bodies...) })
-			measure(b, name+"/all", read().size, func() { read() })
-		}
-	}
-}
-
-// BenchmarkMerge renders a page of two generated bodies of the same families, and of the real
-// scrapes, each once or five times.
+// BenchmarkMerge makes a page of bodies that have been read, in each format.
 func BenchmarkMerge(b *testing.B) {
-	all := workloads(b)
-	real, body := all["real"], all["generated 1MB"][0]
-	for name, bodies := range map[string][][]byte{"2 generated": {body, body}, "8 scrapes": real,
-		"40 scrapes": slices.Concat(real, real, real, real, real)} {
-		var args []string
-		var results []*result
-		for i, body := range bodies {
-			e := labelled(b, body, strconv.Itoa(i), &workspace{})
-			args = append(args, "--http", strconv.Itoa(i)+"=http://localhost")
-			results = append(results, &result{bodies: []*exposition{e}, start: time.Now(), end: time.Now()})
+	for _, w := range workloads(b) {
+		var bodies []*exposition
+		for i, body := range w.bodies {
+			bodies = append(bodies, mustRead(b, string(body), endsOpenMetrics(body), told(strconv.Itoa(i))))
 		}
-		p, _ := newTestProgram(b, args...)
-		render := func() *page {
-			pg, err := p.render(b.Context(), p.sources, results, textForm, p.processNow())
-			if err != nil {
-				b.Fatal(err)
-			}
-			return pg
+		for _, f := range []form{textForm, openMetricsForm} {
+			b.Run(fmt.Sprintf("%s/OpenMetrics=%v", w.name, f.openMetrics), func(b *testing.B) {
+				b.SetBytes(int64(pageOf(f, bodies...).size))
+				b.ReportAllocs()
+				for b.Loop() {
+					pageOf(f, bodies...)
+				}
+			})
 		}
-		measure(b, name, render().size, func() { render() })
+	}
+}
+
+// BenchmarkWorstCases reads and merges bodies that cost more than others. What one
+// line or part costs stays the same when there are ten times as many.
+func BenchmarkWorstCases(b *testing.B) {
+	for _, c := range worstCases {
+		for _, n := range []int{2000, 20000} {
+			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
+				body, _ := c.make(n)
+				for b.Loop() {
+					readAndMerge(b, body)
+				}
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/line")
+			})
+		}
 	}
 }
 
@@ -4263,47 +4022,49 @@ var built = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// startBuilt starts the built program, and returns its process and where it listens.
-func startBuilt(b *testing.B, args ...string) (*os.Process, string) {
+// startBuilt starts the built program through another command, if any.
+func startBuilt(b *testing.B, wrapper []string, args ...string) *started {
 	b.Helper()
 	path, err := built()
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := newStarted(exec.Command(path, args...))
+	command := slices.Concat(wrapper, []string{path}, args)
+	s := newStarted(exec.Command(command[0], command[1:]...))
 	s.listen(b)
-	return s.Process, s.url
+	return s
 }
 
-// cpuTime returns the time that a process has spent, and its peak and present memory
-// in bytes. It skips where there is no /proc.
-func cpuTime(b *testing.B, p *os.Process) (spent time.Duration, peak, now int64) {
+// usage returns the milliseconds that a process has computed, and its memory in MiB by the
+// names of /proc. It skips where there is no /proc.
+func usage(b *testing.B, pid int) (cpu float64, memory map[string]float64) {
 	b.Helper()
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.Pid))
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
 		b.Skip("there is no /proc")
 	}
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')'):]))
-	user, _ := strconv.Atoi(fields[12])
-	system, _ := strconv.Atoi(fields[13])
-	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", p.Pid))
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			fmt.Sscan(rest, &peak)
-		} else if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
-			fmt.Sscan(rest, &now)
-		}
+	for _, hundredths := range fields[12:14] { // in user mode and in the kernel
+		n, _ := strconv.ParseFloat(hundredths, 64)
+		cpu += 10 * n
 	}
-	return time.Duration(user+system) * 10 * time.Millisecond, peak << 10, now << 10
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	memory = map[string]float64{}
+	for line := range strings.Lines(string(status)) {
+		name, kib, _ := strings.Cut(line, ":")
+		n, _ := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(kib), " kB"), 64)
+		memory[name] = n / 1024
+	}
+	return cpu, memory
 }
 
-// load asks for a URL b.N times, by so many clients at once, and reports what a scrape
-// costs a process: its CPU time and its peak memory.
-func load(b *testing.B, p *os.Process, url, encoding string, clients int) {
+// load scrapes a process b.N times, by so many clients at once, and reports its CPU time for
+// one scrape and its peak memory.
+func load(b *testing.B, s *started, encoding string, clients int) {
 	b.Helper()
-	client := &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: clients, ReadBufferSize: 64 << 10}}
+	client := &http.Client{Transport: &http.Transport{DisableCompression: true, MaxIdleConnsPerHost: clients}}
 	scrape := func() int64 {
-		req, _ := http.NewRequest("GET", url, nil)
+		req, _ := http.NewRequest("GET", s.url+"/metrics", nil)
 		req.Header.Set("Accept-Encoding", encoding)
 		resp, err := client.Do(req)
 		if err != nil {
@@ -4312,13 +4073,13 @@ func load(b *testing.B, p *os.Process, url, encoding string, clients int) {
 		}
 		defer resp.Body.Close()
 		n, err := io.Copy(io.Discard, resp.Body)
-		if err != nil {
-			b.Error(err)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			b.Errorf("%s after %d bytes: %v", resp.Status, n, err)
 		}
 		return n
 	}
 	b.SetBytes(scrape())
-	before, _, _ := cpuTime(b, p)
+	before, _ := usage(b, s.Process.Pid)
 	b.ResetTimer()
 	var workers sync.WaitGroup
 	var begun atomic.Int64
@@ -4331,43 +4092,59 @@ func load(b *testing.B, p *os.Process, url, encoding string, clients int) {
 	}
 	workers.Wait()
 	b.StopTimer()
-	after, peak, _ := cpuTime(b, p)
-	b.ReportMetric((after-before).Seconds()*1e3/float64(b.N), "cpu-ms/op")
-	b.ReportMetric(float64(peak)/(1<<20), "peak-MiB")
+	after, memory := usage(b, s.Process.Pid)
+	b.ReportMetric((after-before)/float64(b.N), "cpu-ms/op")
+	b.ReportMetric(memory["VmHWM"], "peak-MiB")
 }
 
-// exporters serves a generated body at any path.
-func exporters(b *testing.B, families int) string {
-	body := generate(families, 100)
+// exporters serves bodies in turn, at paths that are numbers.
+func exporters(b *testing.B, bodies ...[]byte) string {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		i, _ := strconv.Atoi(r.URL.Path[1:])
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4")
-		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(body))
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(bodies[i%len(bodies)]))
 	}))
 	b.Cleanup(server.Close)
 	return server.URL
 }
 
-// BenchmarkProgram scrapes the built program, with so many exporters of so many MB
-// behind it.
+// BenchmarkProgram scrapes the built program with so many exporters behind it, as README
+// tells of them.
 func BenchmarkProgram(b *testing.B) {
 	for _, c := range []struct {
-		sources, families int // 100 families are about 1 MB
-		encoding          string
-		clients           int
+		sources  int
+		size     string
+		families int // 0 if the exporters are real
+		encoding string
+		clients  int
 	}{
-		{2, 100, "identity", 1}, {2, 100, "gzip", 1},
-		{2, 1000, "identity", 1}, {2, 1000, "gzip", 1}, {2, 1000, "identity", 8}, {2, 1000, "gzip", 8},
-		{1, 100, "identity", 1}, {10, 100, "identity", 1}, {100, 100, "identity", 1},
-		{1, 1000, "identity", 1}, {1, 10_000, "identity", 1},
+		{8, "real", 0, "identity", 1},
+		{8, "real", 0, "gzip", 1},
+		{40, "real", 0, "identity", 1},
+		{1, "1MB", 100, "identity", 1},
+		{10, "1MB", 100, "identity", 1},
+		{100, "1MB", 100, "identity", 1},
+		{1, "10MB", 1000, "identity", 1},
+		{1, "100MB", 10_000, "identity", 1},
+		{2, "1MB", 100, "identity", 1},
+		{2, "1MB", 100, "gzip", 1},
+		{2, "10MB", 1000, "identity", 1},
+		{2, "10MB", 1000, "gzip", 1},
+		{2, "10MB", 1000, "identity", 8},
+		{2, "10MB", 1000, "gzip", 8},
+		{2, "10MB", 1000, "identity", 1000},
 	} {
-		b.Run(fmt.Sprintf("%dx%dMB/%s/c=%d", c.sources, c.families/100, c.encoding, c.clients), func(b *testing.B) {
-			url := exporters(b, c.families)
+		b.Run(fmt.Sprintf("%dx%s/%s/c=%d", c.sources, c.size, c.encoding, c.clients), func(b *testing.B) {
+			bodies := readFiles(b, glob(b, "testdata/scrapes/*.prom"))
+			if c.families > 0 {
+				bodies = [][]byte{generate(c.families, 100)}
+			}
+			url := exporters(b, bodies...)
 			args := []string{"--max-bytes", "512MiB", "--timeout", "1m", "--log.level", "info"}
 			for i := range c.sources {
 				args = append(args, "--http", fmt.Sprintf("source%d=%s/%[1]d", i, url))
 			}
-			process, addr := startBuilt(b, args...)
-			load(b, process, addr+"/metrics", c.encoding, c.clients)
+			load(b, startBuilt(b, nil, args...), c.encoding, c.clients)
 		})
 	}
 }
@@ -4375,9 +4152,9 @@ func BenchmarkProgram(b *testing.B) {
 // BenchmarkProxy is the floor: httputil.ReverseProxy passes on one body of 1 MB.
 func BenchmarkProxy(b *testing.B) {
 	s := newStarted(exec.Command(os.Args[0]))
-	s.Env = append(os.Environ(), "RUN_AS_PROXY="+exporters(b, 100))
+	s.Env = append(os.Environ(), "RUN_AS_PROXY="+exporters(b, generate(100, 100)))
 	s.listen(b)
-	load(b, s.Process, s.url, "identity", 1)
+	load(b, s, "identity", 1)
 }
 
 // runAsProxy is a program that passes on what is at a URL.
@@ -4394,34 +4171,21 @@ func runAsProxy(target string) {
 	http.Serve(l, httputil.NewSingleHostReverseProxy(u))
 }
 
-// BenchmarkStart is the time from the start of the built program to its first answer.
+// BenchmarkStart is the time from the start of the built program to its first answer. It
+// reports the memory before that, also without what the binary has, and the binary's size.
 func BenchmarkStart(b *testing.B) {
-	built() // before the first is timed
-	for b.Loop() {
-		process, addr := startBuilt(b, "--file", "node=testdata/scrapes/node_exporter.prom")
-		httpGet(b, addr+"/metrics")
-		process.Kill()
+	path, err := built() // before the first is timed
+	if err != nil {
+		b.Fatal(err)
 	}
-}
-
-// BenchmarkSize reports the size of the built program, and its memory once it listens
-// and after 1,000 scrapes of two node_exporters.
-func BenchmarkSize(b *testing.B) {
-	files := httptest.NewServer(http.FileServer(http.Dir("testdata/scrapes")))
-	defer files.Close()
-	url := files.URL + "/node_exporter.prom"
 	for b.Loop() {
-		process, addr := startBuilt(b, "--http", "one="+url, "--http", "other="+url)
-		_, _, idle := cpuTime(b, process)
-		for range 1000 {
-			httpGet(b, addr+"/metrics")
-		}
-		_, _, after := cpuTime(b, process)
-		b.ReportMetric(float64(idle)/(1<<20), "idle-MiB")
-		b.ReportMetric(float64(after)/(1<<20), "after-MiB")
-		process.Kill()
+		s := startBuilt(b, nil, "--file", "node=testdata/scrapes/node_exporter.prom")
+		_, memory := usage(b, s.Process.Pid)
+		b.ReportMetric(memory["VmRSS"], "idle-MiB")
+		b.ReportMetric(memory["RssAnon"], "own-MiB")
+		httpGet(b, s.url+"/metrics")
+		s.Process.Kill()
 	}
-	path, _ := built()
 	if info, err := os.Stat(path); err == nil {
 		b.ReportMetric(float64(info.Size()), "binary-B")
 	}
@@ -4430,38 +4194,15 @@ func BenchmarkSize(b *testing.B) {
 // BenchmarkInit reports the memory of the built program as PID 1, beside that of its
 // child, which does the work.
 func BenchmarkInit(b *testing.B) {
-	path, err := built()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if exec.Command("unshare", "--pid", "--fork", "--mount-proc", "true").Run() != nil {
+	unshare := []string{"unshare", "--pid", "--fork", "--kill-child", "--mount-proc"}
+	if exec.Command(unshare[0], append(unshare[1:], "true")...).Run() != nil {
 		b.Skip("no PID namespace can be made here")
 	}
 	for b.Loop() {
-		s := newStarted(exec.Command("unshare", "--pid", "--fork", "--kill-child", "--mount-proc", path, "--exec", "x=true"))
-		s.listen(b)
+		s := startBuilt(b, unshare, "--exec", "x=true")
 		httpGet(b, s.url+"/metrics")
-		init, _ := os.FindProcess(childrenOf(b, s.Process.Pid)[0])
-		_, _, now := cpuTime(b, init)
-		b.ReportMetric(float64(now)/(1<<20), "init-MiB")
+		_, memory := usage(b, childrenOf(b, s.Process.Pid)[0])
+		b.ReportMetric(memory["VmRSS"], "init-MiB")
 		s.Process.Kill()
-	}
-}
-
-// BenchmarkWorstCases reads and merges bodies that cost more than others. What one
-// line or part costs stays the same when there are ten times as many.
-func BenchmarkWorstCases(b *testing.B) {
-	for _, c := range worstCases {
-		for _, n := range []int{2000, 20000} {
-			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
-				body, _ := c.make(n)
-				b.SetBytes(int64(len(body)))
-				b.ReportAllocs()
-				for b.Loop() {
-					readAndMerge(b, body)
-				}
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/line")
-			})
-		}
 	}
 }
