@@ -913,15 +913,6 @@ func TestWorstCases(t *testing.T) {
 	}
 }
 
-// TestUnquotedUnit writes a unit with underscores, as the name that ends with it.
-func TestUnquotedUnit(t *testing.T) {
-	e := mustRead(t, "# UNIT \"a_é.b\" é.b\n{\"a_é.b\"} 1 # {\"c.d\"=\"e\"} 1\n# EOF\n", true, &addedLabels{telling: true})
-	want := "# TYPE a___b unknown\n# UNIT a___b __b\na___b 1\n# EOF\n"
-	if got := pageText(pageOf(form{openMetrics: true}, e)); got != want {
-		t.Errorf("got\n%s\nwant\n%s", got, want)
-	}
-}
-
 // TestAllocations wants the same allocations for ten times the samples.
 func TestAllocations(t *testing.T) {
 	added := &addedLabels{telling: true}
