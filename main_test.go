@@ -793,37 +793,6 @@ func checkShape(t testing.TB, page string) {
 	}
 }
 
-// TestLimit bounds what is read, and what is made of it.
-func TestLimit(t *testing.T) {
-	dir := t.TempDir()
-	body := writeFile(t, dir, "body.prom", strings.Repeat("metric_name 1\n", 100)) // 1400 bytes
-	many := writeFile(t, dir, "many.prom", strings.Repeat("a1 1\nb1 1\n", 140))    // 1400 bytes, 280 families
-	a, b := strings.Repeat("metric_a 1\n", 100), strings.Repeat("metric_b 1\n", 100)
-	whole := writeFile(t, dir, "whole.prom", a+a+b)         // 3300 bytes, with labels three times as much
-	scattered := writeFile(t, dir, "scattered.prom", a+b+a) // the same, to be held twice while it is put in order
-	for _, c := range []struct {
-		file, size, want string
-	}{
-		{body, "1400B", ""},
-		{body, "1399B", "too_large"},
-		{many, "1400B", "too_large"}, // more than four times that to hold
-		{many, "1MiB", ""},
-		{whole, "3300B", ""},
-		{scattered, "3300B", "too_large"},
-		{scattered, "1MiB", ""},
-	} {
-		p, _ := newTestProgram(t, "--file", "x="+c.file, "--max-bytes", c.size)
-		r := fetchOnce(p.sources[0])
-		got := ""
-		if r.failure != nil {
-			got = r.failure.reason
-		}
-		if got != c.want || (got != "") != (len(r.bodies) == 0) {
-			t.Errorf("%s with %s: %q, %d bodies, want %q", filepath.Base(c.file), c.size, got, len(r.bodies), c.want)
-		}
-	}
-}
-
 // worstCases make bodies of n lines or parts that cost more than others, and say how
 // many samples those have.
 var worstCases = []struct {
