@@ -1923,15 +1923,10 @@ func TestLease(t *testing.T) {
 	}
 	await(t.Context(), shares)
 	p.sources[0].runs.Wait() // the run holds its result until its end
-	open := func() *sharedPage {
-		want := requestOf(p, func() []*result { return resultsOf(shares) })
-		sp, err := p.pages.open(t.Context(), want)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return sp
-	}
-	first, second := open(), open()
+	r := resultsOf(shares)[0]
+	r.release() // the shares hold it
+	o := &opener{T: t, p: p, sources: p.sources}
+	first, second := o.page(r, false), o.page(r, false)
 	if first != second {
 		t.Error("two who would get the same have two pages")
 	}
@@ -2011,11 +2006,14 @@ func TestBudget(t *testing.T) {
 	tk := s.join(sceneVisit("z", ""))
 	s.wait(t.Context(), tk)
 	s.runs.Wait()
-	want := requestOf(p, func() []*result { return []*result{s.result(tk)} })
-	want.render = func(context.Context, []*result, form) (*page, error) { panic("as told") }
 	func() {
 		defer func() { recover() }()
-		p.pages.open(t.Context(), want)
+		p.pages.open(t.Context(), &pageRequest{
+			sources: p.sources,
+			forms:   []form{{}},
+			newest:  func() []*result { return []*result{s.result(tk)} },
+			render:  func(context.Context, []*result, form) (*page, error) { panic("as told") },
+		})
 	}()
 	s.leave(tk, false)
 	if spent := s.budget.spent.Load(); spent != 0 || p.pages.turn.taken {
@@ -2825,53 +2823,53 @@ func TestWaitForRuns(t *testing.T) {
 	})
 }
 
-// requestOf asks for a page of all sources, as a scrape does.
-func requestOf(p *program, newest func() []*result) *pageRequest {
-	return &pageRequest{
-		sources: p.sources,
-		newest:  newest,
-		forms:   []form{{}},
-		render: func(ctx context.Context, results []*result, f form) (*page, error) {
-			return p.render(ctx, p.sources, results, f, p.processNow())
-		},
-	}
-}
-
-// opener opens pages of a result, and counts how often one is rendered.
+// opener opens pages of a result for a test, and counts how often one is rendered.
 type opener struct {
+	*testing.T
 	p       *program
+	sources []*source
 	renders atomic.Int32
 }
 
-func (o *opener) open(ctx context.Context, r *result, gzip bool) (*sharedPage, error) {
-	want := requestOf(o.p, func() []*result {
-		r.hold()
-		return []*result{r}
+func newOpener(t *testing.T, args ...string) *opener {
+	p, _ := newTestProgram(t, append(args, backup)...)
+	return &opener{T: t, p: p, sources: p.sources}
+}
+
+// open opens a page as a scrape does.
+func (o *opener) open(ctx context.Context, r *result, f form, gzip bool) (*sharedPage, error) {
+	return o.p.pages.open(ctx, &pageRequest{
+		sources: o.sources,
+		forms:   []form{f},
+		gzip:    gzip,
+		newest: func() []*result {
+			r.hold()
+			return []*result{r}
+		},
+		render: func(ctx context.Context, results []*result, f form) (*page, error) {
+			o.renders.Add(1)
+			return o.p.render(ctx, o.sources, results, f, o.p.processNow())
+		},
 	})
-	want.gzip = gzip
-	render := want.render
-	want.render = func(ctx context.Context, results []*result, f form) (*page, error) {
-		o.renders.Add(1)
-		return render(ctx, results, f)
+}
+
+// page opens a page, for which there is to be room in the end.
+func (o *opener) page(r *result, gzip bool) *sharedPage {
+	sp, err := o.open(o.Context(), r, form{}, gzip)
+	if err != nil {
+		o.Error(err)
 	}
-	return o.p.pages.open(ctx, want)
+	return sp
 }
 
 // TestPages lets eight pages be alive. Who needs one more waits until a page is closed, or
 // the oldest is half a second old and its readers are cut off.
 func TestPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, _ := newTestProgram(t, backup)
-		o := opener{p: p}
+		o := newOpener(t)
+		p := o.p
 		var all []*sharedPage
-		open := func() {
-			t.Helper()
-			sp, err := o.open(t.Context(), &result{}, false)
-			if err != nil {
-				t.Error(err)
-			}
-			all = append(all, sp)
-		}
+		open := func() { all = append(all, o.page(&result{}, false)) }
 		for range maxPages {
 			open()
 			time.Sleep(readTime / 10)
@@ -2879,7 +2877,7 @@ func TestPages(t *testing.T) {
 		begin := time.Now()
 		soon, cancel := context.WithTimeout(t.Context(), readTime/10)
 		defer cancel()
-		if _, err := o.open(soon, &result{}, false); err != context.DeadlineExceeded || time.Since(begin) != readTime/10 {
+		if _, err := o.open(soon, &result{}, form{}, false); err != context.DeadlineExceeded || time.Since(begin) != readTime/10 {
 			t.Errorf("waited %v for room: %v", time.Since(begin), err)
 		}
 		open()
@@ -2910,22 +2908,14 @@ func TestPages(t *testing.T) {
 // if somebody wants that, until the last of them closes it.
 func TestPageIsShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, _ := newTestProgram(t, backup)
-		o := opener{p: p}
-		r := &result{}
-		open := func(r *result, gzip bool) *sharedPage {
-			sp, err := o.open(t.Context(), r, gzip)
-			if err != nil {
-				t.Fatal(err)
-			}
-			return sp
-		}
-		first, second := open(r, false), open(r, false)
+		o := newOpener(t)
+		p, r := o.p, &result{}
+		first, second := o.page(r, false), o.page(r, false)
 		if first != second || first.zipped != nil || o.renders.Load() != 1 {
 			t.Errorf("two plain scrapes: one page %v, compressed %v, rendered %d times", first == second, first.zipped != nil, o.renders.Load())
 		}
 		time.Sleep(readTime)
-		third, fourth := open(r, true), open(r, true)
+		third, fourth := o.page(r, true), o.page(r, true)
 		if third != first || fourth != first || o.renders.Load() != 1 {
 			t.Error("compressed scrapes have another page")
 		}
@@ -2935,16 +2925,13 @@ func TestPageIsShared(t *testing.T) {
 		if plain := unzipped(t, first.zipped); plain != pageText(first.page) || !strings.Contains(plain, "reverse_exporter_source_up") {
 			t.Errorf("compressed it is\n%s", plain)
 		}
-		body, err := labelBody(bytes.NewReader(generate(50, 100)), false, &addedLabels{}, &workspace{}, 1<<30)
-		if err != nil {
-			t.Fatal(err)
-		}
-		big := open(&result{bodies: []*exposition{body}}, true)
+		body := mustRead(t, string(generate(50, 100)), false, &addedLabels{})
+		big := o.page(&result{bodies: []*exposition{body}}, true)
 		if big == first || big.zipped == nil {
 			t.Error("another result has the same page, or one that is not compressed")
 		}
 		p.pages.close(big)
-		big = open(&result{bodies: []*exposition{body}}, true)
+		big = o.page(&result{bodies: []*exposition{body}}, true)
 		if size := len(big.zipped); cap(big.zipped) > size*3/2 {
 			t.Errorf("%d bytes of memory for %d that are compressed", cap(big.zipped), size)
 		}
@@ -2981,12 +2968,9 @@ func TestProcessNow(t *testing.T) {
 // TestPagesDiffer gives scrapes pages of their own where the same results look different:
 // for other sources, and for scrapers that know quoted names if there are any.
 func TestPagesDiffer(t *testing.T) {
-	p, _ := newTestProgram(t, backup, "--file", "other=x")
-	quoted, err := labelBody(strings.NewReader("{\"a.b\"} 1\n"), false, &addedLabels{}, &workspace{}, 1<<30)
-	if err != nil {
-		t.Fatal(err)
-	}
-	results := []*result{{bodies: []*exposition{quoted}}, {}}
+	o := newOpener(t, "--file", "other=x")
+	quoted := &result{bodies: []*exposition{mustRead(t, "{\"a.b\"} 1\n", false, &addedLabels{})}}
+	plain := &result{}
 	var opened []*sharedPage
 	for _, want := range []struct {
 		source int
@@ -2995,18 +2979,10 @@ func TestPagesDiffer(t *testing.T) {
 		page   int // which of those opened
 	}{
 		{0, late, false, 0}, {1, late, false, 1}, {0, late, true, 0}, {1, late, true, 1},
-		{0, results[0], false, 2}, {0, results[0], true, 3}, {0, results[0], false, 2}, {0, results[1], true, 4}, {0, results[1], false, 4},
+		{0, quoted, false, 2}, {0, quoted, true, 3}, {0, quoted, false, 2}, {0, plain, true, 4}, {0, plain, false, 4},
 	} {
-		request := requestOf(p, func() []*result {
-			want.r.hold()
-			return []*result{want.r}
-		})
-		request.sources = p.sources[want.source : want.source+1]
-		request.forms = []form{{quoted: want.quoted}}
-		request.render = func(ctx context.Context, results []*result, f form) (*page, error) {
-			return p.render(ctx, request.sources, results, f, p.processNow())
-		}
-		sp, err := p.pages.open(t.Context(), request)
+		o.sources = o.p.sources[want.source : want.source+1]
+		sp, err := o.open(t.Context(), want.r, form{quoted: want.quoted}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -3027,19 +3003,15 @@ func TestPagesDiffer(t *testing.T) {
 // get the one page that the first of them makes, unless their deadline passes before.
 func TestWaitingForPages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, _ := newTestProgram(t, backup)
-		o := opener{p: p}
-		r := &result{}
+		o := newOpener(t)
+		p, r := o.p, &result{}
 		p.pages.turn.wait(t.Context(), "") // somebody renders
 		var mu sync.Mutex                  // guards opened and compressed
 		var opened []*sharedPage
 		compressed := map[*byte]bool{}
 		for i := range 100 {
 			go func() {
-				sp, err := o.open(t.Context(), r, i%2 == 0)
-				if err != nil {
-					t.Error(err)
-				}
+				sp := o.page(r, i%2 == 0)
 				mu.Lock()
 				defer mu.Unlock()
 				opened = append(opened, sp)
@@ -3052,7 +3024,7 @@ func TestWaitingForPages(t *testing.T) {
 		soon, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begin := time.Now()
-		if _, err := o.open(soon, r, false); err != context.DeadlineExceeded || time.Since(begin) != time.Second {
+		if _, err := o.open(soon, r, form{}, false); err != context.DeadlineExceeded || time.Since(begin) != time.Second {
 			t.Errorf("%v after %v, want the deadline after a second", err, time.Since(begin))
 		}
 		if n := r.holders.Load(); n != 0 || len(opened) != 0 {
@@ -3075,16 +3047,13 @@ func TestWaitingForPages(t *testing.T) {
 // TestRenderEnds stops a render whose scraper has no more time, wherever it is, and leaves
 // nothing of it.
 func TestRenderEnds(t *testing.T) {
-	p, _ := newTestProgram(t, backup)
-	body, err := labelBody(bytes.NewReader(generate(10, 100)), false, &addedLabels{}, &workspace{}, 1<<30)
-	if err != nil {
-		t.Fatal(err)
-	}
+	o := newOpener(t)
+	p := o.p
+	body := mustRead(t, string(generate(10, 100)), false, &addedLabels{})
 	r := &result{bodies: []*exposition{body, body}} // which have the same series
 	for looks, ended := 0, true; ended; looks++ {
 		ctx := &endingContext{Context: context.Background(), looks: looks}
-		o := opener{p: p}
-		sp, err := o.open(ctx, r, true)
+		sp, err := o.open(ctx, r, form{}, true)
 		if ended = err != nil; !ended {
 			if least := strings.Count(pageText(sp.page), "# TYPE ") + len(sp.chunks); looks < least {
 				t.Errorf("%d looks at the context, want one for each family and each chunk, %d", looks, least)
@@ -3330,18 +3299,6 @@ func TestLogWriter(t *testing.T) {
 	l.flush(time.Millisecond) // it ends
 	close(log)
 	l.flush(time.Minute)
-
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	r.Close()
-	l = newLogWriter(w) // whose reader has gone
-	l.Write([]byte("line\n"))
-	l.flush(time.Minute)
-	if n := l.dropped.Load(); n != 1 {
-		t.Errorf("%d lines were dropped", n)
-	}
 }
 
 // TestCrowd opens 10,000 connections, half of them with a byte sent, and scrapes.
