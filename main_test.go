@@ -790,90 +790,63 @@ func checkShape(t testing.TB, page string) {
 	}
 }
 
-// worstCases make bodies of n lines or parts that cost more than others, and say how
-// many samples those have.
-var worstCases = []struct {
-	name string
-	make func(n int) (body []byte, samples int)
-}{
-	{"one series, over and over", func(n int) ([]byte, int) {
-		return bytes.Repeat([]byte("m{a=\"b\"} 1\n"), n), n
-	}},
-	{"a long label value", func(n int) ([]byte, int) {
-		return fmt.Appendf(nil, "m{a=%q} 1\n", strings.Repeat("x", 100*n)), 1
-	}},
-	{"newlines in a label value", func(n int) ([]byte, int) {
-		return []byte(`m{a="` + strings.Repeat("\n", n) + "\"} 1\n"), 1
-	}},
-	{"labels of one sample", func(n int) ([]byte, int) {
-		b := []byte("m{")
-		for i := range min(n, maxLabels) {
-			b = fmt.Appendf(b, `l%d="",`, i)
-		}
-		return append(b, "} 1\n"...), 1
-	}},
-	{"labels that become one", func(n int) ([]byte, int) { // all are _ without quotes
-		b := []byte("m{")
-		for i := range min(n, 20000) { // of the ideographs
-			b = fmt.Appendf(b, `"%c"="",`, rune(0x4e00+i))
-		}
-		return append(b, "} 1\n"...), 1
-	}},
-	{"families", lines(func(i int) string { return fmt.Sprintf("# HELP f%d Text.\n# TYPE f%[1]d gauge\nf%[1]d 1\n", i) })},
-	{"quoted families", lines(func(i int) string { return fmt.Sprintf("{\"f.%d\"} 1\n", i) })},
-	{"quoted families that become one", lines(func(i int) string { return fmt.Sprintf("{\"%c\",a=\"%d\"} 1\n", rune(0x4e00+i%20000), i) })},
-	{"series", lines(func(i int) string { return fmt.Sprintf("m{a=\"%d\"} 1\n", i) })},
-	{"two families in turn", lines(func(i int) string { return []string{"h 1\n", "h_count 1\n"}[i%2] })},
-	{"two types in turn", lines(func(i int) string {
-		return []string{"# TYPE h gauge\nh 1\n", "# TYPE h histogram\nh_count 1\n"}[i%2]
-	})},
-	{"types behind samples", lines(func(i int) string { return fmt.Sprintf("h%d_count 1\n# TYPE h%[1]d histogram\n", i) })},
-	{"a histogram in conflict", lines(func(i int) string {
-		return []string{"# TYPE h histogram\nh_bucket{le=\"\"} 1\n", "h_sum 1\n", "h_count 1\n"}[min(i, 1+i%2)]
-	})},
-	{"histograms in conflict", lines(func(i int) string { return fmt.Sprintf("# TYPE h%d histogram\nh%[1]d_count -1\n", i) })},
+// worstCase is a body that costs more than others: many parts with so many samples each, $i
+// being the number of the part, and $c one of many letters that all are _ without quotes.
+// What stands around the parts is one more sample.
+type worstCase struct {
+	name              string
+	before, part, end string
+	samples           int
 }
 
-// lines makes bodies of n times what one returns, a sample each.
-func lines(one func(i int) string) func(n int) ([]byte, int) {
-	return func(n int) ([]byte, int) {
-		var b []byte
-		for i := range n {
-			b = append(b, one(i)...)
-		}
-		return b, n
-	}
+var worstCases = []worstCase{
+	{"one series, over and over", "", "m{a=\"b\"} 1\n", "", 1},
+	{"a long label value", `m{a="`, strings.Repeat("x", 100), "\"} 1\n", 0},
+	{"newlines in a label value", `m{a="`, "\n", "\"} 1\n", 0},
+	{"labels of one sample", "m{", `l$i="",`, "} 1\n", 0},
+	{"labels that become one", "m{", `"$c"="",`, "} 1\n", 0},
+	{"families", "", "# HELP f$i Text.\n# TYPE f$i gauge\nf$i 1\n", "", 1},
+	{"quoted families", "", "{\"f.$i\"} 1\n", "", 1},
+	{"quoted families that become one", "", "{\"$c\",a=\"$i\"} 1\n", "", 1},
+	{"series", "", "m{a=\"$i\"} 1\n", "", 1},
+	{"two families in turn", "", "h 1\nh_count 1\n", "", 2},
+	{"two types in turn", "", "# TYPE h gauge\nh 1\n# TYPE h histogram\nh_count 1\n", "", 2},
+	{"types behind samples", "", "h$i_count 1\n# TYPE h$i histogram\n", "", 1},
+	{"a histogram in conflict", "# TYPE h histogram\nh_bucket{le=\"\"} 1\n", "h_sum 1\nh_count 1\n", "", 2},
+	{"histograms in conflict", "", "# TYPE h$i histogram\nh$i_count -1\n", "", 1},
 }
 
-// readAndMerge is the way of a body to a page, and to one without quotes.
-func readAndMerge(t testing.TB, body []byte) (e *exposition, pages [2]*page) {
-	e, err := labelBody(bytes.NewReader(body), false, &addedLabels{}, &workspace{}, math.MaxInt32)
-	if err != nil {
-		t.Fatal(err)
+// body makes the body with n parts, and says how many samples it has.
+func (c worstCase) body(n int) (body string, samples int) {
+	b := []byte(c.before)
+	for i := range n {
+		number, letter := strconv.Itoa(i), string(rune(0x4e00+i)) // of the ideographs
+		b = append(b, strings.NewReplacer("$i", number, "$c", letter).Replace(c.part)...)
 	}
-	return e, [2]*page{pageOf(textForm, e), pageOf(form{}, e)}
+	if samples = n * c.samples; c.before != "" {
+		samples++
+	}
+	return string(b) + c.end, samples
 }
 
 // TestWorstCases finds all samples of bodies that are large or odd on their pages.
 func TestWorstCases(t *testing.T) {
 	for _, c := range worstCases {
 		t.Run(c.name, func(t *testing.T) {
-			body, samples := c.make(20000)
-			e, pages := readAndMerge(t, body)
+			body, samples := c.body(20000)
+			e := mustRead(t, body, false, &addedLabels{})
 			if e.samples != samples {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
-			for _, pg := range pages {
-				again, err := labelBody(strings.NewReader(pageText(pg)), false, &addedLabels{}, &workspace{}, math.MaxInt32)
-				if err != nil {
-					t.Fatal(err)
-				}
+			for _, f := range []form{textForm, {}} {
+				pg := pageOf(f, e)
+				again := mustRead(t, pageText(pg), false, &addedLabels{})
 				if again.samples+pg.duplicates != samples {
 					t.Errorf("%d samples and %d duplicates on the page, want %d", again.samples, pg.duplicates, samples)
 				}
-			}
-			if size := pages[1].size; size > 10*len(body)+1000 {
-				t.Errorf("%d bytes without quotes, of %d", size, len(body))
+				if pg.size > 10*len(body)+1000 {
+					t.Errorf("a page of %d bytes, of %d", pg.size, len(body))
+				}
 			}
 		})
 	}
@@ -3846,17 +3819,19 @@ func BenchmarkMerge(b *testing.B) {
 	}
 }
 
-// BenchmarkWorstCases reads and merges bodies that cost more than others. What one
-// line or part costs stays the same when there are ten times as many.
+// BenchmarkWorstCases reads bodies that cost more than others, and makes the pages of them.
+// What one part costs stays the same when there are ten times as many.
 func BenchmarkWorstCases(b *testing.B) {
 	for _, c := range worstCases {
 		for _, n := range []int{2000, 20000} {
 			b.Run(fmt.Sprintf("%s/%d", c.name, n), func(b *testing.B) {
-				body, _ := c.make(n)
+				body, _ := c.body(n)
 				for b.Loop() {
-					readAndMerge(b, body)
+					e := mustRead(b, body, false, &addedLabels{})
+					pageOf(textForm, e)
+					pageOf(form{}, e)
 				}
-				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/line")
+				b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/float64(n), "ns/part")
 			})
 		}
 	}
