@@ -1300,32 +1300,27 @@ type modelFetch struct {
 func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 	s := newStand(t, serial, false)
 	s.places = 5
+	ids := []string{"", "a", "b", "c", "d", "e", "f", "g"}
 	lanes := map[string][]*modelFetch{} // the first of each lane is running
+	laneOf := func(id string) string {
+		if serial {
+			return "all"
+		}
+		return id
+	}
 	owner := map[*ticket]*modelFetch{}
 	held := map[string]int{} // tickets of a key, of fetches that ended as well
 	for range 300 {
-		id := []string{"", "a", "b", "c", "d", "e", "f", "g"}[rnd.IntN(8)]
-		lane := id
-		if serial {
-			lane = "all"
-		}
+		id := ids[rnd.IntN(len(ids))]
+		lane := laneOf(id)
 		switch rnd.IntN(3) {
 		case 0: // a scrape comes
-			known := slices.ContainsFunc(lanes[lane], func(f *modelFetch) bool { return f.id == id }) || held[id] > 0
-			others := map[string]bool{}
-			for _, fetches := range lanes {
-				for _, f := range fetches {
-					others[f.id] = true
-				}
+			isThere := func(id string) bool {
+				return held[id] > 0 || slices.ContainsFunc(lanes[laneOf(id)], func(f *modelFetch) bool { return f.id == id })
 			}
-			for other, n := range held {
-				others[other] = others[other] || n > 0
-			}
-			n := 0
-			for other, there := range others {
-				if there && other != "" {
-					n++
-				}
+			known, n := isThere(id), 0
+			for _, other := range ids[1:] {
+				n += int(oneIf(isThere(other)))
 			}
 			places := s.places
 			if running := lanes["all"]; len(running) > 0 && running[0].id != "" {
@@ -1402,14 +1397,10 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 	defer s.waterfall.mu.Unlock()
 	for name, want := range lanes {
 		line := &s.lane
-		if name != "all" {
-			line = &lane{}
-			if k := s.keys[name]; k != nil {
-				line = k.lane
-			}
+		if k := s.keys[name]; k != nil {
+			line = k.lane
 		}
-		var got []*fetch
-		got = append(got, line.running...)
+		got := slices.Clone(line.running)
 		for _, first := range []bool{true, false} { // the standard key goes first
 			for _, c := range line.waiting.waiting {
 				if c.first == first {
@@ -2115,20 +2106,6 @@ func httpGet(t testing.TB, url string) string {
 	return body
 }
 
-// ---- Options
-
-func TestDurations(t *testing.T) {
-	for text, want := range map[string]time.Duration{
-		"10s": 10 * time.Second, "1h30m": 90 * time.Minute, "2d": 48 * time.Hour, "1d12h": 36 * time.Hour, "0.5d": 12 * time.Hour, "0": 0,
-		"": -1, "5": -1, "-1s": -1, "d": -1, "1d1d": -1, "NaNd": -1, "1e300d": -1, "367d": -1, "1d-1h": -1,
-	} {
-		d, err := parseDuration(text)
-		if (err != nil) != (want < 0) || err == nil && d != want {
-			t.Errorf("%q: %v, %v, want %v", text, d, err, want)
-		}
-	}
-}
-
 // ---- Running
 
 // started is a program in a process of its own.
@@ -2393,9 +2370,12 @@ func TestPasswordFlood(t *testing.T) {
 	stretching.wait(t.Context(), "") // somebody's password is being stretched
 	var waiting sync.WaitGroup
 	const most = 16
-	answers := make(chan int, most)
 	for range most {
-		waiting.Go(func() { answers <- getAs(t, p, "/metrics", "nobody", "wrong").Code })
+		waiting.Go(func() {
+			if w := getAs(t, p, "/metrics", "nobody", "wrong"); w.Code != 401 {
+				t.Errorf("after its turn came: %d", w.Code)
+			}
+		})
 	}
 	if !eventually(func() bool {
 		stretching.mu.Lock()
@@ -2414,11 +2394,6 @@ func TestPasswordFlood(t *testing.T) {
 	}
 	stretching.pass()
 	waiting.Wait()
-	for range cap(answers) {
-		if code := <-answers; code != 401 {
-			t.Errorf("after its turn came: %d", code)
-		}
-	}
 	if w := getAs(t, p, "/metrics", "other", "right"); w.Code != 200 {
 		t.Errorf("after the flood: %d", w.Code)
 	}
