@@ -141,22 +141,8 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 	return w
 }
 
-// logged returns the log once all fetches have ended: what one came to is logged
-// after its result is there.
-func logged(p *program, log *syncBuffer) string {
-	for _, s := range p.sources {
-		s.runs.Wait()
-	}
-	return log.String()
-}
-
 // fetchOnce fetches a source, past its waterfall.
 func fetchOnce(s *source) *result { return s.guard(context.Background(), &fetch{key: &key{}}) }
-
-// standardVisit is a scrape with default arguments that waits for an hour.
-func standardVisit() visit {
-	return visit{arguments: arguments{standard: true}, deadline: time.Now().Add(time.Hour)}
-}
 
 // writeFile writes a file of a test and returns its path.
 func writeFile(t testing.TB, dir, name, text string) string {
@@ -471,11 +457,7 @@ func wantFile(t *testing.T, name, got string) {
 	if *update {
 		writeFile(t, ".", name, got)
 	}
-	text, err := os.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	want, same := string(text), 0
+	want, same := string(readFiles(t, name)[0]), 0
 	for same < min(len(got), len(want)) && got[same] == want[same] {
 		same++
 	}
@@ -490,7 +472,7 @@ func wantFile(t *testing.T, name, got string) {
 // page or the fault that comes of it, and for OpenMetrics the page in that format, which may
 // be the same as the body. A page beside a real scrape has what both have alone.
 func TestFormat(t *testing.T) {
-	files := readFiles(t, []string{"testdata/format.txt", "testdata/scrapes/node_exporter.prom"})
+	files := readFiles(t, "testdata/format.txt", "testdata/scrapes/node_exporter.prom")
 	node := mustRead(t, string(files[1]), false, told("node"))
 	nodePage := pageText(pageOf(textForm, node))
 	sorted := func(page string) []string { return slices.Sorted(strings.Lines(page)) }
@@ -588,7 +570,7 @@ func surplus(t *testing.T, page string, files []string, typed bool) map[string]i
 	for _, sample := range labelled(page, "", typed) {
 		counts[sample]++
 	}
-	for i, body := range readFiles(t, files) {
+	for i, body := range readFiles(t, files...) {
 		label := fmt.Sprintf("exporter_name=%q", strings.TrimSuffix(filepath.Base(files[i]), ".prom"))
 		for _, sample := range labelled(string(body), label, typed) {
 			counts[sample]--
@@ -675,7 +657,7 @@ func TestParserWindow(t *testing.T) {
 		"name for name":   fill("a 1\n") + fill("b 1\n"), // b stands where a stood
 		"name for quotes": fill("a 1\n") + "{\"b.c\"} 1\n",
 		"large families":  string(generate(15, 100)),
-		"scrapes":         string(bytes.Join(readFiles(t, glob(t, "testdata/scrapes/*.prom")), nil)),
+		"scrapes":         string(bytes.Join(readFiles(t, glob(t, "testdata/scrapes/*.prom")...), nil)),
 	} {
 		l := labeller{p: parserOf([]byte(body), false), e: &exposition{loose: true}, added: told("x")}
 		if err := l.readLines(math.MaxInt32); err != nil || l.e.samples == 0 {
@@ -937,21 +919,12 @@ func TestHalfClosed(t *testing.T) {
 
 // eachAccept calls do for the Accept headers in testdata/accept.txt.
 func eachAccept(t testing.TB, do func(name, accept string, quoted, openMetrics bool)) {
-	text, err := os.ReadFile("testdata/accept.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	err = eachLine(text, func(line string) error {
+	eachLine(readFiles(t, "testdata/accept.txt")[0], func(line string) error {
 		columns := strings.Split(line, "|")
-		for i := range columns {
-			columns[i] = strings.TrimSpace(columns[i])
-		}
-		do(columns[0], columns[3], columns[1] == "quoted", columns[2] == "OpenMetrics")
+		column := func(i int) string { return strings.TrimSpace(columns[i]) }
+		do(column(0), column(3), column(1) == "quoted", column(2) == "OpenMetrics")
 		return nil
 	})
-	if err != nil {
-		t.Error(err)
-	}
 }
 
 // TestAccepts chooses the forms of pages that scrapers take.
@@ -1083,11 +1056,8 @@ func (s *stand) empty(t *testing.T) {
 
 // TestWaterfall plays the scenes of testdata/waterfall.txt, which begins with a list of the steps.
 func TestWaterfall(t *testing.T) {
-	text, err := os.ReadFile("testdata/waterfall.txt")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, part := range strings.Split(strings.TrimSpace(string(text)), "\n\n")[1:] {
+	text := string(readFiles(t, "testdata/waterfall.txt")[0])
+	for _, part := range strings.Split(strings.TrimSpace(text), "\n\n")[1:] {
 		title, steps, _ := strings.Cut(part, "\n")
 		t.Run(strings.TrimPrefix(title, "# "), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -1259,7 +1229,7 @@ func TestBusy(t *testing.T) {
 		s := p.sources[0]
 		release := make(chan struct{})
 		s.do = func(context.Context, *result, []string) *failure { <-release; return nil }
-		running := s.join(standardVisit())
+		running := s.join(sceneVisit("-", ""))
 		for _, left := range []bool{true, false} {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			if left {
@@ -1443,7 +1413,7 @@ func background(t *testing.T, do func(n int, r *result) *failure, flags ...strin
 	go p.repeat(ctx, s)
 	synctest.Wait()
 	return began, func() *result {
-		tk := s.join(standardVisit())
+		tk := s.join(sceneVisit("-", ""))
 		defer s.leave(tk, false)
 		s.wait(context.Background(), tk)
 		return s.result(tk)
@@ -1650,20 +1620,17 @@ func TestHungFile(t *testing.T) {
 	}
 }
 
-// manyFiles returns a source of a hundred small files.
-func manyFiles(t *testing.T) *source {
+// TestManyFiles holds of many small files not much more than what is in them, and does not go on
+// reading after the end of its time.
+func TestManyFiles(t *testing.T) {
 	dir := t.TempDir()
 	for i := range 100 {
 		writeFile(t, dir, fmt.Sprintf("%d.prom", i), fmt.Sprintf("m%d 1\n", i))
 	}
 	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
-	return p.sources[0]
-}
-
-// TestSmallFiles holds of many small files not much more than what is in them.
-func TestSmallFiles(t *testing.T) {
+	fetch := p.sources[0].fetcher.fetch
 	r := &result{}
-	if f := manyFiles(t).fetcher.fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
+	if f := fetch(t.Context(), r, nil); f != nil || len(r.bodies) != 100 {
 		t.Fatalf("%d bodies, %v", len(r.bodies), f)
 	}
 	for _, e := range r.bodies {
@@ -1671,14 +1638,10 @@ func TestSmallFiles(t *testing.T) {
 			t.Fatalf("%d bytes for %q", cap(e.buf), e.buf)
 		}
 	}
-}
-
-// TestManyFiles does not go on reading after the end of its time.
-func TestManyFiles(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	r := &result{}
-	if f := manyFiles(t).fetcher.fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
+	r = &result{}
+	if f := fetch(ctx, r, nil); f == nil || len(r.files) > 1 {
 		t.Errorf("%d files were opened, %v", len(r.files), f)
 	}
 }
@@ -2172,11 +2135,7 @@ func TestEmptyRoot(t *testing.T) {
 		t.Skip("only root can change its root")
 	}
 	dir := t.TempDir()
-	binary, err := os.ReadFile(os.Args[0])
-	if err != nil {
-		t.Fatal(err)
-	}
-	writeFile(t, dir, "program", string(binary))
+	writeFile(t, dir, "program", string(readFiles(t, os.Args[0])[0]))
 	writeFile(t, dir, "m.prom", "inside 1\n")
 	exporter := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "outside 1\n") }))
 	defer exporter.Close()
@@ -2494,7 +2453,8 @@ func TestFlapping(t *testing.T) {
 				get(t, p, "/metrics", timeoutHeader, "2")
 				time.Sleep(pause)
 			}
-			return strings.Count(logged(p, log), "source is ")
+			synctest.Wait()
+			return strings.Count(log.String(), "source is ")
 		}
 		if n := scrapes(5, 20*time.Second); n != 5 {
 			t.Errorf("%d changes of the first 5 are logged:\n%s", n, log)
@@ -2510,20 +2470,6 @@ func TestFlapping(t *testing.T) {
 			t.Errorf("a --timeout that is too long is logged %d times:\n%s", n, log)
 		}
 	})
-}
-
-// unzipped returns what is in a gzip stream.
-func unzipped(t testing.TB, body []byte) string {
-	t.Helper()
-	z, err := gzip.NewReader(bytes.NewReader(body))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := io.ReadAll(z)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(text)
 }
 
 // pipes is a listener for connections within the process, which know no other time
@@ -2835,7 +2781,9 @@ func TestPageIsShared(t *testing.T) {
 		if time.Since(first.made) != 0 {
 			t.Error("who waited until a page was compressed may be cut off at once")
 		}
-		if plain := unzipped(t, first.zipped); plain != pageText(first.page) || !strings.Contains(plain, "reverse_exporter_source_up") {
+		unzipped, _ := gzip.NewReader(bytes.NewReader(first.zipped))
+		plain, _ := io.ReadAll(unzipped)
+		if plain := string(plain); plain != pageText(first.page) || !strings.Contains(plain, "reverse_exporter_source_up") {
 			t.Errorf("compressed it is\n%s", plain)
 		}
 		body := mustRead(t, string(generate(50, 100)), false, &addedLabels{})
@@ -3385,20 +3333,11 @@ func TestOverviewUnits(t *testing.T) {
 // seeds calls add for all bodies of testdata.
 func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
 	for _, pattern := range []string{"testdata/scrapes/*.prom", "testdata/cases/*/*.prom", "testdata/appliance/*.prom"} {
-		files, _ := filepath.Glob(pattern)
-		for _, file := range files {
-			text, err := os.ReadFile(file)
-			if err != nil {
-				f.Fatal(err)
-			}
+		for _, text := range readFiles(f, glob(f, pattern)...) {
 			add(text[:min(len(text), 4000)], endsOpenMetrics(text))
 		}
 	}
-	format, err := os.ReadFile("testdata/format.txt")
-	if err != nil {
-		f.Fatal(err)
-	}
-	for line := range strings.Lines(string(format)) {
+	for line := range strings.Lines(string(readFiles(f, "testdata/format.txt")[0])) {
 		if body, openMetrics, ok := formatCase(f, line); ok {
 			add([]byte(body), openMetrics)
 		}
@@ -3654,35 +3593,27 @@ func FuzzCommand(f *testing.F) {
 
 // ---- Speed
 
-// generate makes families of gauges, counters, histograms and summaries with about
-// series samples each: 100 of 100 are 1 MB.
+// generate makes families of gauges, counters and histograms with about series samples each:
+// 100 of 100 are 1 MB.
 func generate(families, series int) []byte {
-	kinds := strings.Fields("gauge gauge gauge gauge counter counter counter histogram histogram summary")
-	samples := map[string][]string{"gauge": {"{%s}"}, "counter": {"{%s}"}}
+	kinds := strings.Fields("gauge gauge gauge gauge counter counter counter histogram histogram histogram")
+	samples := map[string][]string{"gauge": {"{%s}"}, "counter": {"{%s}"}, "histogram": {"_sum{%s}", "_count{%s}"}}
 	for _, le := range strings.Fields("0.005 0.01 0.025 0.05 0.1 0.25 0.5 1 2.5 5 10 +Inf") {
 		samples["histogram"] = append(samples["histogram"], `_bucket{%s,le="`+le+`"}`)
 	}
-	for _, quantile := range strings.Fields("0 0.25 0.5 0.75 1") {
-		samples["summary"] = append(samples["summary"], `{%s,quantile="`+quantile+`"}`)
-	}
-	for _, kind := range []string{"histogram", "summary"} {
-		samples[kind] = append(samples[kind], "_sum{%s}", "_count{%s}")
-	}
 	labels := []string{
 		`method="GET",code="200",handler="/api/v1/endpoint/%d"`,
-		`device="eth%d",state="up"`,
 		`namespace="prod",pod="web-7d9c5b8f6-%05d",container="app"`,
 		`shard="%[1]d",path="C:\\DIR\\FILE.%[1]d"`,
 	}
-	names := []string{"http_requests", "grpc_server_receive_bytes", "node_network_errors", "kube_pod_latency_seconds"}
 	var b bytes.Buffer
 	for f := range families {
-		name, kind := fmt.Sprintf("%s_%04d", names[f%4], f), kinds[f%10]
+		name, kind := fmt.Sprintf("http_requests_by_what_answers_%04d", f), kinds[f%10]
 		fmt.Fprintf(&b, "# HELP %s Current value of %[1]s, sampled at scrape time.\n# TYPE %[1]s %s\n", name, kind)
 		for i := range series / len(samples[kind]) {
 			value := []float64{float64(i), 94.05090880450125 / float64(i+1), float64(i) * 5.05702974996e+11, 0}[i%4]
 			for _, sample := range samples[kind] {
-				fmt.Fprintf(&b, "%s"+sample+" %v\n", name, fmt.Sprintf(labels[i%4], i), value)
+				fmt.Fprintf(&b, "%s"+sample+" %v\n", name, fmt.Sprintf(labels[i%3], i), value)
 			}
 		}
 	}
@@ -3690,7 +3621,7 @@ func generate(families, series int) []byte {
 }
 
 // readFiles returns what files have, in order.
-func readFiles(t testing.TB, files []string) (bodies [][]byte) {
+func readFiles(t testing.TB, files ...string) (bodies [][]byte) {
 	t.Helper()
 	for _, file := range files {
 		body, err := os.ReadFile(file)
@@ -3711,13 +3642,13 @@ type workload struct {
 // workloads returns the real scrapes, once and five times, two bodies with the same large
 // families, and those of two applications that answer OpenMetrics.
 func workloads(b *testing.B) []workload {
-	real := readFiles(b, glob(b, "testdata/scrapes/*.prom"))
+	real := readFiles(b, glob(b, "testdata/scrapes/*.prom")...)
 	large := generate(100, 100)
 	return []workload{
 		{"8 real", real},
 		{"40 real", slices.Repeat(real, 5)},
 		{"2 generated", [][]byte{large, large}},
-		{"2 OpenMetrics", readFiles(b, glob(b, "testdata/openmetrics/*.prom"))},
+		{"2 OpenMetrics", readFiles(b, glob(b, "testdata/openmetrics/*.prom")...)},
 	}
 }
 
@@ -3912,7 +3843,7 @@ func BenchmarkProgram(b *testing.B) {
 		{2, "10MB", 1000, "identity", 1000},
 	} {
 		b.Run(fmt.Sprintf("%dx%s/%s/c=%d", c.sources, c.size, c.encoding, c.clients), func(b *testing.B) {
-			bodies := readFiles(b, glob(b, "testdata/scrapes/*.prom"))
+			bodies := readFiles(b, glob(b, "testdata/scrapes/*.prom")...)
 			if c.families > 0 {
 				bodies = [][]byte{generate(c.families, 100)}
 			}
