@@ -470,7 +470,8 @@ func wantFile(t *testing.T, name, got string) {
 
 // TestFormat reads every edge of the format: testdata/format.txt has, after each body, the
 // page or the fault that comes of it, and for OpenMetrics the page in that format, which may
-// be the same as the body. A page beside a real scrape has what both have alone.
+// be the same as the body. A page beside a real scrape has what both have alone. A comment
+// after a body changes nothing, though short bodies are scanned in another way.
 func TestFormat(t *testing.T) {
 	files := readFiles(t, "testdata/format.txt", "testdata/scrapes/node_exporter.prom")
 	node := mustRead(t, string(files[1]), false, told("node"))
@@ -488,6 +489,11 @@ func TestFormat(t *testing.T) {
 			continue
 		}
 		e, err := read(body, openMetrics, &addedLabels{telling: true})
+		longer, longerErr := read(body+"\n# eight bytes and more\n", false, &addedLabels{telling: true})
+		if !openMetrics && (fmt.Sprint(longerErr) != fmt.Sprint(err) ||
+			err == nil && pageText(pageOf(textForm, longer)) != pageText(pageOf(textForm, e))) {
+			t.Errorf("%q: another page or fault before a comment (%v)", body, longerErr)
+		}
 		if err != nil {
 			fmt.Fprintf(&got, "fault %q\n", err.Error())
 			continue
@@ -2519,9 +2525,7 @@ func TestSlowPassword(t *testing.T) {
 	auth := withAuth(t, t.TempDir(), "user", "right")
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
-		if err := p.loadFiles(); err != nil {
-			t.Fatal(err)
-		}
+		p.loadFiles()
 		p.passwords.turn.wait(t.Context(), "another")
 		conn := servePipes(t, p).dial()
 		defer conn.Close()
