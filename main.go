@@ -1939,68 +1939,35 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	out := &pacer{w: w, control: http.NewResponseController(w), page: sp.ctx}
-	stopCutting := out.untilCut()
-	defer stopCutting()
-	buffered, ok := p.pages.writers.Get().(*bufio.Writer)
-	if !ok {
-		buffered = bufio.NewWriterSize(nil, 32<<10)
-	}
-	buffered.Reset(out)
-	for _, chunk := range chunks {
-		buffered.Write(chunk)
-	}
-	err := buffered.Flush()
-	buffered.Reset(nil)
-	p.pages.writers.Put(buffered)
-	if err != nil {
+	control := http.NewResponseController(w)
+	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
+	_, err := io.Copy(w, &pacer{chunks: slices.Clone(chunks), control: control, page: sp.ctx})
+	if !uncut() || err != nil {
 		p.log.Debug("a scraper was cut off", "err", err)
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// pacer gives a scraper 10 s for each 256 KiB, until the page is cut off.
+// pacer reads a page for a scraper, which it gives 10 s for each 256 KiB, until the page is
+// cut off.
 type pacer struct {
-	w       io.Writer
+	chunks  net.Buffers
 	control *http.ResponseController
 	page    context.Context
-	left    int // bytes to write before the next 10 s
+	left    int // bytes to read before the next 10 s
 }
 
-func (o *pacer) Write(b []byte) (n int, err error) {
-	for n < len(b) {
-		if o.left == 0 {
-			o.left = 256 << 10
-			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-		}
-		if err := o.page.Err(); err != nil {
-			return n, err
-		}
-		m, err := o.w.Write(b[n:min(len(b), n+o.left)])
-		n += m
-		o.left -= m
-		if err != nil {
-			return n, err
-		}
+func (o *pacer) Read(b []byte) (n int, err error) {
+	if o.left == 0 {
+		o.left = 256 << 10
+		o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
 	}
-	return n, nil
-}
-
-// untilCut has writes fail once the page is cut off, until stop is called. Stop waits
-// for a cut under way, which would hit the next answer of the connection, and gives the
-// end of this one its time.
-func (o *pacer) untilCut() (stop func()) {
-	cut := make(chan struct{})
-	cancel := context.AfterFunc(o.page, func() {
-		o.control.SetWriteDeadline(time.Now())
-		close(cut)
-	})
-	return func() {
-		if !cancel() {
-			<-cut
-			o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-		}
+	if err := o.page.Err(); err != nil { // after the deadline, which the cut may have set before
+		return 0, err
 	}
+	n, err = o.chunks.Read(b[:min(len(b), o.left)])
+	o.left -= n
+	return n, err
 }
 
 // acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip, with at least

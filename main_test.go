@@ -2618,37 +2618,6 @@ func TestSlowClients(t *testing.T) {
 	})
 }
 
-// TestUntilCut cuts a page off in the moment its reader is done.
-func TestUntilCut(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		conn := &deadlines{ResponseWriter: httptest.NewRecorder()}
-		ctx, cut := context.WithCancel(t.Context())
-		stop := (&pacer{control: http.NewResponseController(conn), page: ctx}).untilCut()
-		cut()
-		stop()
-		last := conn.last
-		time.Sleep(time.Minute)
-		if conn.last != last || last.Sub(conn.cut) != 10*time.Second {
-			t.Errorf("cut at %v, what comes next is to be written by %v, then by %v", conn.cut, last, conn.last)
-		}
-	})
-}
-
-// deadlines keeps the last deadline that it was given for writing. To cut takes it a while.
-type deadlines struct {
-	http.ResponseWriter
-	cut, last time.Time
-}
-
-func (d *deadlines) SetWriteDeadline(t time.Time) error {
-	if t.Equal(time.Now()) {
-		time.Sleep(time.Second)
-		d.cut = time.Now()
-	}
-	d.last = t
-	return nil
-}
-
 // TestCut frees a page at once whose reader is stuck.
 func TestCut(t *testing.T) {
 	big := writeFile(t, t.TempDir(), "big.prom", strings.Repeat("a_long_enough_name{x=\"y\"} 1\n", 1<<15))

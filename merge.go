@@ -1768,7 +1768,6 @@ type pages struct {
 	ratio float64       // compressed to plain size of the last page; for the one who has the turn
 
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
-	writers sync.Pool // of *bufio.Writer
 }
 
 // maxPages is how many pages may be alive at once, and maxPageBytes how large they may be
