@@ -306,7 +306,8 @@ type fetch struct {
 
 // ticket is one scrape's share in a key.
 type ticket struct {
-	key   *key
+	*waterfall
+	key   *key      // nil if there was no place for it
 	fetch *fetch    // the one to wait for, nil if a kept result will do
 	wake  sync.Cond // waits for fetch.ended, or for the context of wait to be done
 }
@@ -319,21 +320,20 @@ var (
 )
 
 // join gives a scrape a share in the fetch of a key that is waiting or running, queues
-// one if there is none, or lets a kept result do. It returns nil if there is no place for
-// the key.
+// one if there is none, or lets a kept result do.
 func (w *waterfall) join(v visit) *ticket {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	k := w.keys[v.id]
-	if k == nil {
-		if !v.standard && !w.makeRoom(v.client) {
-			return nil
-		}
-		k = w.addKey(v.arguments)
-	}
-	k.tickets++
-	t := &ticket{key: k}
+	t := &ticket{waterfall: w, key: w.keys[v.id]}
 	t.wake.L = &w.mu
+	if t.key == nil {
+		if !v.standard && !w.makeRoom(v.client) {
+			return t
+		}
+		t.key = w.addKey(v.arguments)
+	}
+	k := t.key
+	k.tickets++
 	if !v.deadline.IsZero() && w.keeps(k.newest) {
 		return t
 	}
@@ -421,16 +421,16 @@ func (w *waterfall) addKey(a arguments) *key {
 	return k
 }
 
-// wait waits until the fetch of a ticket has ended or ctx is done.
-func (w *waterfall) wait(ctx context.Context, t *ticket) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// wait waits until the fetch has ended or ctx is done.
+func (t *ticket) wait(ctx context.Context) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	if t.fetch == nil || t.fetch.ended {
 		return
 	}
 	stop := context.AfterFunc(ctx, func() {
-		w.mu.Lock() // without it, the signal could come between the check of ctx and the wait
-		defer w.mu.Unlock()
+		t.mu.Lock() // without it, the signal could come between the check of ctx and the wait
+		defer t.mu.Unlock()
 		t.wake.Signal()
 	})
 	defer stop()
@@ -439,17 +439,17 @@ func (w *waterfall) wait(ctx context.Context, t *ticket) {
 	}
 }
 
-// result returns the newest result of a ticket's key that ended after the ticket was
-// handed out, or was fresh enough then. The caller has to release it.
-func (w *waterfall) result(t *ticket) *result {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+// result returns the newest result of the key that ended after the ticket was handed out,
+// or was fresh enough then. The caller has to release it.
+func (t *ticket) result() *result {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	r := late
 	switch {
-	case t.fetch == nil || t.fetch.ended && !t.fetch.evicted:
-		r = t.key.newest
-	case t.fetch.evicted:
+	case t.refused():
 		r = refused
+	case t.fetch == nil || t.fetch.ended:
+		r = t.key.newest
 	case t.fetch.started.IsZero():
 		r = queued
 	}
@@ -457,31 +457,29 @@ func (w *waterfall) result(t *ticket) *result {
 	return r
 }
 
-// leave hands a ticket back. A fetch that nobody waits for any more leaves the lane, or
+// refused reports whether the scrape found no place, or had to give it up.
+func (t *ticket) refused() bool { return t.key == nil || t.fetch != nil && t.fetch.evicted }
+
+// leave hands the ticket back. A fetch that nobody waits for any more leaves the lane, or
 // is cancelled unless its result will be kept. expired says that the deadline of the
 // scrape passed: if the fetch then had a second at least, that is a timeout of the source.
 // leave reports whether the scrape found the source busy.
-func (w *waterfall) leave(t *ticket, expired bool) (busy bool) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
+func (t *ticket) leave(expired bool) (busy bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.key == nil {
+		return true
+	}
 	t.key.tickets--
-	if f := t.fetch; f != nil {
-		busy = f.evicted || expired && f.started.IsZero()
-		if !f.ended {
-			w.withdraw(t, expired)
+	if f := t.fetch; f != nil && !f.ended {
+		busy = expired && f.started.IsZero()
+		delete(f.tickets, t)
+		if len(f.tickets) == 0 && (f.started.IsZero() || t.maxAge == 0) {
+			t.abandon(f, expired)
 		}
 	}
-	w.tidy(t.key)
-	return busy
-}
-
-// withdraw takes a ticket off its fetch.
-func (w *waterfall) withdraw(t *ticket, expired bool) {
-	f := t.fetch
-	delete(f.tickets, t)
-	if len(f.tickets) == 0 && (f.started.IsZero() || w.maxAge == 0) {
-		w.abandon(f, expired)
-	}
+	t.tidy(t.key)
+	return busy || t.refused()
 }
 
 // abandon ends a fetch that nobody waits for.

@@ -525,9 +525,9 @@ func (p *program) repeat(ctx context.Context, s *source) {
 	begin, retry := time.Now(), time.Duration(0)
 	for ctx.Err() == nil {
 		t := s.join(visit{arguments: arguments{standard: true}})
-		s.wait(ctx, t)
-		r := s.result(t)
-		s.leave(t, false)
+		t.wait(ctx)
+		r := t.result()
+		t.leave(false)
 		pause := s.interval - time.Since(begin)%s.interval
 		if r.failure == nil {
 			retry = 0
@@ -1740,13 +1740,13 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		}
 	}
 	forSources, forAll := p.timeLimits(sources, r.Header.Get(timeoutHeader))
-	shares, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(forAll))
+	tickets, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(forAll))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	defer p.noteScrape(r.RemoteAddr, time.Now())
-	sp, err := p.openPage(r, sources, shares, forSources, forAll)
+	sp, err := p.openPage(r, sources, tickets, forSources, forAll)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
@@ -1767,7 +1767,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 // openPage waits for what the sources have for a scrape, then for a page of it, until the
 // scrape's deadline.
 func (p *program) openPage(
-	r *http.Request, sources []*source, shares []share, forSources, forAll time.Duration,
+	r *http.Request, sources []*source, tickets []*ticket, forSources, forAll time.Duration,
 ) (*sharedPage, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), forAll)
 	defer cancel()
@@ -1775,16 +1775,16 @@ func (p *program) openPage(
 	defer stopWaiting()
 	forget := context.AfterFunc(p.stopping, stopWaiting)
 	defer forget()
-	await(waiting, shares)
+	await(waiting, tickets)
 	expired := waiting.Err() == context.DeadlineExceeded
-	defer leave(shares, expired)
+	defer leaveAll(sources, tickets, expired)
 	process := p.processNow()
 	return p.pages.open(ctx, &pageRequest{
 		client:  clientOf(r.RemoteAddr),
 		sources: sources,
 		forms:   acceptedForms(r.Header.Values("Accept")),
 		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
-		newest:  func() []*result { return resultsOf(shares) },
+		newest:  func() []*result { return resultsOf(tickets) },
 		render: func(ctx context.Context, results []*result, f form) (*page, error) {
 			return p.render(ctx, sources, results, f, process)
 		},
@@ -1843,14 +1843,8 @@ func (p *program) timeLimits(sources []*source, header string) (forSources, forA
 	return d - margin(d), d
 }
 
-// share is a scrape's share in one source.
-type share struct {
-	source *source
-	ticket *ticket // nil if it was refused
-}
-
 // askAll asks all sources at once, with the arguments that a query has for each.
-func askAll(sources []*source, query url.Values, client string, deadline time.Time) ([]share, error) {
+func askAll(sources []*source, query url.Values, client string, deadline time.Time) ([]*ticket, error) {
 	chosen := make([]arguments, len(sources))
 	for i, s := range sources {
 		var err error
@@ -1858,47 +1852,35 @@ func askAll(sources []*source, query url.Values, client string, deadline time.Ti
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
-	shares := make([]share, len(sources))
+	tickets := make([]*ticket, len(sources))
 	for i, s := range sources {
-		shares[i] = share{s, s.join(visit{chosen[i], client, deadline})}
+		tickets[i] = s.join(visit{chosen[i], client, deadline})
 	}
-	return shares, nil
+	return tickets, nil
 }
 
-// await waits for all shares until ctx is done.
-func await(ctx context.Context, shares []share) {
-	for _, sh := range shares {
-		if sh.ticket != nil {
-			sh.source.wait(ctx, sh.ticket)
-		}
+// await waits for all tickets until ctx is done.
+func await(ctx context.Context, tickets []*ticket) {
+	for _, t := range tickets {
+		t.wait(ctx)
 	}
 }
 
-// resultsOf returns the newest results of the shares. The caller has to release them.
-func resultsOf(shares []share) []*result {
-	results := make([]*result, len(shares))
-	for i, sh := range shares {
-		if sh.ticket != nil {
-			results[i] = sh.source.result(sh.ticket)
-		} else {
-			results[i] = refused
-			refused.hold()
-		}
+// resultsOf returns the newest results of the tickets. The caller has to release them.
+func resultsOf(tickets []*ticket) []*result {
+	results := make([]*result, len(tickets))
+	for i, t := range tickets {
+		results[i] = t.result()
 	}
 	return results
 }
 
-// leave hands all shares back. expired says that the scrape's deadline passed. A scrape that
-// found no place, or whose deadline passed while it waited for its turn, found the source
-// busy.
-func leave(shares []share, expired bool) {
-	for _, sh := range shares {
-		busy := sh.ticket == nil
-		if !busy {
-			busy = sh.source.leave(sh.ticket, expired)
-		}
-		if busy {
-			sh.source.status.countBusy()
+// leaveAll hands the tickets of all sources back. expired says that the scrape's deadline
+// passed.
+func leaveAll(sources []*source, tickets []*ticket, expired bool) {
+	for i, t := range tickets {
+		if t.leave(expired) {
+			sources[i].status.countBusy()
 		}
 	}
 }
@@ -2471,7 +2453,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	}
 	sources := p.endpoints[path]
 	forSources, forAll := p.timeLimits(sources, "")
-	shares, err := askAll(sources, nil, "", time.Now().Add(forAll))
+	tickets, err := askAll(sources, nil, "", time.Now().Add(forAll))
 	if len(sources) == 0 {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}
@@ -2481,9 +2463,9 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	}
 	waiting, cancel := context.WithTimeout(ctx, forSources)
 	defer cancel()
-	await(waiting, shares)
-	results := resultsOf(shares)
-	leave(shares, waiting.Err() == context.DeadlineExceeded)
+	await(waiting, tickets)
+	results := resultsOf(tickets)
+	leaveAll(sources, tickets, waiting.Err() == context.DeadlineExceeded)
 	pg, _ := p.render(context.Background(), sources, results, form{}, p.processNow())
 	chunks := net.Buffers(pg.chunks)
 	if _, err := chunks.WriteTo(stdout); err != nil {

@@ -1074,7 +1074,7 @@ func TestWaterfall(t *testing.T) {
 					}
 				}
 				for _, tk := range s.tickets {
-					s.leave(tk, false)
+					tk.leave(false)
 				}
 				time.Sleep(2 * time.Hour)
 				s.empty(t)
@@ -1101,15 +1101,13 @@ func (s *scene) do(t *testing.T, step []string) (got, want string) {
 	case "source":
 		s.set(t, step[1:])
 	case "join":
-		if tk = s.join(sceneVisit(value, client)); tk == nil {
-			return "no place", "a place"
-		}
+		tk = s.join(sceneVisit(value, client))
 		s.tickets[name] = tk
 	case "full":
-		return fmt.Sprint(s.join(sceneVisit(name, value)) == nil), "true"
+		return fmt.Sprint(s.join(sceneVisit(name, value)).result() == refused), "true"
 	case "leave", "expire", "busy":
 		delete(s.tickets, name)
-		return fmt.Sprint(s.leave(tk, verb == "expire")), fmt.Sprint(verb == "busy")
+		return fmt.Sprint(tk.leave(verb == "expire")), fmt.Sprint(verb == "busy")
 	case "end":
 		n, _ := strconv.Atoi(value)
 		s.end(strings.Trim(name, "-"), cmp.Or(map[string]int{"fails": fails, "panics": panics}[value], n))
@@ -1121,7 +1119,7 @@ func (s *scene) do(t *testing.T, step []string) (got, want string) {
 	case "refused":
 		n := 0
 		for _, tk := range s.tickets {
-			if s.result(tk) == refused {
+			if tk.result() == refused {
 				n++
 			}
 		}
@@ -1167,8 +1165,8 @@ func (s *scene) set(t *testing.T, settings []string) {
 func (s *scene) got(tk *ticket) string {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	s.wait(ctx, tk)
-	switch r := s.result(tk); {
+	tk.wait(ctx)
+	switch r := tk.result(); {
 	case r == late:
 		return "late"
 	case r == queued:
@@ -1201,8 +1199,8 @@ func TestEvictedResultsAreFree(t *testing.T) {
 	}
 	for i := range 200 {
 		tk := s.join(sceneVisit(strconv.Itoa(i), ""))
-		s.wait(context.Background(), tk)
-		s.leave(tk, false)
+		tk.wait(context.Background())
+		tk.leave(false)
 	}
 	if held := heap(); held > 60<<20 {
 		t.Errorf("%d MB are held for 2 keys of 1 MB", held>>20)
@@ -1241,19 +1239,19 @@ func TestBusy(t *testing.T) {
 			if left {
 				cancel()
 			}
-			shares, _ := askAll(p.sources, url.Values{"a": {"c"}}, "", time.Now().Add(time.Hour))
-			await(ctx, shares)
-			if r := resultsOf(shares); r[0] != queued {
+			tickets, _ := askAll(p.sources, url.Values{"a": {"c"}}, "", time.Now().Add(time.Hour))
+			await(ctx, tickets)
+			if r := resultsOf(tickets); r[0] != queued {
 				t.Errorf("got %v", r[0].failure)
 			}
-			leave(shares, ctx.Err() == context.DeadlineExceeded)
+			leaveAll(p.sources, tickets, ctx.Err() == context.DeadlineExceeded)
 			cancel()
 		}
 		if n := s.status.snapshot().failures["busy"]; n != 1 {
 			t.Errorf("counted %d times as busy, want once", n)
 		}
 		close(release)
-		s.leave(running, false)
+		running.leave(false)
 		synctest.Wait()
 	})
 }
@@ -1303,10 +1301,10 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 				places++
 			}
 			tk := s.join(sceneVisit(id, ""))
-			if full := id != "" && !known && n >= places; full != (tk == nil) {
-				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk == nil)
+			if full := id != "" && !known && n >= places; full != tk.refused() {
+				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk.refused())
 			}
-			if tk == nil {
+			if tk.refused() {
 				continue
 			}
 			i := slices.IndexFunc(lanes[lane], func(f *modelFetch) bool { return f.id == id && !f.cancelled })
@@ -1325,7 +1323,7 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 				if f.id != id {
 					continue
 				}
-				s.leave(tk, false)
+				tk.leave(false)
 				delete(owner, tk)
 				held[id]--
 				f.tickets = slices.DeleteFunc(f.tickets, func(other *ticket) bool { return other == tk })
@@ -1344,7 +1342,7 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 			s.end(f.id, 1)
 			lanes[lane] = lanes[lane][1:]
 			for _, tk := range f.tickets {
-				if r := s.result(tk); r == nil || r == late || r == queued {
+				if r := tk.result(); r == nil || r == late || r == queued {
 					t.Fatalf("key %q: its fetch ended, but there is no result", f.id)
 				}
 			}
@@ -1356,7 +1354,7 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 		t.Errorf("%d runs at once", s.most)
 	}
 	for tk := range owner {
-		s.leave(tk, false)
+		tk.leave(false)
 	}
 	for _, fetches := range lanes { // the cancelled ones end at last
 		if len(fetches) > 0 {
@@ -1420,9 +1418,9 @@ func background(t *testing.T, do func(n int, r *result) *failure, flags ...strin
 	synctest.Wait()
 	return began, func() *result {
 		tk := s.join(sceneVisit("-", ""))
-		defer s.leave(tk, false)
-		s.wait(context.Background(), tk)
-		return s.result(tk)
+		defer tk.leave(false)
+		tk.wait(context.Background())
+		return tk.result()
 	}
 }
 
@@ -1849,14 +1847,14 @@ func TestFloodOverHTTP(t *testing.T) {
 // TestLease gives a result's buffers back with its last holder, and not before.
 func TestLease(t *testing.T) {
 	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", "a 1\nb 2\n"))
-	shares, err := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
+	tickets, err := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
 	if err != nil {
 		t.Fatal(err)
 	}
-	await(t.Context(), shares)
+	await(t.Context(), tickets)
 	p.sources[0].runs.Wait() // the run holds its result until its end
-	r := resultsOf(shares)[0]
-	r.release() // the shares hold it
+	r := resultsOf(tickets)[0]
+	r.release() // the tickets hold it
 	o := &opener{T: t, p: p, sources: p.sources}
 	first, second := o.page(r, false), o.page(r, false)
 	if first != second {
@@ -1864,7 +1862,7 @@ func TestLease(t *testing.T) {
 	}
 	body := first.results[0].bodies[0].buf
 	given := func() bool { return bytes.Contains(body, []byte("!!")) }
-	leave(shares, false)
+	leaveAll(p.sources, tickets, false)
 	for _, page := range []*sharedPage{first, second} {
 		if given() {
 			t.Error("a buffer is given back while a page refers to it")
@@ -1894,12 +1892,9 @@ func TestBudget(t *testing.T) {
 	var served, busy atomic.Int32
 	scrape := func(id string) *result {
 		tk := s.join(sceneVisit(id, ""))
-		if tk == nil {
-			return refused
-		}
-		defer s.leave(tk, false)
-		s.wait(t.Context(), tk)
-		r := s.result(tk)
+		defer tk.leave(false)
+		tk.wait(t.Context())
+		r := tk.result()
 		defer r.release()
 		return r
 	}
@@ -1933,18 +1928,18 @@ func TestBudget(t *testing.T) {
 	s.waterfall.mu.Unlock()
 	waiting.Add(1)
 	tk := s.join(sceneVisit("z", ""))
-	s.wait(t.Context(), tk)
+	tk.wait(t.Context())
 	s.runs.Wait()
 	func() {
 		defer func() { recover() }()
 		p.pages.open(t.Context(), &pageRequest{
 			sources: p.sources,
 			forms:   []form{{}},
-			newest:  func() []*result { return []*result{s.result(tk)} },
+			newest:  func() []*result { return []*result{tk.result()} },
 			render:  func(context.Context, []*result, form) (*page, error) { panic("as told") },
 		})
 	}()
-	s.leave(tk, false)
+	tk.leave(false)
 	if spent := s.budget.spent.Load(); spent != 0 || p.pages.turn.taken {
 		t.Errorf("%d bytes are spent though nothing is kept, the turn is taken: %v", spent, p.pages.turn.taken)
 	}
@@ -1980,10 +1975,10 @@ func TestHungSource(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		for range 200 {
-			shares, _ := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
+			tickets, _ := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
 			go func() {
-				await(ctx, shares)
-				leave(shares, false)
+				await(ctx, tickets)
+				leaveAll(p.sources, tickets, false)
 			}()
 			time.Sleep(50 * time.Millisecond)
 		}
