@@ -2311,11 +2311,11 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	pipe := &pipeReader{pipe: out}
 	var body, tail []byte
+	var open bool
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		body, _ = io.ReadAll(io.LimitReader(pipe, c.maxBytes+1))
+		body, open = readPipe(out, c.maxBytes+1)
 		if int64(len(body)) > c.maxBytes {
 			end()
 		}
@@ -2338,7 +2338,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit.known):
 		return body, c.exitFailure(err)
-	case (left || pipe.held) && len(body) > 0 && body[len(body)-1] != '\n':
+	case (left || open) && len(body) > 0 && body[len(body)-1] != '\n':
 		return body, fail("exit", "its output lacks the last newline: a process that it left behind was still to write")
 	}
 	return body, nil
@@ -2375,42 +2375,24 @@ func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 	return syscall.Kill(-cmd.Process.Pid, signal) == nil
 }
 
-// pipeReader reads a pipe to what it holds at its deadline, and so misses nothing that was
-// written in time even if the reader is scheduled late.
-type pipeReader struct {
-	pipe *os.File
-	late int  // bytes read past the deadline
-	held bool // the pipe was still open for writing at its deadline
-}
-
-func (r *pipeReader) Read(p []byte) (n int, err error) {
-	if n, err = r.pipe.Read(p); !errors.Is(err, os.ErrDeadlineExceeded) {
-		return n, err
+// readPipe reads a pipe to its end, its limit or its deadline, and then what it still holds: that
+// was written in time, though the reader may have been scheduled late. open reports whether the
+// pipe could still be written to.
+func readPipe(pipe *os.File, limit int64) (text []byte, open bool) {
+	text, err := io.ReadAll(io.LimitReader(pipe, limit))
+	raw, fault := pipe.SyscallConn()
+	if !errors.Is(err, os.ErrDeadlineExceeded) || fault != nil {
+		return text, false
 	}
-	if r.late >= pipeSize {
-		r.held = true
-		return 0, io.EOF
-	}
-	raw, err := r.pipe.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	r.pipe.SetReadDeadline(time.Time{}) // past its deadline it cannot be read at all
-	defer r.pipe.SetReadDeadline(time.Unix(1, 0))
-	raw.Read(func(fd uintptr) bool {
-		n, err = syscall.Read(int(fd), p[:min(len(p), pipeSize-r.late)])
-		return true // do not wait, even if nothing was there
+	rest := make([]byte, 16*os.Getpagesize()) // as much as a pipe holds
+	raw.Control(func(fd uintptr) {
+		n, _ := syscall.Read(int(fd), rest)
+		text = append(text, rest[:max(n, 0)]...)
+		n, _ = syscall.Read(int(fd), rest[:1])
+		open = n != 0 // it has more, or fails with EAGAIN
 	})
-	if n <= 0 {
-		r.held = err == syscall.EAGAIN
-		return 0, io.EOF
-	}
-	r.late += n
-	return n, nil
+	return text, open
 }
-
-// pipeSize is how many bytes a pipe holds: 16 pages.
-var pipeSize = 16 * os.Getpagesize()
 
 // start starts a command and returns the pipes that it writes to. Its standard input is an
 // empty pipe, for there may be no /dev/null.

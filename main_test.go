@@ -1783,19 +1783,25 @@ func TestOtherGroup(t *testing.T) {
 	}
 }
 
-// TestLatePipe reads what is left in a pipe whose deadline has passed.
+// TestLatePipe reads what is left in a pipe whose deadline has passed, and tells whether more
+// could come.
 func TestLatePipe(t *testing.T) {
-	r, w, err := os.Pipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer r.Close()
-	defer w.Close()
 	text := strings.Repeat("x", 60<<10)
-	io.WriteString(w, text)
-	r.SetReadDeadline(time.Unix(1, 0))
-	if got, err := io.ReadAll(&pipeReader{pipe: r}); err != nil || string(got) != text {
-		t.Errorf("read %d bytes of %d, %v", len(got), len(text), err)
+	for _, open := range []bool{true, false} {
+		r, w, err := os.Pipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		io.WriteString(w, text)
+		if !open {
+			w.Close()
+		}
+		r.SetReadDeadline(time.Unix(1, 0))
+		if got, more := readPipe(r, 1<<20); string(got) != text || more != open {
+			t.Errorf("read %d bytes of %d, more %v, want %v", len(got), len(text), more, open)
+		}
 	}
 }
 
