@@ -271,8 +271,8 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	p.logLines = lines
 	defer func() {
 		end()
-		p.waitForRuns(time.Second)
-		lines.flush(time.Second)
+		within(time.Second, p.drain)
+		within(time.Second, lines.flush)
 	}()
 	if c.modes["check"] {
 		return unlessDone(ctx, func() int { return p.check(stdout) })
@@ -312,17 +312,19 @@ func unlessDone(ctx context.Context, do func() int) int {
 	}
 }
 
-// waitForRuns waits until all fetches have ended and their commands are killed, but no
-// longer than d: a process that hangs in the kernel cannot be killed.
-func (p *program) waitForRuns(d time.Duration) {
+// within waits until do is done, but no longer than d.
+func within(d time.Duration, do func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
-	unlessDone(ctx, func() int {
-		for _, s := range p.sources {
-			s.drain()
-		}
-		return 0
-	})
+	unlessDone(ctx, func() int { do(); return 0 })
+}
+
+// drain waits until all fetches have ended and their commands are killed: without end, if
+// one hangs in the kernel.
+func (p *program) drain() {
+	for _, s := range p.sources {
+		s.drain()
+	}
 }
 
 // program is what runs.
@@ -390,26 +392,17 @@ func newLog(c *config, stderr io.Writer) *slog.Logger {
 // logWriter writes the log in a goroutine of its own. So a log that nobody reads, or whose
 // disk is full, holds nothing up: what cannot be written is dropped and counted.
 type logWriter struct {
-	entries chan logEntry
-	dropped atomic.Uint64
-}
-
-// logEntry is a line of the log.
-type logEntry struct {
-	line    []byte
-	written chan struct{} // closed when this entry's turn comes; nil but for flush
+	writes  chan func()
+	log     io.Writer
+	dropped atomic.Uint64 // lines
 }
 
 // newLogWriter returns a log writer that keeps up to 256 lines in memory.
-func newLogWriter(w io.Writer) *logWriter {
-	l := &logWriter{entries: make(chan logEntry, 256)}
+func newLogWriter(log io.Writer) *logWriter {
+	l := &logWriter{writes: make(chan func(), 256), log: log}
 	go func() {
-		for e := range l.entries {
-			if e.written != nil {
-				close(e.written)
-			} else if _, err := w.Write(e.line); err != nil {
-				l.dropped.Add(1)
-			}
+		for write := range l.writes {
+			write()
 		}
 	}()
 	return l
@@ -417,27 +410,25 @@ func newLogWriter(w io.Writer) *logWriter {
 
 // Write takes a line. It never blocks and never fails.
 func (l *logWriter) Write(line []byte) (int, error) {
+	kept := bytes.Clone(line)
+	write := func() {
+		if _, err := l.log.Write(kept); err != nil {
+			l.dropped.Add(1)
+		}
+	}
 	select {
-	case l.entries <- logEntry{line: bytes.Clone(line)}:
+	case l.writes <- write:
 	default:
 		l.dropped.Add(1)
 	}
 	return len(line), nil
 }
 
-// flush waits until all lines are written, but no longer than d.
-func (l *logWriter) flush(d time.Duration) {
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	defer cancel()
-	last := logEntry{written: make(chan struct{})}
-	select {
-	case l.entries <- last:
-	case <-ctx.Done():
-	}
-	select {
-	case <-last.written:
-	case <-ctx.Done():
-	}
+// flush waits until all lines are written: without end, if nobody reads the log.
+func (l *logWriter) flush() {
+	written := make(chan struct{})
+	l.writes <- func() { close(written) }
+	<-written
 }
 
 // watch has files read at start, by loadFiles, and again when they change.

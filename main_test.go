@@ -2635,13 +2635,13 @@ func TestCut(t *testing.T) {
 	})
 }
 
-// TestWaitForRuns waits for a run that ends, and a while for one that hangs.
-func TestWaitForRuns(t *testing.T) {
+// TestDrain waits for a run that ends, and a while for one that hangs.
+func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
 		waited := func() time.Duration {
 			begin := time.Now()
-			p.waitForRuns(time.Second)
+			within(time.Second, p.drain)
 			return time.Since(begin)
 		}
 		p.sources[0].runs.Go(func() { time.Sleep(500 * time.Millisecond) })
@@ -3131,9 +3131,9 @@ func TestLogWriter(t *testing.T) {
 	if n := l.dropped.Load(); n < 1000-256-1 || n > 1000-256 {
 		t.Errorf("%d of 1,000 lines were dropped", n)
 	}
-	l.flush(time.Millisecond) // it ends
+	within(time.Millisecond, l.flush) // it ends
 	close(log)
-	l.flush(time.Minute)
+	l.flush()
 }
 
 // TestCrowd opens 10,000 connections, half of them with a byte sent, and scrapes.
