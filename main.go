@@ -2452,22 +2452,41 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		p.log.Error("nothing to print: --once asks for one endpoint, without parameters", "path", path, "err", err)
 		return 1
 	}
-	waiting, cancel := context.WithTimeout(ctx, forSources)
-	defer cancel()
-	await(waiting, tickets)
-	results := resultsOf(tickets)
-	leaveAll(sources, tickets, waiting.Err() == context.DeadlineExceeded)
-	pg, _ := p.render(context.Background(), sources, results, form{}, p.processNow())
-	chunks := net.Buffers(pg.chunks)
-	if _, err := chunks.WriteTo(stdout); err != nil {
+	forget := context.AfterFunc(ctx, p.stop)
+	defer forget()
+	sp, err := p.openPage(&http.Request{}, sources, tickets, forSources, forAll)
+	if err == nil && isClosed(stdout) && !isClosed(os.Stderr) {
+		err = errors.New("standard output is closed; to discard what is printed: >/dev/null")
+	}
+	if err == nil {
+		_, err = (*net.Buffers)(&sp.chunks).WriteTo(stdout)
+	}
+	if err != nil {
 		p.log.Error("failed to print", "err", err)
 		return 1
 	}
-	p.report(&pg.findings)
-	if slices.ContainsFunc(results, func(r *result) bool { return r.failure != nil }) {
+	p.report(&sp.findings)
+	if slices.ContainsFunc(sp.results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}
 	return 0
+}
+
+// isClosed reports whether a file is what Go opens in the place of a standard file that is
+// closed when a program begins: /dev/null, for reading, too. Other programs also start some
+// with that. Where standard error is the same, it is such a one: nobody would know the reason.
+func isClosed(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, _ := file.Stat()
+	null, _ := os.Stat(os.DevNull)
+	if !os.SameFile(info, null) {
+		return false
+	}
+	_, err := file.Read(make([]byte, 1))
+	return err == io.EOF
 }
 
 // healthcheck asks the program that listens on an address whether it is healthy. It does not

@@ -2172,6 +2172,19 @@ func TestEmptyRoot(t *testing.T) {
 	}
 }
 
+// TestOnceClosed fails to print to standard output that is closed. Who does not want it may
+// discard it, also as programs do that start others with nothing but /dev/null.
+func TestOnceClosed(t *testing.T) {
+	for redirection, want := range map[string]int{">&-": 1, ">/dev/null": 0, "<>/dev/null >&0 2>&0": 0} {
+		cmd := programCommand("", nil, "-c", `exec "$0" --once --exec "x=echo x 1" `+redirection)
+		cmd.Args = slices.Insert(cmd.Args, 3, cmd.Path)
+		cmd.Path, cmd.Stderr = "/bin/sh", t.Output()
+		if cmd.Run(); cmd.ProcessState.ExitCode() != want {
+			t.Errorf("%s: %v, want %d", redirection, cmd.ProcessState, want)
+		}
+	}
+}
+
 // TestFewFiles serves all sources though there are not enough file descriptors to ask them at
 // once.
 func TestFewFiles(t *testing.T) {
