@@ -1760,103 +1760,84 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	return failed
 }
 
-// fileRead is the reading of one file of a glob.
+// fileRead is what the reading of one file of a glob came to.
 type fileRead struct {
 	result
-	before fileTotals    // of the files before it
-	done   chan struct{} // closed when the read has come back
+	file int
 }
-
-// fileTotals is what the files of a glob take so far: see result.
-type fileTotals struct{ bytes, held int64 }
 
 // readAll reads the files of a glob. A read that does not come back, from a dead disk say,
 // costs its own file only: the others are read meanwhile.
 func (fs *files) readAll(ctx context.Context, r *result, names []string) *failure {
 	const slow = time.Second
-	var reads []*fileRead
-	for _, name := range names {
-		if ctx.Err() != nil {
-			break
+	came := make(chan *fileRead, len(names))
+	reads := make([]*fileRead, len(names)) // those that came, by file
+	taken := 0
+	take := func(over <-chan time.Time) bool {
+		select {
+		case fr := <-came:
+			if r.bytes += fr.bytes; r.bytes > fs.intake.maxBytes { // slow reads do not know of each other
+				fr.bodies, fr.failure = nil, cmp.Or(fr.failure, fs.intake.tooLarge(errTooLarge))
+			}
+			r.held += fr.held
+			reads[fr.file] = fr
+			taken++
+			return true
+		case <-over:
+		case <-ctx.Done():
 		}
-		fr := fs.begin(ctx, r, name)
-		reads = append(reads, fr)
-		if fr.wait(ctx, time.After(slow)) {
-			fr.addTo(r)
-		}
+		return false
+	}
+	begun := 0
+	for ; begun < len(names) && ctx.Err() == nil; begun++ {
+		fs.begin(ctx, r, names[begun], begun, came)
+		take(time.After(slow))
+	}
+	for taken < begun && take(nil) {
 	}
 	var failed *failure
-	for i, fr := range reads {
-		if !fr.wait(ctx, nil) {
+	for i, fr := range reads[:begun] {
+		if fr == nil {
 			failed = cmp.Or(failed, fail("timeout", "%s: its read does not come back", names[i]))
-			continue
-		}
-		if fr.addTo(r) && r.bytes > fs.intake.maxBytes { // slow reads did not know of each other
-			failed = cmp.Or(failed, fr.failure, fs.intake.tooLarge(errTooLarge))
 			continue
 		}
 		r.bodies = append(r.bodies, fr.bodies...)
 		r.files = append(r.files, fr.files...)
 		failed = cmp.Or(failed, fr.failure)
 	}
-	if n := len(names) - len(reads); n > 0 {
+	if n := len(names) - begun; n > 0 {
 		failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", n))
 	}
 	r.buffers = &fs.intake.buffers
 	return failed
 }
 
-// addTo adds to the result what the read took, unless it has done so before.
-func (fr *fileRead) addTo(r *result) (added bool) {
-	added = fr.bytes > fr.before.bytes
-	r.bytes += fr.bytes - fr.before.bytes
-	r.held += fr.held - fr.before.held
-	fr.before = fileTotals{fr.bytes, fr.held}
-	return added
-}
-
-// wait waits until a read has come back, ctx is done or the time is over. It reports whether
-// the read has come back.
-func (fr *fileRead) wait(ctx context.Context, over <-chan time.Time) bool {
-	select {
-	case <-fr.done:
-		return true
-	case <-over:
-	case <-ctx.Done():
-	}
-	select {
-	case <-fr.done:
-		return true
-	default:
-		return false
-	}
-}
-
 // begin begins to read a file, unless an earlier read of it has not come back or too many
 // others have not.
-func (fs *files) begin(ctx context.Context, r *result, name string) *fileRead {
+func (fs *files) begin(ctx context.Context, r *result, name string, file int, came chan<- *fileRead) {
 	const most = 16
-	fr := &fileRead{result: result{bytes: r.bytes, held: r.held}, before: fileTotals{r.bytes, r.held}}
-	fr.done = make(chan struct{})
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
 	if fs.hanging[name] || len(fs.hanging) >= most {
-		fr.failure = fail("timeout", "%s: an earlier read does not come back", name)
-		close(fr.done)
-		return fr
+		f := fail("timeout", "%s: an earlier read does not come back", name)
+		came <- &fileRead{result{failure: f}, file}
+		return
 	}
 	if fs.hanging == nil {
 		fs.hanging = map[string]bool{}
 	}
 	fs.hanging[name] = true
+	bytesBefore, heldBefore := r.bytes, r.held // which bound the read
 	go func() {
+		fr := &fileRead{result{bytes: bytesBefore, held: heldBefore}, file}
 		fr.failure = recovered(&fr.result, func() *failure { return fs.read(ctx, &fr.result, name) })
+		fr.bytes -= bytesBefore
+		fr.held -= heldBefore
 		fs.mu.Lock()
 		delete(fs.hanging, name)
 		fs.mu.Unlock()
-		close(fr.done)
+		came <- fr
 	}()
-	return fr
 }
 
 // expand returns what a glob matches. As in a shell, a leading * matches no dot files.
