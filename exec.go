@@ -91,7 +91,7 @@ type fetcher interface {
 
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, watch watcher) *source {
-	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16}}
+	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
 	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: windows}
 	s.intake.budget.most = 4 * c.maxBytes
 	switch c.kind {
@@ -138,20 +138,24 @@ type lease struct {
 // reserve takes so much of the budget that the result may hold wanted bytes and some more.
 // It returns how many it may hold, or limit if that is all there is.
 func (r *result) reserve(wanted, limit int) int {
-	n := int64(wanted) + r.budget.most/256 - r.reserved
-	if !r.budget.take(n) {
-		return limit
+	if r.charge(int64(wanted) + r.budget.most/256) {
+		return int(r.reserved)
 	}
-	r.reserved += n
-	return int(r.reserved)
+	return limit
 }
 
-// giveBack gives back what was reserved but is not needed.
-func (r *result) giveBack() {
-	if r.budget != nil {
-		r.budget.spent.Add(r.held - r.reserved)
-		r.reserved = r.held
+// charge makes bytes what the result takes of its budget, unless there is less.
+func (r *result) charge(bytes int64) bool {
+	if r.budget == nil {
+		return true
 	}
+	more := bytes - r.reserved
+	if r.budget.spent.Add(more) > r.budget.most && more > 0 {
+		r.budget.spent.Add(-more)
+		return false
+	}
+	r.reserved = bytes
+	return true
 }
 
 // hold adds a holder. The caller must be one already, or have just made the result.
@@ -163,9 +167,7 @@ func (r *result) release() {
 	if r.holders.Add(-1) > 0 {
 		return
 	}
-	if r.budget != nil {
-		r.budget.spent.Add(-r.reserved)
-	}
+	r.charge(0)
 	switch {
 	case r.standIn != nil:
 		r.standIn.release()
@@ -414,9 +416,6 @@ func (w *waterfall) addKey(a arguments) *key {
 	if w.kind == "http" {
 		k.lane = &lane{}
 	}
-	if w.keys == nil {
-		w.keys = map[string]*key{}
-	}
 	w.keys[a.id] = k
 	return k
 }
@@ -576,7 +575,7 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	}
 	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
 	r.end = time.Now()
-	r.giveBack()
+	r.charge(r.held)
 	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
 		timedOut := w.timedOut()
 		timedOut.detail = r.failure.detail
@@ -937,15 +936,6 @@ func (in *intake) roomFor(r *result) int {
 type budget struct {
 	most  int64        // bytes
 	spent atomic.Int64 // of bytes
-}
-
-// take reports whether there are n bytes more, and spends them.
-func (b *budget) take(n int64) bool {
-	if b.spent.Add(n) <= b.most {
-		return true
-	}
-	b.spent.Add(-n)
-	return false
 }
 
 // buffers are what the bodies of a source are read into.
@@ -1457,12 +1447,6 @@ func (e *exporter) setToken(texts [][]byte) error {
 	}
 	e.token.Store(&token)
 	return nil
-}
-
-// checkURL says why an http source cannot have the URL.
-func checkURL(text string) error {
-	_, _, err := parseURL(text)
-	return err
 }
 
 // parseURL parses a URL, or what nginx writes for one at a Unix socket.
@@ -2030,12 +2014,6 @@ type param struct {
 	name    string
 	choices []string // the default first; none if there is no default
 	listed  bool     // no other values than the choices are taken
-}
-
-// checkCommand says why an exec source cannot have the command line.
-func checkCommand(line string) error {
-	_, err := parseCommand(line)
-	return err
 }
 
 // parseCommand parses a command line: words by the shell's rules of quoting, and

@@ -104,14 +104,14 @@ var options = []option{
 	{heading: "Sources, repeatable; NAME becomes the value of exporter_name:"},
 	{name: "http", scope: newSourceScope, value: "NAME=URL",
 		help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
-		set:  func(s *sourceConfig, _ string) error { return checkURL(s.target) }},
+		set:  func(s *sourceConfig, _ string) error { _, _, err := parseURL(s.target); return err }},
 	{name: "file", scope: newSourceScope, value: "NAME=PATTERN",
 		help: "text files, read on every scrape; PATTERN may be a glob",
 		set:  func(s *sourceConfig, _ string) error { return checkPattern(s.target) }},
 	{name: "exec", scope: newSourceScope, value: "NAME=COMMAND",
 		help: "a command that prints metrics, run on demand without a shell;\n" +
 			"{x}, {x=default}, {x=one|other} take the URL parameter x",
-		set: func(s *sourceConfig, _ string) error { return checkCommand(s.target) }},
+		set: func(s *sourceConfig, _ string) error { _, err := parseCommand(s.target); return err }},
 
 	{heading: "Options; with NAME: for one source, without for all:"},
 	{name: "label", scope: anySource, value: "[NAME:]KEY=VALUE",
@@ -2069,14 +2069,14 @@ const (
 	isUp
 )
 
-// String returns the name of a state.
-func (s sourceState) String() string { return [...]string{"down", "never asked", "on demand", "up"}[s] }
-
-// class returns the class that colours a state.
-func (s sourceState) class() string { return [...]string{"down", "wait", "call", "up"}[s] }
-
-// mark returns what tells a state without its colour.
-func (s sourceState) mark() string { return [...]string{"✖", "○", "◇", "●"}[s] }
+// looks are what the states are called, the classes that colour them, and what tells them
+// without a colour.
+var looks = [...]struct{ name, class, mark string }{
+	isDown:     {"down", "down", "✖"},
+	neverAsked: {"never asked", "wait", "○"},
+	onDemand:   {"on demand", "call", "◇"},
+	isUp:       {"up", "up", "●"},
+}
 
 // rows returns all sources in the order of their states, then of the flags.
 func (p *program) rows() []row {
@@ -2110,16 +2110,16 @@ func appendBanner(dst []byte, host string, rows []row, conflicts int) []byte {
 		n[r.state]++
 	}
 	state, text := sumUp(n)
-	heading := escapeHTML.Replace(state.mark() + " " + text + " – " + host)
+	heading := escapeHTML.Replace(looks[state].mark + " " + text + " – " + host)
 	// Without its URL, the refresh of a page that was left at a #link would only scroll there.
 	dst = fmt.Appendf(dst, "<!doctype html><html lang=en><meta charset=utf-8>"+
 		`<meta name=viewport content="width=device-width"><meta http-equiv=refresh content="15;url=./">`+
-		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[1]s</h1>", heading, style, state.class())
+		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[1]s</h1>", heading, style, looks[state].class)
 	dst = appendDown(dst, rows[:n[isDown]])
 	dst = fmt.Appendf(dst, "<p class=dim>%d of %d up", n[isUp], len(rows))
 	for _, state := range []sourceState{onDemand, neverAsked} {
 		if n[state] > 0 {
-			dst = fmt.Appendf(dst, ", %d %s", n[state], state)
+			dst = fmt.Appendf(dst, ", %d %s", n[state], looks[state].name)
 		}
 	}
 	if conflicts > 0 {
@@ -2175,7 +2175,7 @@ func (p *program) appendFacts(dst []byte) []byte {
 
 // appendLine appends the line of a source.
 func (r row) appendLine(dst []byte) []byte {
-	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s>", r.state.class(), r.name)
+	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s>", looks[r.state].class, r.name)
 	dst = r.appendState(dst)
 	if r.state == onDemand {
 		dst = append(append(dst, "<td>"...), r.name...)
@@ -2197,7 +2197,7 @@ func (r row) appendState(dst []byte) []byte {
 	if r.state == isDown {
 		since = r.since.UTC().Format(` title="since 2006-01-02 15:04:05 UTC"`)
 	}
-	dst = fmt.Appendf(dst, "<td%s>%s %s", since, r.state.mark(), r.state)
+	dst = fmt.Appendf(dst, "<td%s>%s %s", since, looks[r.state].mark, looks[r.state].name)
 	if !r.since.IsZero() {
 		dst = fmt.Appendf(dst, " <i>%s</i>", ageText(r.since))
 	}
@@ -2237,7 +2237,7 @@ func (r row) appendFailure(dst []byte) []byte {
 	if f == nil || r.state == isUp && time.Since(r.lastFailureTime) > time.Hour {
 		return dst
 	}
-	dst = fmt.Appendf(dst, "\n<tr class=\"why %s\"><td><td colspan=8>", r.state.class())
+	dst = fmt.Appendf(dst, "\n<tr class=\"why %s\"><td><td colspan=8>", looks[r.state].class)
 	if r.state == isUp {
 		dst = fmt.Appendf(dst, "failed %s: ", ago(r.lastFailureTime))
 	}

@@ -974,7 +974,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	s := &stand{release: map[string]chan int{}}
 	life, end := context.WithCancel(context.Background())
 	t.Cleanup(end)
-	s.waterfall = waterfall{sourceConfig: &sourceConfig{kind: "exec", timeout: time.Hour}, places: 16, life: life}
+	s.waterfall = waterfall{sourceConfig: &sourceConfig{kind: "exec", timeout: time.Hour}, places: 16, life: life, keys: map[string]*key{}}
 	if !serial {
 		s.kind, s.places = "http", 128
 	}
