@@ -106,7 +106,7 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 	s.do = s.fetcher.fetch
 	s.budget, s.size = &s.intake.budget, s.intake.likelySize
 	s.count = s.status.count
-	s.report = func(r *result, e event) { logFetch(log, c.name, r, e) }
+	s.report = func(r *result, changes int) { logFetch(log, c.name, r, changes) }
 	return s
 }
 
@@ -117,8 +117,8 @@ type result struct {
 	bytes   int64         // of body, decompressed
 	held    int64         // bytes that the bodies take in memory
 	files   []fileTime
-	exit    exitStatus // of a command
-	stderr  string     // the end of a command's, for the log only
+	exit    *int   // status of a command that ended by itself
+	stderr  string // the end of a command's, for the log only
 	start   time.Time
 	end     time.Time
 	limit   time.Duration // that the source was told
@@ -214,12 +214,6 @@ func (r *result) lastGood() *result {
 // seconds formats a duration in seconds.
 func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', -1, 64) }
 
-// exitStatus is that of a command.
-type exitStatus struct {
-	known bool // the command ended by itself
-	code  int
-}
-
 // fileTime is when a file that was read had last been modified.
 type fileTime struct {
 	name  string
@@ -247,8 +241,8 @@ func fail(reason, format string, args ...any) *failure {
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
-	count  func(standard bool, r *result) event                           // counts a fetch; called with mu held
-	report func(r *result, e event)                                       // logs a fetch; called without mu
+	count  func(standard bool, r *result) (changes int)                   // counts a fetch; called with mu held
+	report func(r *result, changes int)                                   // logs a fetch; called without mu
 	size   func() int64                                                   // that a result is likely to have, in bytes
 	budget *budget                                                        // of results with chosen arguments
 	life   context.Context                                                // ends all fetches
@@ -543,26 +537,27 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 }
 
 // retry fetches again while there is no file descriptor left: others end and give theirs
-// back.
+// back. Starting a process then fails with EBADF, too, as its files cannot be given other
+// numbers.
 func (w *waterfall) retry(ctx context.Context, f *fetch) *result {
 	for {
 		r := w.guard(ctx, f)
 		r.start = f.started
-		if r.failure == nil || !lacksFiles(r.failure.err) {
-			return r
-		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
+		if r.failure == nil || !errors.Is(r.failure.err, syscall.EMFILE) && !errors.Is(r.failure.err, syscall.EBADF) ||
+			!sleep(ctx, 20*time.Millisecond) {
 			return r
 		}
 	}
 }
 
-// lacksFiles reports whether an error means that no file descriptor was left. Starting a
-// process then fails with EBADF, too, as its files cannot be given other numbers.
-func lacksFiles(err error) bool {
-	return errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.EBADF)
+// sleep waits, and reports whether it did so to the end, before ctx was done.
+func sleep(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-time.After(d):
+		return true
+	case <-ctx.Done():
+		return false
+	}
 }
 
 // guard fetches, with what all fetches have in common: times, the deadline, and that
@@ -628,9 +623,9 @@ func (w *waterfall) finish(f *fetch, r *result) {
 		r.bodies, r.failure = nil, late.failure
 	}
 	counts := (!f.cancelled || f.expired) && w.life.Err() == nil
-	var e event
+	changes := 0
 	if counts { // before anybody gets the result, so that it is counted on its own page
-		e = w.count(f.key.standard, r)
+		changes = w.count(f.key.standard, r)
 	}
 	if !f.cancelled {
 		f.key.fetch = nil
@@ -642,7 +637,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	}
 	w.mu.Unlock()
 	if counts {
-		w.report(r, e)
+		w.report(r, changes)
 	}
 }
 
@@ -2287,7 +2282,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	readers.Wait()
 	r.stderr = string(tail)
 	if code := cmd.ProcessState.ExitCode(); !killed && code >= 0 { // no signal ended it
-		r.exit = exitStatus{true, code}
+		r.exit = &code
 	}
 
 	switch {
@@ -2295,7 +2290,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 		return body, c.tooLarge(errTooLarge)
 	case killed:
 		return body, fail("exit", "was ended before it was done")
-	case err != nil && !(c.anyExit && r.exit.known):
+	case err != nil && !(c.anyExit && r.exit != nil):
 		return body, c.exitFailure(err)
 	case (left || open) && len(body) > 0 && body[len(body)-1] != '\n':
 		return body, fail("exit", "its output lacks the last newline: a process that it left behind was still to write")
@@ -2499,12 +2494,6 @@ func (f lastFetch) state() string {
 	return f.failure.reason
 }
 
-// event is what the log is to say of a fetch.
-type event struct {
-	changed  bool // the source's state
-	unlogged int  // changes before that were not logged, as there were too many
-}
-
 // snapshot returns what was counted so far.
 func (st *status) snapshot() counts {
 	st.mu.Lock()
@@ -2514,8 +2503,8 @@ func (st *status) snapshot() counts {
 	return c
 }
 
-// count counts a fetch.
-func (st *status) count(standard bool, r *result) event {
+// count counts a fetch. It returns how many changes of the source's state the log is to tell.
+func (st *status) count(standard bool, r *result) (changes int) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.fetches++
@@ -2525,7 +2514,7 @@ func (st *status) count(standard bool, r *result) event {
 		st.lastSuccess = r.end
 	}
 	if !standard {
-		return event{}
+		return 0
 	}
 	before, isFirst := st.last, st.since.IsZero()
 	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
@@ -2544,19 +2533,17 @@ const flapping, flappingTime = 5, 10 * time.Minute
 
 // follow notes whether the state of a source has changed. Each change is logged at once; if
 // there are too many, those that were not logged are once there are fewer.
-func (st *status) follow(changed bool) event {
+func (st *status) follow(changed bool) (toLog int) {
 	now := time.Now()
 	st.changes = slices.DeleteFunc(st.changes, func(t time.Time) bool { return now.Sub(t) >= flappingTime })
 	if changed {
 		st.changes = append(st.changes, now)
 		st.unlogged++
 	}
-	if st.unlogged == 0 || len(st.changes) > flapping {
-		return event{}
+	if len(st.changes) <= flapping {
+		toLog, st.unlogged = st.unlogged, 0
 	}
-	e := event{changed: true, unlogged: st.unlogged - 1}
-	st.unlogged = 0
-	return e
+	return toLog
 }
 
 // countBusy counts a scrape that found no place, or spent its time waiting for its turn.
@@ -2574,15 +2561,15 @@ func (st *status) addFailure(reason string) {
 	st.failures[reason]++
 }
 
-// logFetch logs a fetch of a source: a change of its state for all to see.
-func logFetch(log *slog.Logger, name string, r *result, e event) {
+// logFetch logs a fetch of a source: changes of its state for all to see.
+func logFetch(log *slog.Logger, name string, r *result, changes int) {
 	f := r.failure
 	level, message := slog.LevelDebug, "fetched"
 	attrs := []any{"exporter_name", name}
 	switch {
-	case f == nil && e.changed:
+	case f == nil && changes > 0:
 		level, message = slog.LevelInfo, "source is up"
-	case f != nil && e.changed:
+	case f != nil && changes > 0:
 		level, message = slog.LevelWarn, "source is down"
 	case f != nil:
 		message = "fetch failed"
@@ -2593,8 +2580,8 @@ func logFetch(log *slog.Logger, name string, r *result, e event) {
 			attrs = append(attrs, "stderr", detail)
 		}
 	}
-	if e.unlogged > 0 {
-		attrs = append(attrs, "unlogged_changes", e.unlogged)
+	if changes > 1 {
+		attrs = append(attrs, "unlogged_changes", changes-1)
 	}
 	if level == slog.LevelDebug {
 		attrs = append(attrs, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)

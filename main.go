@@ -514,7 +514,7 @@ func (p *program) refreshFiles() {
 // failure it tries again sooner: after 5 s, then twice as long each time.
 func (p *program) repeat(ctx context.Context, s *source) {
 	begin, retry := time.Now(), time.Duration(0)
-	for ctx.Err() == nil {
+	for {
 		t := s.join(visit{arguments: arguments{standard: true}})
 		t.wait(ctx)
 		r := t.result()
@@ -527,9 +527,8 @@ func (p *program) repeat(ctx context.Context, s *source) {
 			pause = retry
 		}
 		r.release()
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
+		if !sleep(ctx, pause) {
+			return
 		}
 	}
 }

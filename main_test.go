@@ -978,9 +978,9 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	if !serial {
 		s.kind, s.places = "http", 128
 	}
-	s.report = func(*result, event) {}
+	s.report = func(*result, int) {}
 	s.budget, s.size = &budget{most: 1 << 30}, func() int64 { return 1 }
-	s.count = func(standard bool, r *result) event {
+	s.count = func(standard bool, r *result) int {
 		reason := "ok"
 		if r.failure != nil {
 			reason = r.failure.reason
@@ -988,7 +988,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.counted = append(s.counted, reason)
-		return event{}
+		return 0
 	}
 	s.do = func(ctx context.Context, r *result, values []string) (f *failure) {
 		s.mu.Lock()

@@ -1626,8 +1626,8 @@ func (m ownMetrics) addSources(sources []*source, results []*result) {
 			add(ownName+"_source_families_dropped", gauge, "Metric families that --drop left out.",
 				float64(r.dropped()))
 		}
-		if r.exit.known {
-			add(ownName+"_source_exit_status", gauge, "Exit status of the command.", float64(r.exit.code))
+		if r.exit != nil {
+			add(ownName+"_source_exit_status", gauge, "Exit status of the command.", float64(*r.exit))
 		}
 		add(ownName+"_source_fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
 			float64(c.fetches))
