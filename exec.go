@@ -1098,10 +1098,10 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 		e.fixed.Add(key, value)
 	}
 	e.headers.Store(&e.fixed)
-	watchFiles := func(flag string, set func(texts [][]byte) error, names ...string) {
+	watchFiles := func(flag string, set func(files []flagFile) error, names ...string) {
 		var files []flagFile
 		for _, name := range names {
-			files = append(files, flagFile{"--" + flag + " " + c.name, name})
+			files = append(files, flagFile{flag: "--" + flag + " " + c.name, name: name})
 		}
 		if len(names) > 0 && names[0] != "" {
 			e.watched = append(e.watched, watch(set, files...))
@@ -1418,16 +1418,16 @@ func effectivePort(u *url.URL) string {
 
 // setHeaders keeps the headers that header files hold beside those of the command
 // line.
-func (e *exporter) setHeaders(texts [][]byte) error {
+func (e *exporter) setHeaders(files []flagFile) error {
 	headers := e.fixed.Clone()
-	for i, text := range texts {
-		err := eachLine(text, func(line string) error {
+	for _, f := range files {
+		err := eachLine(f.text, func(line string) error {
 			key, value, err := parseHeader(line)
 			headers.Add(key, value)
 			return err
 		})
 		if err != nil {
-			return &fileError{i, err}
+			return f.fault(err)
 		}
 	}
 	e.headers.Store(&headers)
@@ -1435,10 +1435,10 @@ func (e *exporter) setHeaders(texts [][]byte) error {
 }
 
 // setToken keeps the token that a file holds.
-func (e *exporter) setToken(texts [][]byte) error {
-	token := string(bytes.TrimSpace(texts[0]))
+func (e *exporter) setToken(files []flagFile) error {
+	token := string(bytes.TrimSpace(files[0].text))
 	if token == "" || strings.ContainsFunc(token, func(c rune) bool { return c <= ' ' || c > '~' }) {
-		return errors.New("want one token, in ASCII and without blanks")
+		return files[0].fault(errors.New("want one token, in ASCII and without blanks"))
 	}
 	e.token.Store(&token)
 	return nil
@@ -1509,8 +1509,8 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
 
 // setRoots keeps the certificates that the exporter's is verified against.
-func (e *exporter) setRoots(texts [][]byte) error {
-	roots, err := newPool(texts[0])
+func (e *exporter) setRoots(files []flagFile) error {
+	roots, err := newPool(files[0])
 	if err != nil {
 		return err
 	}
@@ -1520,8 +1520,8 @@ func (e *exporter) setRoots(texts [][]byte) error {
 }
 
 // setCertificate keeps the certificate and key that the exporter is shown.
-func (e *exporter) setCertificate(texts [][]byte) error {
-	cert, err := newCertificate(texts[0], texts[1])
+func (e *exporter) setCertificate(files []flagFile) error {
+	cert, err := newCertificate(files[0], files[1])
 	if err != nil {
 		return err
 	}
@@ -1532,48 +1532,46 @@ func (e *exporter) setCertificate(texts [][]byte) error {
 
 // newCertificate returns the certificate in a PEM file, with the key in another, which may be
 // the same.
-func newCertificate(certFile, keyFile []byte) (*tls.Certificate, error) {
-	if bytes.Contains(keyFile, []byte("ENCRYPTED")) {
-		return nil, &fileError{1, errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE")}
+func newCertificate(certFile, keyFile flagFile) (*tls.Certificate, error) {
+	if bytes.Contains(keyFile.text, []byte("ENCRYPTED")) {
+		return nil, keyFile.fault(errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE"))
 	}
-	cert, err := tls.X509KeyPair(certFile, keyFile)
+	cert, err := tls.X509KeyPair(certFile.text, keyFile.text)
 	switch {
 	case err == nil:
 		return &cert, nil
 	case strings.Contains(err.Error(), "key"):
-		return nil, &fileError{1, err}
+		return nil, keyFile.fault(err)
 	}
-	return nil, err
+	return nil, certFile.fault(err)
 }
 
 // newPool returns the certificates in a PEM file.
-func newPool(text []byte) (*x509.CertPool, error) {
+func newPool(file flagFile) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(text) {
-		return nil, errors.New("it holds no certificate in PEM format")
+	if !pool.AppendCertsFromPEM(file.text) {
+		return nil, file.fault(errors.New("it holds no certificate in PEM format"))
 	}
 	return pool, nil
 }
 
 // watcher has files read at start and when they change: set gets what they hold.
-type watcher func(set func(texts [][]byte) error, files ...flagFile) *watched
+type watcher func(set func(files []flagFile) error, files ...flagFile) *watched
 
 // flagFile is a file that a flag names.
-type flagFile struct{ flag, name string }
-
-// fileError is a fault in one of the files that are watched together; others are in the first.
-type fileError struct {
-	file int
-	err  error
+type flagFile struct {
+	flag, name string
+	text       []byte // once it is read
 }
 
-func (e *fileError) Error() string { return e.err.Error() }
+// fault says where a fault in the text is.
+func (f flagFile) fault(err error) error { return fmt.Errorf("%s: %s: %w", f.flag, f.name, err) }
 
 // watched are files that are read again when they change on disk. If a new one is
 // broken, that is logged once and what they held before stays in use.
 type watched struct {
 	files []flagFile
-	set   func(texts [][]byte) error // keeps what they hold
+	set   func(files []flagFile) error // keeps what they hold
 	log   *slog.Logger
 
 	checking atomic.Bool   // a goroutine looks at the files, and no other does
@@ -1630,25 +1628,18 @@ const maxFile = 1 << 20
 // read reads the files whole and hands them to set. Its error has a line for each file that
 // cannot be read, with the flag that names it.
 func (w *watched) read() error {
-	var texts [][]byte
+	files := slices.Clone(w.files)
 	var faults []error
-	for _, f := range w.files {
-		text, err := f.read()
-		if err != nil {
+	for i, f := range w.files {
+		var err error
+		if files[i].text, err = f.read(); err != nil {
 			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
 		}
-		texts = append(texts, text)
 	}
 	if len(faults) > 0 {
 		return errors.Join(faults...)
 	}
-	err := w.set(texts)
-	at := &fileError{}
-	errors.As(err, &at)
-	if err != nil {
-		return fmt.Errorf("%s: %s: %w", w.files[at.file].flag, w.files[at.file].name, err)
-	}
-	return nil
+	return w.set(files)
 }
 
 // read reads the file, without a byte order mark.

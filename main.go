@@ -375,7 +375,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	}
 	if c.basicAuth != "" {
 		p.passwords = newPasswords()
-		p.passwords.watched = p.watch(p.passwords.set, flagFile{"--web.basic-auth-file", c.basicAuth})
+		p.passwords.watched = p.watch(p.passwords.set, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	}
 	return p
 }
@@ -432,7 +432,7 @@ func (l *logWriter) flush() {
 }
 
 // watch has files read at start, by loadFiles, and again when they change.
-func (p *program) watch(set func(texts [][]byte) error, files ...flagFile) *watched {
+func (p *program) watch(set func(files []flagFile) error, files ...flagFile) *watched {
 	w := &watched{files: files, set: set, log: p.log}
 	p.watched = append(p.watched, w)
 	return w
@@ -1359,9 +1359,9 @@ type serverTLS struct {
 
 // watch has the files read that the flags name.
 func (t *serverTLS) watch(c *config, watch watcher) {
-	files := []flagFile{{"--web.tls-cert-file", c.tlsCert}, {"--web.tls-key-file", c.tlsKey}}
+	files := []flagFile{{flag: "--web.tls-cert-file", name: c.tlsCert}, {flag: "--web.tls-key-file", name: c.tlsKey}}
 	if t.clients = c.tlsClientCA != ""; t.clients {
-		files = append(files, flagFile{"--web.tls-client-ca-file", c.tlsClientCA})
+		files = append(files, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
 	}
 	t.watched = watch(t.set, files...)
 }
@@ -1374,8 +1374,8 @@ func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
 
 // set keeps what the files hold. A client without a certificate may connect, so that it
 // can be told what is missing.
-func (t *serverTLS) set(texts [][]byte) error {
-	cert, err := newCertificate(texts[0], texts[1])
+func (t *serverTLS) set(files []flagFile) error {
+	cert, err := newCertificate(files[0], files[1])
 	if err != nil {
 		return err
 	}
@@ -1386,8 +1386,8 @@ func (t *serverTLS) set(texts [][]byte) error {
 	}
 	if t.clients {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
-		if c.ClientCAs, err = newPool(texts[2]); err != nil {
-			return &fileError{2, err}
+		if c.ClientCAs, err = newPool(files[2]); err != nil {
+			return err
 		}
 	}
 	t.config.Store(c)
@@ -1598,9 +1598,9 @@ func newPasswords() *passwords {
 }
 
 // set keeps the users of a password file.
-func (ps *passwords) set(texts [][]byte) error {
+func (ps *passwords) set(files []flagFile) error {
 	us, old := map[string]*user{}, ps.users.Load()
-	err := eachLine(texts[0], func(line string) error {
+	err := eachLine(files[0].text, func(line string) error {
 		name, hash, ok := strings.Cut(line, ":")
 		if name == "basic_auth_users" || name == "tls_server_config" {
 			return fmt.Errorf("this is the web.yml of other exporters; %w", errNotHash)
@@ -1622,7 +1622,7 @@ func (ps *passwords) set(texts [][]byte) error {
 		err = errors.New("it holds no user")
 	}
 	if err != nil {
-		return err
+		return files[0].fault(err)
 	}
 	ps.users.Store(&us)
 	return nil

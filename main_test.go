@@ -2437,9 +2437,9 @@ func TestSilentHandshake(t *testing.T) {
 func TestRefreshWhileSlow(t *testing.T) {
 	dir, last := t.TempDir(), ""
 	name := writeFile(t, dir, "file", "one")
-	w := &watched{files: []flagFile{{"--flag", name}}, log: slog.New(slog.DiscardHandler)}
-	w.set = func(texts [][]byte) error {
-		last = string(texts[0])
+	w := &watched{files: []flagFile{{flag: "--flag", name: name}}, log: slog.New(slog.DiscardHandler)}
+	w.set = func(files []flagFile) error {
+		last = string(files[0].text)
 		return nil
 	}
 	if err := w.load(); err != nil {
