@@ -288,16 +288,15 @@ type lane struct {
 // fetch is one run, from when it is queued.
 type fetch struct {
 	waiter
-	key       *key
-	deadline  time.Time        // of the scrape that queued it, zero for none
-	tickets   map[*ticket]bool // of the scrapes that wait for it
-	cancel    context.CancelFunc
-	started   time.Time // zero while it waits
-	overdue   *time.Timer
-	ended     bool // its outcome is known
-	evicted   bool // it had to make room, so it has no result
-	cancelled bool
-	expired   bool // cancelled because the deadline of its last waiter passed
+	key      *key
+	deadline time.Time        // of the scrape that queued it, zero for none
+	tickets  map[*ticket]bool // of the scrapes that wait for it
+	cancel   context.CancelFunc
+	started  time.Time // zero while it waits
+	overdue  *time.Timer
+	ended    bool // its outcome is known
+	evicted  bool // it had to make room, so it has no result
+	expired  bool // cancelled because the deadline of its last waiter passed
 }
 
 // ticket is one scrape's share in a key.
@@ -483,7 +482,6 @@ func (w *waterfall) abandon(f *fetch, expired bool) {
 		w.tidy(f.key)
 		return
 	}
-	f.cancelled = true
 	f.expired = expired && time.Since(f.started) >= time.Second
 	f.cancel()
 }
@@ -542,7 +540,6 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 func (w *waterfall) retry(ctx context.Context, f *fetch) *result {
 	for {
 		r := w.guard(ctx, f)
-		r.start = f.started
 		if r.failure == nil || !errors.Is(r.failure.err, syscall.EMFILE) && !errors.Is(r.failure.err, syscall.EBADF) ||
 			!sleep(ctx, 20*time.Millisecond) {
 			return r
@@ -563,7 +560,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // guard fetches, with what all fetches have in common: times, the deadline, and that
 // a panic is a failure of the source.
 func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
-	r = &result{start: time.Now(), limit: w.limitOf(f)}
+	r = &result{start: f.started, limit: w.limitOf(f)}
 	if !f.key.standard {
 		r.budget = w.budget
 		r.reserve(int(w.size()), 0)
@@ -622,12 +619,13 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	if f.expired {
 		r.bodies, r.failure = nil, late.failure
 	}
-	counts := (!f.cancelled || f.expired) && w.life.Err() == nil
+	cancelled := f.key.fetch != f
+	counts := (!cancelled || f.expired) && w.life.Err() == nil
 	changes := 0
 	if counts { // before anybody gets the result, so that it is counted on its own page
 		changes = w.count(f.key.standard, r)
 	}
-	if !f.cancelled {
+	if !cancelled {
 		f.key.fetch = nil
 		w.keep(f.key, r)
 		for t := range f.tickets {

@@ -268,7 +268,7 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	life, end := context.WithCancel(context.Background())
 	lines := newLogWriter(stderr)
 	p := newProgram(life, c, lines)
-	p.logLines = lines
+	p.dropped = &lines.dropped
 	defer func() {
 		end()
 		within(time.Second, p.drain)
@@ -341,9 +341,9 @@ type program struct {
 	lastScrape  atomic.Pointer[scraped]
 	found       sync.Map // by path: the *findings of its last page
 	tls         serverTLS
-	passwords   *passwords // nil if none are demanded
-	watched     []*watched // the files that flags name
-	logLines    *logWriter // nil in tests, whose log is read at once
+	passwords   *passwords     // nil if none are demanded
+	watched     []*watched     // the files that flags name
+	dropped     *atomic.Uint64 // lines of the log that could not be written
 
 	withoutProcess bool      // it leaves out process_* and go_*
 	windows        sync.Pool // of *workspace
@@ -359,7 +359,8 @@ type program struct {
 // newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
-		endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{}}
+		endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{},
+		dropped: new(atomic.Uint64)}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = newLog(c, stderr)
@@ -493,14 +494,6 @@ func (p *program) logStart() {
 	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
 		"http", kinds["http"], "file", kinds["file"], "exec", kinds["exec"],
 		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
-}
-
-// droppedLines is how many lines of the log could not be written.
-func (p *program) droppedLines() uint64 {
-	if p.logLines == nil {
-		return 0
-	}
-	return p.logLines.dropped.Load()
 }
 
 // refreshFiles takes up the files that flags name if they have changed.

@@ -1386,9 +1386,9 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 			t.Fatalf("lane %s: %d fetches, want %d", name, len(got), len(want))
 		}
 		for i, f := range got {
-			if f.key.id != want[i].id || f.cancelled != want[i].cancelled || len(f.tickets) != len(want[i].tickets) {
+			if f.key.id != want[i].id || (f.key.fetch != f) != want[i].cancelled || len(f.tickets) != len(want[i].tickets) {
 				t.Fatalf("lane %s, %d: key %q, cancelled %v, %d tickets, want %q, %v, %d",
-					name, i, f.key.id, f.cancelled, len(f.tickets), want[i].id, want[i].cancelled, len(want[i].tickets))
+					name, i, f.key.id, f.key.fetch != f, len(f.tickets), want[i].id, want[i].cancelled, len(want[i].tickets))
 			}
 		}
 	}

@@ -1666,7 +1666,7 @@ func (m ownMetrics) addProgram(p *program, found *findings) {
 	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
 		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
 	m.one(ownName+"_log_lines_dropped_total", counter, "Lines of the log that could not be written.",
-		float64(p.droppedLines()))
+		float64(p.dropped.Load()))
 	if c := p.tls.config.Load(); c != nil {
 		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge,
 			"When the certificate of the program expires.",
