@@ -1722,14 +1722,14 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 			return
 		}
 	}
-	forSources, forAll := p.timeLimits(sources, r.Header.Get(timeoutHeader))
-	tickets, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(forAll))
+	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
+	tickets, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(limit))
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	defer p.noteScrape(r.RemoteAddr, time.Now())
-	sp, err := p.openPage(r, sources, tickets, forSources, forAll)
+	sp, err := p.openPage(r, sources, tickets, limit)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
@@ -1747,14 +1747,14 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	p.report(&sp.findings)
 }
 
-// openPage waits for what the sources have for a scrape, then for a page of it, until the
-// scrape's deadline.
+// openPage waits for what the sources have for a scrape, then for a page of it, no longer
+// than limit.
 func (p *program) openPage(
-	r *http.Request, sources []*source, tickets []*ticket, forSources, forAll time.Duration,
+	r *http.Request, sources []*source, tickets []*ticket, limit time.Duration,
 ) (*sharedPage, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), forAll)
+	ctx, cancel := context.WithTimeout(r.Context(), limit)
 	defer cancel()
-	waiting, stopWaiting := context.WithTimeout(ctx, forSources)
+	waiting, stopWaiting := context.WithTimeout(ctx, limit-margin(limit))
 	defer stopWaiting()
 	forget := context.AfterFunc(p.stopping, stopWaiting)
 	defer forget()
@@ -1803,10 +1803,9 @@ func selected(sources []*source, names []string) []*source {
 	})
 }
 
-// timeLimits returns how long a scrape may wait for its sources, and how long it may take until
-// its answer begins. If the scraper announces no deadline, the sources get what a run under
-// way and one of its own may take.
-func (p *program) timeLimits(sources []*source, header string) (forSources, forAll time.Duration) {
+// timeLimit returns how long a scrape may take until its answer begins. If the scraper announces
+// no deadline, the sources get what a run under way and one of its own may take.
+func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	var longest time.Duration
 	if len(sources) == 0 {
 		longest = time.Second // to render the program's own metrics
@@ -1816,14 +1815,14 @@ func (p *program) timeLimits(sources []*source, header string) (forSources, forA
 	}
 	seconds, err := strconv.ParseFloat(header, 64)
 	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
-		return 2 * longest, 2*longest + margin(2*longest)
+		return 2*longest + time.Second // more than the margin
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
 		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces",
 			"timeout", longest, "deadline", d)
 	}
-	return d - margin(d), d
+	return d
 }
 
 // askAll asks all sources at once, with the arguments that a query has for each.
@@ -2435,8 +2434,8 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		path = slices.Collect(maps.Keys(p.endpoints))[0]
 	}
 	sources := p.endpoints[path]
-	forSources, forAll := p.timeLimits(sources, "")
-	tickets, err := askAll(sources, nil, "", time.Now().Add(forAll))
+	limit := p.timeLimit(sources, "")
+	tickets, err := askAll(sources, nil, "", time.Now().Add(limit))
 	if len(sources) == 0 {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}
@@ -2446,7 +2445,7 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 	}
 	forget := context.AfterFunc(ctx, p.stop)
 	defer forget()
-	sp, err := p.openPage(&http.Request{}, sources, tickets, forSources, forAll)
+	sp, err := p.openPage(&http.Request{}, sources, tickets, limit)
 	if err == nil && isClosed(stdout) && !isClosed(os.Stderr) {
 		err = errors.New("standard output is closed; to discard what is printed: >/dev/null")
 	}
