@@ -73,7 +73,6 @@ type source struct {
 	fetcher
 	waterfall // with the sourceConfig
 	intake    intake
-	status    status
 }
 
 // fetcher is what differs between the kinds of source.
@@ -105,7 +104,6 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 	}
 	s.do = s.fetcher.fetch
 	s.budget, s.size = &s.intake.budget, s.intake.likelySize
-	s.count = s.status.count
 	s.report = func(r *result, changes int) { logFetch(log, c.name, r, changes) }
 	return s
 }
@@ -241,14 +239,14 @@ func fail(reason, format string, args ...any) *failure {
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
-	count  func(standard bool, r *result) (changes int)                   // counts a fetch; called with mu held
-	report func(r *result, changes int)                                   // logs a fetch; called without mu
+	report func(r *result, changes int)                                   // logs a fetch that counts; called without mu
 	size   func() int64                                                   // that a result is likely to have, in bytes
 	budget *budget                                                        // of results with chosen arguments
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
 
 	mu     sync.Mutex // guards all below, with the keys, fetches and tickets
+	status status
 	keys   map[string]*key
 	lane   lane // shared by the keys, unless the source is an exporter
 	closed bool // no fetch begins any more
@@ -455,23 +453,24 @@ func (t *ticket) refused() bool { return t.key == nil || t.fetch != nil && t.fet
 // leave hands the ticket back. A fetch that nobody waits for any more leaves the lane, or
 // is cancelled unless its result will be kept. expired says that the deadline of the
 // scrape passed: if the fetch then had a second at least, that is a timeout of the source.
-// leave reports whether the scrape found the source busy.
-func (t *ticket) leave(expired bool) (busy bool) {
+// A scrape that was refused, or spent its time waiting for its turn, found it busy.
+func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if t.refused() || expired && t.fetch != nil && t.fetch.started.IsZero() {
+		t.status.addFailure("busy")
+	}
 	if t.key == nil {
-		return true
+		return
 	}
 	t.key.tickets--
 	if f := t.fetch; f != nil && !f.ended {
-		busy = expired && f.started.IsZero()
 		delete(f.tickets, t)
 		if len(f.tickets) == 0 && (f.started.IsZero() || t.maxAge == 0) {
 			t.abandon(f, expired)
 		}
 	}
 	t.tidy(t.key)
-	return busy || t.refused()
 }
 
 // abandon ends a fetch that nobody waits for.
@@ -623,7 +622,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	counts := (!cancelled || f.expired) && w.life.Err() == nil
 	changes := 0
 	if counts { // before anybody gets the result, so that it is counted on its own page
-		changes = w.count(f.key.standard, r)
+		changes = w.status.count(f.key.standard, r)
 	}
 	if !cancelled {
 		f.key.fetch = nil
@@ -2448,7 +2447,6 @@ var reasons = map[string][]string{
 
 // status is what a source's fetches came to, for the metrics, the log and the page at /.
 type status struct {
-	mu sync.Mutex // guards all below
 	counts
 
 	changes  []time.Time // of the source's state, the latest ones
@@ -2484,18 +2482,16 @@ func (f lastFetch) state() string {
 }
 
 // snapshot returns what was counted so far.
-func (st *status) snapshot() counts {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	c := st.counts
+func (w *waterfall) snapshot() counts {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	c := w.status.counts
 	c.failures = maps.Clone(c.failures)
 	return c
 }
 
 // count counts a fetch. It returns how many changes of the source's state the log is to tell.
 func (st *status) count(standard bool, r *result) (changes int) {
-	st.mu.Lock()
-	defer st.mu.Unlock()
 	st.fetches++
 	if r.failure != nil {
 		st.addFailure(r.failure.reason)
@@ -2535,14 +2531,7 @@ func (st *status) follow(changed bool) (toLog int) {
 	return toLog
 }
 
-// countBusy counts a scrape that found no place, or spent its time waiting for its turn.
-func (st *status) countBusy() {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	st.addFailure("busy")
-}
-
-// addFailure counts a failure. The caller holds mu.
+// addFailure counts a failure.
 func (st *status) addFailure(reason string) {
 	if st.failures == nil {
 		st.failures = map[string]uint64{}

@@ -1760,7 +1760,7 @@ func (p *program) openPage(
 	defer forget()
 	await(waiting, tickets)
 	expired := waiting.Err() == context.DeadlineExceeded
-	defer leaveAll(sources, tickets, expired)
+	defer leaveAll(tickets, expired)
 	process := p.processNow()
 	return p.pages.open(ctx, &pageRequest{
 		client:  clientOf(r.RemoteAddr),
@@ -1857,13 +1857,10 @@ func resultsOf(tickets []*ticket) []*result {
 	return results
 }
 
-// leaveAll hands the tickets of all sources back. expired says that the scrape's deadline
-// passed.
-func leaveAll(sources []*source, tickets []*ticket, expired bool) {
-	for i, t := range tickets {
-		if t.leave(expired) {
-			sources[i].status.countBusy()
-		}
+// leaveAll hands all tickets back. expired says that the scrape's deadline passed.
+func leaveAll(tickets []*ticket, expired bool) {
+	for _, t := range tickets {
+		t.leave(expired)
 	}
 }
 
@@ -2073,7 +2070,7 @@ var looks = [...]struct{ name, class, mark string }{
 func (p *program) rows() []row {
 	var rows []row
 	for _, s := range p.sources {
-		c := s.status.snapshot()
+		c := s.snapshot()
 		rows = append(rows, row{s, c, s.stateOf(c)})
 	}
 	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(a.state, b.state) })

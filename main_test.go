@@ -977,9 +977,8 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	if !serial {
 		s.kind, s.places = "http", 128
 	}
-	s.report = func(*result, int) {}
 	s.budget, s.size = &budget{most: 1 << 30}, func() int64 { return 1 }
-	s.count = func(standard bool, r *result) int {
+	s.report = func(r *result, changes int) {
 		reason := "ok"
 		if r.failure != nil {
 			reason = r.failure.reason
@@ -987,7 +986,6 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.counted = append(s.counted, reason)
-		return 0
 	}
 	s.do = func(ctx context.Context, r *result, values []string) (f *failure) {
 		s.mu.Lock()
@@ -1106,7 +1104,9 @@ func (s *scene) do(t *testing.T, step []string) (got, want string) {
 		return fmt.Sprint(s.join(sceneVisit(name, value)).result() == refused), "true"
 	case "leave", "expire", "busy":
 		delete(s.tickets, name)
-		return fmt.Sprint(tk.leave(verb == "expire")), fmt.Sprint(verb == "busy")
+		before := s.snapshot().failures["busy"]
+		tk.leave(verb == "expire")
+		return fmt.Sprint(s.snapshot().failures["busy"] - before), fmt.Sprint(oneIf(verb == "busy"))
 	case "end":
 		n, _ := strconv.Atoi(value)
 		s.end(strings.Trim(name, "-"), cmp.Or(map[string]int{"fails": fails, "panics": panics}[value], n))
@@ -1243,10 +1243,10 @@ func TestBusy(t *testing.T) {
 			if r := resultsOf(tickets); r[0] != queued {
 				t.Errorf("got %v", r[0].failure)
 			}
-			leaveAll(p.sources, tickets, ctx.Err() == context.DeadlineExceeded)
+			leaveAll(tickets, ctx.Err() == context.DeadlineExceeded)
 			cancel()
 		}
-		if n := s.status.snapshot().failures["busy"]; n != 1 {
+		if n := s.snapshot().failures["busy"]; n != 1 {
 			t.Errorf("counted %d times as busy, want once", n)
 		}
 		close(release)
@@ -1867,7 +1867,7 @@ func TestLease(t *testing.T) {
 	}
 	body := first.results[0].bodies[0].buf
 	given := func() bool { return bytes.Contains(body, []byte("!!")) }
-	leaveAll(p.sources, tickets, false)
+	leaveAll(tickets, false)
 	for _, page := range []*sharedPage{first, second} {
 		if given() {
 			t.Error("a buffer is given back while a page refers to it")
@@ -1983,7 +1983,7 @@ func TestHungSource(t *testing.T) {
 			tickets, _ := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
 			go func() {
 				await(ctx, tickets)
-				leaveAll(p.sources, tickets, false)
+				leaveAll(tickets, false)
 			}()
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -3231,11 +3231,11 @@ func TestOverviewSince(t *testing.T) {
 		at := start.Add(time.Duration(i) * time.Minute)
 		st.count(true, &result{start: at, end: at, failure: step.failure})
 		st.count(false, &result{start: at, end: at, failure: fail("parse", "of another's arguments")})
-		if want := start.Add(time.Duration(step.since) * time.Minute); !st.snapshot().since.Equal(want) {
-			t.Errorf("step %d: the state holds since %v, want %v", i, st.snapshot().since, want)
+		if want := start.Add(time.Duration(step.since) * time.Minute); !st.since.Equal(want) {
+			t.Errorf("step %d: the state holds since %v, want %v", i, st.since, want)
 		}
 	}
-	if c := st.snapshot(); c.lastFailure.reason != "timeout" || !c.lastFailureTime.Equal(start.Add(3*time.Minute)) {
+	if c := st.counts; c.lastFailure.reason != "timeout" || !c.lastFailureTime.Equal(start.Add(3*time.Minute)) {
 		t.Errorf("the last failure is %v at %v", c.lastFailure, c.lastFailureTime)
 	}
 }

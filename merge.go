@@ -1608,7 +1608,7 @@ func (m ownMetrics) body() *exposition {
 // addSources adds what is to be told of each source.
 func (m ownMetrics) addSources(sources []*source, results []*result) {
 	for i, s := range sources {
-		r, c := results[i], s.status.snapshot()
+		r, c := results[i], s.snapshot()
 		add := func(name string, t metricType, help string, value float64) {
 			m.add(name, t, help, value, "exporter_name", s.name)
 		}
