@@ -2240,10 +2240,11 @@ func (c *commandLine) args(values []string) []string {
 // ends or ctx is done. Then the whole group is killed, and what was written by
 // then is read. It returns standard output, which has --max-bytes at most.
 func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, *failure) {
+	ctx, end := context.WithCancel(ctx)
+	defer end()
 	args := c.args(values)
-	cmd := exec.Command(args[0], args[1:]...)
+	cmd := inGroup(ctx, args)
 	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(r.limit))
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	out, errs, err := start(cmd)
 	if err != nil {
 		return nil, startFailure(args[0], err)
@@ -2251,8 +2252,6 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	defer out.Close()
 	defer errs.Close()
 
-	ctx, end := context.WithCancel(ctx)
-	defer end()
 	var body, tail []byte
 	var open bool
 	var readers sync.WaitGroup
@@ -2263,7 +2262,11 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 		}
 	})
 	readers.Go(func() { tail = readTail(errs) })
-	killed, left, err := waitOrKill(ctx, cmd)
+	err = cmd.Wait()
+	killed := ctx.Err() != nil
+	// The first process is reaped, so its number could be another group's by now. That takes
+	// a whole round of numbers within microseconds; waitid(WNOWAIT) is not in every syscall package.
+	left := signalGroup(cmd, syscall.SIGKILL)
 	// A process that left the group may still hold the pipes.
 	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
@@ -2286,28 +2289,17 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	return body, nil
 }
 
-// waitOrKill waits until the first process of a command has ended, and ends it when ctx is
-// done. Then it kills the rest of the process group. killed says that the first process was
-// ended, left that there was a rest.
-func waitOrKill(ctx context.Context, cmd *exec.Cmd) (killed, left bool, err error) {
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	select {
-	case err = <-ended:
-	case <-ctx.Done():
-		killed = true
+// inGroup returns a command that has a process group of its own. Once ctx is done, the group is
+// sent SIGTERM, and after a while the first process SIGKILL.
+func inGroup(ctx context.Context, args []string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = 200 * time.Millisecond // for a trap that tidies up
+	cmd.Cancel = func() error {
 		signalGroup(cmd, syscall.SIGTERM)
-		select {
-		case err = <-ended:
-		case <-time.After(200 * time.Millisecond): // for a trap that tidies up
-			signalGroup(cmd, syscall.SIGKILL)
-			err = <-ended
-		}
+		return nil
 	}
-	// The first process is reaped, so its number could be another group's by now. That takes
-	// a whole round of numbers within microseconds; waitid(WNOWAIT) is not in every syscall package.
-	left = signalGroup(cmd, syscall.SIGKILL)
-	return killed, left, err
+	return cmd
 }
 
 // signalGroup sends a signal to all processes of a command. It reports whether there is one
