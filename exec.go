@@ -260,13 +260,6 @@ type arguments struct {
 	standard bool // they are the defaults
 }
 
-// visit is what a scrape brings to a waterfall.
-type visit struct {
-	arguments
-	client   string    // address, see clientOf
-	deadline time.Time // of the scraper; zero for a fetch in the background, which wants a new result
-}
-
 // key is one choice of arguments, with the fetch under way and the result kept for it.
 type key struct {
 	arguments
@@ -313,26 +306,27 @@ var (
 )
 
 // join gives a scrape a share in the fetch of a key that is waiting or running, queues
-// one if there is none, or lets a kept result do.
-func (w *waterfall) join(v visit) *ticket {
+// one if there is none, or lets a kept result do. A fetch in the background, which wants a
+// new result, has no client (see clientOf) and the zero deadline.
+func (w *waterfall) join(a arguments, client string, deadline time.Time) *ticket {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	t := &ticket{waterfall: w, key: w.keys[v.id]}
+	t := &ticket{waterfall: w, key: w.keys[a.id]}
 	t.wake.L = &w.mu
 	if t.key == nil {
-		if !v.standard && !w.makeRoom(v.client) {
+		if !a.standard && !w.makeRoom(client) {
 			return t
 		}
-		t.key = w.addKey(v.arguments)
+		t.key = w.addKey(a)
 	}
 	k := t.key
 	k.tickets++
-	if !v.deadline.IsZero() && w.keeps(k.newest) {
+	if !deadline.IsZero() && w.keeps(k.newest) {
 		return t
 	}
 	if k.fetch == nil {
-		f := &fetch{key: k, deadline: v.deadline, tickets: map[*ticket]bool{}}
-		f.waiter = waiter{client: v.client, first: v.standard, fetch: f}
+		f := &fetch{key: k, deadline: deadline, tickets: map[*ticket]bool{}}
+		f.waiter = waiter{client: client, first: a.standard, fetch: f}
 		k.fetch = f
 		k.lane.waiting.add(&f.waiter)
 		w.advance(k.lane)
@@ -970,12 +964,10 @@ func (bs *buffers) put(buf []byte) {
 	}
 	bs.mu.Lock()
 	defer bs.mu.Unlock()
-	if len(bs.spares) >= maxSpares {
-		bs.spares = slices.DeleteFunc(bs.spares, func(p weak.Pointer[[]byte]) bool { return p.Value() == nil })
+	if len(bs.spares) == maxSpares {
+		bs.spares = slices.Delete(bs.spares, 0, 1)
 	}
-	if len(bs.spares) < maxSpares {
-		bs.spares = append(bs.spares, weak.Make(&buf))
-	}
+	bs.spares = append(bs.spares, weak.Make(&buf))
 }
 
 // body reads what a source delivers, up to its limit or until its context is done.

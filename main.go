@@ -462,18 +462,19 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 			go p.repeat(ctx, s)
 		}
 	}
-	code, why := 0, "a signal"
-	for serving := true; serving; {
-		select {
-		case <-hangup:
-			go p.refreshFiles() // a disk may be slow
-			continue
-		case err := <-failed:
-			p.log.Error("failed to serve", "err", err)
-			code, why = 1, "a failure"
-		case <-ctx.Done():
+	go func() { // a disk may be slow
+		for range hangup {
+			for _, w := range p.watched {
+				w.refresh()
+			}
 		}
-		serving = false
+	}()
+	code, why := 0, "a signal"
+	select {
+	case err := <-failed:
+		p.log.Error("failed to serve", "err", err)
+		code, why = 1, "a failure"
+	case <-ctx.Done():
 	}
 	p.log.Info("stopping", "why", why, "ran", time.Since(p.started).Round(time.Second))
 	defer time.AfterFunc(2*time.Second, p.stop).Stop()
@@ -496,19 +497,12 @@ func (p *program) logStart() {
 		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
 }
 
-// refreshFiles takes up the files that flags name if they have changed.
-func (p *program) refreshFiles() {
-	for _, w := range p.watched {
-		w.refresh()
-	}
-}
-
 // repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
 // failure it tries again sooner: after 5 s, then twice as long each time.
 func (p *program) repeat(ctx context.Context, s *source) {
 	begin, retry := time.Now(), time.Duration(0)
 	for {
-		t := s.join(visit{arguments: arguments{standard: true}})
+		t := s.join(arguments{standard: true}, "", time.Time{})
 		t.wait(ctx)
 		r := t.result()
 		t.leave(false)
@@ -1836,7 +1830,7 @@ func askAll(sources []*source, query url.Values, client string, deadline time.Ti
 	}
 	tickets := make([]*ticket, len(sources))
 	for i, s := range sources {
-		tickets[i] = s.join(visit{chosen[i], client, deadline})
+		tickets[i] = s.join(chosen[i], client, deadline)
 	}
 	return tickets, nil
 }

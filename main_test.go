@@ -1181,10 +1181,10 @@ func (s *scene) got(tk *ticket) string {
 	}
 }
 
-// sceneVisit returns the visit of a scrape; the key - has the default arguments.
-func sceneVisit(key, client string) visit {
+// sceneVisit returns what a scrape joins with; the key - has the default arguments.
+func sceneVisit(key, client string) (arguments, string, time.Time) {
 	id := strings.Trim(key, "-")
-	return visit{arguments{id, []string{id}, id == ""}, client, time.Now().Add(time.Hour)}
+	return arguments{id, []string{id}, id == ""}, client, time.Now().Add(time.Hour)
 }
 
 // TestEvictedResultsAreFree drops what a key kept when it has to go.
