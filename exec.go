@@ -358,7 +358,8 @@ func (w *waterfall) makeRoom(client string) bool {
 	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
 	fits := func() bool { return w.budget.spent.Load()+w.size() <= w.budget.most }
 	for len(kept) > 0 && (len(kept)+len(wanted) >= w.places || !fits()) {
-		w.forget(kept[0])
+		kept[0].replace(nil)
+		w.tidy(kept[0])
 		kept = kept[1:]
 	}
 	if len(wanted) < w.places {
@@ -376,13 +377,6 @@ func (w *waterfall) makeRoom(client string) bool {
 	}
 	w.evict(last)
 	return true
-}
-
-// forget drops a key that only keeps a result.
-func (w *waterfall) forget(k *key) {
-	k.expiry.Stop()
-	k.replace(nil)
-	delete(w.keys, k.id)
 }
 
 // evict ends a fetch in favour of another client's. Its scrapes are told that the source is
@@ -652,9 +646,6 @@ func (w *waterfall) keep(k *key, r *result) {
 		}
 	}
 	k.replace(r)
-	if k.expiry != nil {
-		k.expiry.Stop()
-	}
 	if w.maxAge > 0 && good != nil && (r.failure == nil || r.standIn != nil) {
 		k.expiry = time.AfterFunc(w.maxAge-time.Since(good.end), func() {
 			w.mu.Lock()
@@ -669,6 +660,9 @@ func (w *waterfall) keep(k *key, r *result) {
 
 // replace makes a result the newest of the key, nil to have none.
 func (k *key) replace(r *result) {
+	if k.expiry != nil {
+		k.expiry.Stop() // or it would hold the one before
+	}
 	if r != nil {
 		r.hold()
 	}
@@ -2431,14 +2425,6 @@ var reasons = map[string][]string{
 
 // status is what a source's fetches came to, for the metrics, the log and the page at /.
 type status struct {
-	counts
-
-	changes  []time.Time // of the source's state, the latest ones
-	unlogged int         // changes that the log does not know
-}
-
-// counts is what others see of a status.
-type counts struct {
 	fetches     uint64
 	failures    map[string]uint64 // by reason
 	lastSuccess time.Time
@@ -2447,6 +2433,9 @@ type counts struct {
 	since           time.Time // when the fetches of last's outcome, good or bad, began; zero before the first
 	lastFailure     *failure  // of a fetch with default arguments; nil before the first
 	lastFailureTime time.Time
+
+	changes  []time.Time // of the source's state, the latest ones
+	unlogged int         // changes that the log does not know
 }
 
 // lastFetch is what the last fetch with default arguments came to.
@@ -2466,12 +2455,12 @@ func (f lastFetch) state() string {
 }
 
 // snapshot returns what was counted so far.
-func (w *waterfall) snapshot() counts {
+func (w *waterfall) snapshot() status {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	c := w.status.counts
-	c.failures = maps.Clone(c.failures)
-	return c
+	st := w.status
+	st.failures = maps.Clone(st.failures)
+	return st
 }
 
 // count counts a fetch. It returns how many changes of the source's state the log is to tell.

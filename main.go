@@ -1572,6 +1572,7 @@ type passwords struct {
 
 // user is one user's password, stretched.
 type user struct {
+	hash       string // what it was made of
 	iterations int
 	salt, key  []byte
 	right      atomic.Pointer[[]byte] // keyed digest of the password, once it was given
@@ -1580,13 +1581,14 @@ type user struct {
 // newPasswords returns passwords that are yet to get their users.
 func newPasswords() *passwords {
 	ps := &passwords{key: make([]byte, 32), turn: turn{most: 16}}
+	ps.users.Store(&map[string]*user{})
 	rand.Read(ps.key)
 	return ps
 }
 
 // set keeps the users of a password file.
 func (ps *passwords) set(files []flagFile) error {
-	us, old := map[string]*user{}, ps.users.Load()
+	us, old := map[string]*user{}, *ps.users.Load()
 	err := eachLine(files[0].text, func(line string) error {
 		name, hash, ok := strings.Cut(line, ":")
 		if name == "basic_auth_users" || name == "tls_server_config" {
@@ -1599,8 +1601,8 @@ func (ps *passwords) set(files []flagFile) error {
 		if err == nil && (name == "" || us[name] != nil) {
 			err = errors.New("the user has no name, or the name of an earlier one")
 		}
-		if err == nil && old != nil && (*old)[name].same(u) {
-			u = (*old)[name] // with its digest
+		if before := old[name]; before != nil && before.hash == hash {
+			u = before // with its digest
 		}
 		us[name] = u
 		return err
@@ -1615,12 +1617,6 @@ func (ps *passwords) set(files []flagFile) error {
 	return nil
 }
 
-// same reports whether the hash is the same.
-func (u *user) same(other *user) bool {
-	return u != nil && u.iterations == other.iterations &&
-		bytes.Equal(u.salt, other.salt) && bytes.Equal(u.key, other.key)
-}
-
 // errNotHash says how to make a line of a password file.
 var errNotHash = errors.New("want user:HASH (bcrypt is not supported); " +
 	`make a line by: echo "user:$(printf %s "$PASSWORD" | reverse_exporter --hash-password)"`)
@@ -1631,7 +1627,7 @@ func parseHash(hash string) (*user, error) {
 	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
 		return nil, errNotHash
 	}
-	u := &user{}
+	u := &user{hash: hash}
 	var err1, err2, err3 error
 	u.iterations, err1 = strconv.Atoi(parts[1])
 	u.salt, err2 = base64.RawStdEncoding.DecodeString(parts[2])
@@ -2037,7 +2033,7 @@ func (p *program) appendIndex(dst []byte) []byte {
 // row is a source as the page shows it.
 type row struct {
 	*source
-	counts
+	status
 	state sourceState
 }
 
@@ -2064,19 +2060,19 @@ var looks = [...]struct{ name, class, mark string }{
 func (p *program) rows() []row {
 	var rows []row
 	for _, s := range p.sources {
-		c := s.snapshot()
-		rows = append(rows, row{s, c, s.stateOf(c)})
+		st := s.snapshot()
+		rows = append(rows, row{s, st, s.stateOf(st)})
 	}
 	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(a.state, b.state) })
 	return rows
 }
 
-// stateOf returns the state that a source is in by its counts.
-func (s *source) stateOf(c counts) sourceState {
+// stateOf returns the state that a source is in by its status.
+func (s *source) stateOf(st status) sourceState {
 	switch {
-	case c.last.failure != nil:
+	case st.last.failure != nil:
 		return isDown
-	case !c.since.IsZero():
+	case !st.since.IsZero():
 		return isUp
 	}
 	if c, ok := s.fetcher.(*command); ok && c.needs() != "" {

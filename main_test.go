@@ -1930,7 +1930,8 @@ func TestBudget(t *testing.T) {
 	s.waterfall.mu.Lock()
 	for _, k := range s.keys {
 		if !k.standard {
-			s.forget(k)
+			k.replace(nil)
+			s.tidy(k)
 		}
 	}
 	s.waterfall.maxAge = 0
@@ -3214,7 +3215,7 @@ func TestOverviewRecovery(t *testing.T) {
 		ago   time.Duration
 		shown bool
 	}{{isUp, 59 * time.Minute, true}, {isUp, 61 * time.Minute, false}, {isDown, 61 * time.Minute, true}} {
-		r := row{source: &source{waterfall: waterfall{sourceConfig: &sourceConfig{}}}, state: c.state, counts: counts{lastFailure: fail("file", "x"), lastFailureTime: time.Now().Add(-c.ago)}}
+		r := row{source: &source{waterfall: waterfall{sourceConfig: &sourceConfig{}}}, state: c.state, status: status{lastFailure: fail("file", "x"), lastFailureTime: time.Now().Add(-c.ago)}}
 		if got := string(r.appendFailure(nil)); strings.Contains(got, "<b>file:</b>") != c.shown {
 			t.Errorf("%v ago, now %v: %s", c.ago, c.state, got)
 		}
@@ -3239,8 +3240,8 @@ func TestOverviewSince(t *testing.T) {
 			t.Errorf("step %d: the state holds since %v, want %v", i, st.since, want)
 		}
 	}
-	if c := st.counts; c.lastFailure.reason != "timeout" || !c.lastFailureTime.Equal(start.Add(3*time.Minute)) {
-		t.Errorf("the last failure is %v at %v", c.lastFailure, c.lastFailureTime)
+	if st.lastFailure.reason != "timeout" || !st.lastFailureTime.Equal(start.Add(3*time.Minute)) {
+		t.Errorf("the last failure is %v at %v", st.lastFailure, st.lastFailureTime)
 	}
 }
 
