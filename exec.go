@@ -1051,9 +1051,8 @@ type exporter struct {
 	fixed   http.Header // from the command line
 	headers atomic.Pointer[http.Header]
 	token   atomic.Pointer[string] // nil without a token file
-	roots   atomic.Pointer[x509.CertPool]
-	cert    atomic.Pointer[tls.Certificate]
-	watched []*watched // what the four are read from
+	tls     tlsFiles
+	watched []*watched // what these are read from
 }
 
 // accept asks as Prometheus does since 3.4. Some exporters answer 406 without it.
@@ -1087,13 +1086,16 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 			files = append(files, flagFile{flag: "--" + flag + " " + c.name, name: name})
 		}
 		if len(names) > 0 && names[0] != "" {
-			e.watched = append(e.watched, watch(set, files...))
+			e.watched = append(e.watched, watch(func(files []flagFile) error {
+				defer e.client.CloseIdleConnections() // the next fetch is to verify anew
+				return set(files)
+			}, files...))
 		}
 	}
 	watchFiles("header", e.setHeaders, c.headerFiles...)
 	watchFiles("bearer-token-file", e.setToken, c.tokenFile)
-	watchFiles("ca-file", e.setRoots, c.caFile)
-	watchFiles("cert-file", e.setCertificate, c.certFile, cmp.Or(c.keyFile, c.certFile))
+	watchFiles("ca-file", e.tls.setCAs, c.caFile)
+	watchFiles("cert-file", e.tls.setCert, c.certFile, cmp.Or(c.keyFile, c.certFile))
 	e.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
 		DialContext:            e.dial,
 		DialTLSContext:         e.dialTLS,
@@ -1116,20 +1118,7 @@ func (e *exporter) String() string {
 
 // check finds a client certificate that has expired. What else can be wrong with files is
 // found where they are read.
-func (e *exporter) check() error {
-	if cert := e.cert.Load(); cert != nil {
-		return checkExpiry(cert)
-	}
-	return nil
-}
-
-// checkExpiry says that a certificate has expired.
-func checkExpiry(cert *tls.Certificate) error {
-	if end := cert.Leaf.NotAfter; time.Now().After(end) {
-		return fmt.Errorf("the certificate expired on %s", end.UTC().Format(time.RFC3339))
-	}
-	return nil
-}
+func (e *exporter) check() error { return e.tls.checkExpiry() }
 
 // arguments returns the URL parameters that --params forwards. Those that the URL has
 // itself are not the scraper's to choose.
@@ -1353,10 +1342,10 @@ func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn,
 	}
 	config := &tls.Config{
 		ServerName:         cmp.Or(e.serverName, e.url.Hostname()),
-		RootCAs:            e.roots.Load(),
+		RootCAs:            e.tls.cas.Load(),
 		InsecureSkipVerify: e.insecure,
 	}
-	if cert := e.cert.Load(); cert != nil { // even if the exporter names other CAs
+	if cert := e.tls.cert.Load(); cert != nil { // even if the exporter names other CAs
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
 	secure := tls.Client(conn, config)
@@ -1491,25 +1480,36 @@ func parseHeader(line string) (key, value string, err error) {
 var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
 	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
 
-// setRoots keeps the certificates that the exporter's is verified against.
-func (e *exporter) setRoots(files []flagFile) error {
-	roots, err := newPool(files[0])
-	if err != nil {
-		return err
+// tlsFiles are what the files hold that flags for TLS name, on either side of a connection.
+type tlsFiles struct {
+	cert atomic.Pointer[tls.Certificate] // that the other side is shown, nil for none
+	cas  atomic.Pointer[x509.CertPool]   // that the other side's is verified against, nil for the system's
+}
+
+// setCert keeps a certificate and its key.
+func (t *tlsFiles) setCert(files []flagFile) error {
+	cert, err := newCertificate(files[0], files[1])
+	if err == nil {
+		t.cert.Store(cert)
 	}
-	e.roots.Store(roots)
-	e.client.CloseIdleConnections() // the next fetch is to verify anew
+	return err
+}
+
+// setCAs keeps the certificates of CAs.
+func (t *tlsFiles) setCAs(files []flagFile) error {
+	cas := x509.NewCertPool()
+	if !cas.AppendCertsFromPEM(files[0].text) {
+		return files[0].fault(errors.New("it holds no certificate in PEM format"))
+	}
+	t.cas.Store(cas)
 	return nil
 }
 
-// setCertificate keeps the certificate and key that the exporter is shown.
-func (e *exporter) setCertificate(files []flagFile) error {
-	cert, err := newCertificate(files[0], files[1])
-	if err != nil {
-		return err
+// checkExpiry says that the certificate has expired.
+func (t *tlsFiles) checkExpiry() error {
+	if cert := t.cert.Load(); cert != nil && time.Now().After(cert.Leaf.NotAfter) {
+		return fmt.Errorf("the certificate expired on %s", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
-	e.cert.Store(cert)
-	e.client.CloseIdleConnections()
 	return nil
 }
 
@@ -1527,15 +1527,6 @@ func newCertificate(certFile, keyFile flagFile) (*tls.Certificate, error) {
 		return nil, keyFile.fault(err)
 	}
 	return nil, certFile.fault(err)
-}
-
-// newPool returns the certificates in a PEM file.
-func newPool(file flagFile) (*x509.CertPool, error) {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(file.text) {
-		return nil, file.fault(errors.New("it holds no certificate in PEM format"))
-	}
-	return pool, nil
 }
 
 // watcher has files read at start and when they change: set gets what they hold.

@@ -340,7 +340,8 @@ type program struct {
 	refusals    atomic.Uint64 // requests without a right password or certificate
 	lastScrape  atomic.Pointer[scraped]
 	found       sync.Map // by path: the *findings of its last page
-	tls         serverTLS
+	tls         tlsFiles
+	tlsWatched  []*watched     // what it is read from
 	passwords   *passwords     // nil if none are demanded
 	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
@@ -372,7 +373,12 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 		}
 	}
 	if c.tlsCert != "" {
-		p.tls.watch(c, p.watch)
+		p.tlsWatched = append(p.tlsWatched, p.watch(p.tls.setCert,
+			flagFile{flag: "--web.tls-cert-file", name: c.tlsCert}, flagFile{flag: "--web.tls-key-file", name: c.tlsKey}))
+	}
+	if c.tlsClientCA != "" {
+		p.tlsWatched = append(p.tlsWatched, p.watch(p.tls.setCAs,
+			flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA}))
 	}
 	if c.basicAuth != "" {
 		p.passwords = newPasswords()
@@ -1294,7 +1300,7 @@ func (p *program) listenAll() ([]net.Listener, error) {
 			return nil, err
 		}
 		if a.tls {
-			l = tls.NewListener(l, &tls.Config{GetConfigForClient: p.tls.current})
+			l = tls.NewListener(l, &tls.Config{GetConfigForClient: p.tlsConfig})
 		}
 		listeners = append(listeners, l)
 	}
@@ -1337,48 +1343,22 @@ func removeStale(path string) error {
 	return nil
 }
 
-// serverTLS is what listeners with TLS serve with.
-type serverTLS struct {
-	clients bool     // they must have a certificate
-	watched *watched // certificate, key and, if clients need a certificate, their CA
-	config  atomic.Pointer[tls.Config]
-}
-
-// watch has the files read that the flags name.
-func (t *serverTLS) watch(c *config, watch watcher) {
-	files := []flagFile{{flag: "--web.tls-cert-file", name: c.tlsCert}, {flag: "--web.tls-key-file", name: c.tlsKey}}
-	if t.clients = c.tlsClientCA != ""; t.clients {
-		files = append(files, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
-	}
-	t.watched = watch(t.set, files...)
-}
-
-// current returns what the next handshake is done with.
-func (t *serverTLS) current(*tls.ClientHelloInfo) (*tls.Config, error) {
-	t.watched.refresh()
-	return t.config.Load(), nil
-}
-
-// set keeps what the files hold. A client without a certificate may connect, so that it
-// can be told what is missing.
-func (t *serverTLS) set(files []flagFile) error {
-	cert, err := newCertificate(files[0], files[1])
-	if err != nil {
-		return err
+// tlsConfig returns what a handshake is done with. A client without a certificate may
+// connect, so that it can be told what is missing.
+func (p *program) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
+	for _, w := range p.tlsWatched {
+		w.refresh()
 	}
 	c := &tls.Config{
-		Certificates: []tls.Certificate{*cert},
+		Certificates: []tls.Certificate{*p.tls.cert.Load()},
+		ClientCAs:    p.tls.cas.Load(),
 		MinVersion:   tls.VersionTLS12,
 		NextProtos:   []string{"http/1.1"},
 	}
-	if t.clients {
+	if c.ClientCAs != nil {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
-		if c.ClientCAs, err = newPool(files[2]); err != nil {
-			return err
-		}
 	}
-	t.config.Store(c)
-	return nil
+	return c, nil
 }
 
 // newServer returns the server of all listeners. It speaks HTTP/1 only, so that a connection
@@ -1533,7 +1513,7 @@ func (p *program) recoverPanic() {
 
 // admits reports whether the client may ask. If not, it answers and counts the request.
 func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
-	if p.tls.clients && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
+	if p.tls.cas.Load() != nil && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
 		p.refusals.Add(1)
 		http.Error(w, "a client certificate is required", http.StatusForbidden)
 		return false
@@ -2396,10 +2376,8 @@ func ageText(t time.Time) string {
 // check looks at the files that the flags name.
 func (p *program) check(stdout io.Writer) int {
 	faults := []error{p.loadFiles()}
-	if c := p.tls.config.Load(); c != nil {
-		if err := checkExpiry(&c.Certificates[0]); err != nil {
-			faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
-		}
+	if err := p.tls.checkExpiry(); err != nil {
+		faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
 	}
 	for _, s := range p.sources {
 		if err := s.check(); err != nil {

@@ -1667,17 +1667,17 @@ func (m ownMetrics) addProgram(p *program, found *findings) {
 		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
 	m.one(ownName+"_log_lines_dropped_total", counter, "Lines of the log that could not be written.",
 		float64(p.dropped.Load()))
-	if c := p.tls.config.Load(); c != nil {
+	if cert := p.tls.cert.Load(); cert != nil {
 		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge,
 			"When the certificate of the program expires.",
-			unixSeconds(c.Certificates[0].Leaf.NotAfter))
+			unixSeconds(cert.Leaf.NotAfter))
 	}
 	for _, w := range p.watched {
 		m.add(ownName+"_last_reload_successful", gauge,
 			"Whether the files that the flag names could be taken up when they last changed.",
 			oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
 	}
-	if p.tls.clients || p.passwords != nil {
+	if p.tls.cas.Load() != nil || p.passwords != nil {
 		m.one(ownName+"_requests_refused_total", counter, "Requests without a right password or client certificate.",
 			float64(p.refusals.Load()))
 	}
