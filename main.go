@@ -1698,23 +1698,23 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	defer p.noteScrape(r.RemoteAddr, time.Now())
+	began := time.Now()
 	sp, err := p.openPage(r, sources, tickets, limit)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	control := http.NewResponseController(w)
-	control.SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
+	p.noteScrape(r.RemoteAddr, began)
+	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if err != nil {
 		http.Error(w, "no room for another page before the deadline", http.StatusServiceUnavailable)
 		return
 	}
-	p.send(w, r, sp)
 	if len(sources) == len(p.endpoints[r.URL.Path]) {
 		found := sp.findings // not the page with it
 		p.found.Store(r.URL.Path, &found)
 	}
 	p.report(&sp.findings)
+	p.send(w, r, sp)
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, no longer
@@ -1751,7 +1751,7 @@ type scraped struct {
 	took time.Duration
 }
 
-// noteScrape notes a scrape that has just ended, for the page at /.
+// noteScrape notes a scrape whose answer begins, for the page at /.
 func (p *program) noteScrape(client string, began time.Time) {
 	last := &scraped{end: time.Now(), took: time.Since(began)}
 	if host, _, err := net.SplitHostPort(client); err == nil {
