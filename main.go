@@ -1709,12 +1709,12 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		http.Error(w, "no room for another page before the deadline", http.StatusServiceUnavailable)
 		return
 	}
+	found := sp.findings // not the page with it
 	if len(sources) == len(p.endpoints[r.URL.Path]) {
-		found := sp.findings // not the page with it
 		p.found.Store(r.URL.Path, &found)
 	}
-	p.report(&sp.findings)
 	p.send(w, r, sp)
+	p.report(&found)
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, no longer
