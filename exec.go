@@ -1919,13 +1919,7 @@ func newCommand(c *sourceConfig, in *intake) *command {
 
 // String returns the command without its arguments. If its first word holds a blank, the
 // whole command was in quotes, most likely, and what follows the blank is not shown.
-func (c *command) String() string { return shownName(c.program()) }
-
-// program returns the name of the program that is run.
-func (c *command) program() string {
-	name, _ := fillIn(c.words[0], nil) // it has no placeholder
-	return name
-}
+func (c *command) String() string { return shownName(c.program) }
 
 // shownName returns the name of a program as it may be shown.
 func shownName(program string) string {
@@ -1937,19 +1931,10 @@ func shownName(program string) string {
 
 // check looks at the program.
 func (c *command) check() error {
-	if err := checkProgram(c.program()); err != nil {
+	if err := checkProgram(c.program); err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
 	return nil
-}
-
-// arguments returns the values of the placeholders.
-func (c *command) arguments(query url.Values) (a arguments, err error) {
-	a.values, a.standard, err = c.values(query)
-	if len(a.values) > 0 {
-		a.id = fmt.Sprintf("%q", a.values)
-	}
-	return a, err
 }
 
 // fetch runs the command and reads its output.
@@ -1965,8 +1950,9 @@ func (c *command) fetch(ctx context.Context, r *result, values []string) *failur
 // commandLine is a command line: words, and the URL parameters that placeholders in them
 // take.
 type commandLine struct {
-	words  []string
-	params []param
+	program string // the first word, which has no placeholder
+	words   []string
+	params  []param
 }
 
 // param is a URL parameter that a command takes.
@@ -1989,7 +1975,7 @@ func parseCommand(line string) (*commandLine, error) {
 	c := &commandLine{words: words}
 	for i, word := range words {
 		var fault error
-		_, err := fillIn(word, func(placeholder string) string {
+		filled, err := fillIn(word, func(placeholder string) string {
 			fault = cmp.Or(fault, c.addParam(placeholder))
 			return ""
 		})
@@ -1998,6 +1984,9 @@ func parseCommand(line string) (*commandLine, error) {
 		}
 		if i == 0 && len(c.params) > 0 {
 			return nil, errors.New("the command itself cannot be a placeholder")
+		}
+		if i == 0 {
+			c.program = filled
 		}
 	}
 	return c, nil
@@ -2155,30 +2144,32 @@ func (c *commandLine) needs() string {
 	return ""
 }
 
-// values returns the values that the parameters take from a query, and whether
-// they are the defaults. The error names the parameter, never the value.
-func (c *commandLine) values(query map[string][]string) (values []string, standard bool, err error) {
-	standard = true
+// arguments returns the values that the parameters take from a query. The error names the
+// parameter, never the value.
+func (c *commandLine) arguments(query url.Values) (arguments, error) {
+	a := arguments{standard: true}
 	for n, p := range c.params {
-		given := query[p.name]
+		given, fault := query[p.name], ""
 		switch {
 		case len(given) > 1:
-			return nil, false, fmt.Errorf("the parameter %s is there twice", p.name)
+			fault = "is there twice"
 		case len(given) == 0 && len(p.choices) == 0:
-			return nil, false, fmt.Errorf("the parameter %s is missing", p.name)
+			fault = "is missing"
 		case len(given) == 0:
 			given = p.choices
 		case p.listed && !slices.Contains(p.choices, given[0]):
-			return nil, false, fmt.Errorf("the parameter %s has none of its values", p.name)
+			fault = "has none of its values"
 		case !slices.Contains(p.choices, given[0]):
-			if fault := c.refuses(n, given[0]); fault != "" {
-				return nil, false, fmt.Errorf("the parameter %s %s", p.name, fault)
-			}
+			fault = c.refuses(n, given[0])
 		}
-		standard = standard && len(p.choices) > 0 && given[0] == p.choices[0]
-		values = append(values, given[0])
+		if fault != "" {
+			return arguments{}, fmt.Errorf("the parameter %s %s", p.name, fault)
+		}
+		a.standard = a.standard && len(p.choices) > 0 && given[0] == p.choices[0]
+		a.values = append(a.values, given[0])
+		a.id += strconv.Quote(given[0])
 	}
-	return values, standard, nil
+	return a, nil
 }
 
 // refuses says why a value from outside may not become part of the command; "" says that it
@@ -2345,7 +2336,7 @@ func startFailure(name string, err error) *failure {
 
 // exitFailure says how a command ended.
 func (c *command) exitFailure(err error) *failure {
-	if fault := checkProgram(c.program()); fault != nil {
+	if fault := checkProgram(c.program); fault != nil {
 		return fail("exit", "ended with %w: %w", err, fault)
 	}
 	return fail("exit", "ended with %w", err)

@@ -3565,18 +3565,18 @@ func FuzzCommand(f *testing.F) {
 		if err != nil {
 			return
 		}
-		query := map[string][]string{}
+		query := url.Values{}
 		for _, p := range c.params {
 			query[p.name] = []string{value}
 		}
-		values, _, err := c.values(query)
+		chosen, err := c.arguments(query)
 		if err != nil {
 			if len(value) > 40 && strings.Contains(err.Error(), value) && !strings.Contains(line, value) { // longer than all words of it
 				t.Errorf("the error repeats the value: %v", err)
 			}
 			return
 		}
-		if args := c.args(values); len(args) != len(c.words) {
+		if args := c.args(chosen.values); len(args) != len(c.words) {
 			t.Errorf("%d words became %q", len(c.words), args)
 		}
 	})
