@@ -120,10 +120,7 @@ var options = []option{
 		help: "longest time a fetch may take (10s)",
 		set:  func(s *sourceConfig, v string) error { return setDuration(&s.timeout, v, time.Millisecond) }},
 	{name: "max-bytes", scope: anySource, value: "[NAME:]SIZE",
-		help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: func(s *sourceConfig, v string) (err error) {
-			s.maxBytes, err = parseSize(v)
-			return err
-		}},
+		help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: setMaxBytes},
 	{name: "max-age", scope: anySource, value: "[NAME:]DURATION",
 		help: "serve a result again while it is younger (0)",
 		set:  func(s *sourceConfig, v string) error { return setDuration(&s.maxAge, v, 0) }},
@@ -252,10 +249,7 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 			b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return 0
 	case len(faults) > 0:
-		for _, fault := range faults {
-			fmt.Fprintln(stderr, "reverse_exporter:", fault)
-		}
-		return 2
+		return complain(stderr, 2, faults...)
 	}
 	switch {
 	case c.modes["hash-password"]:
@@ -278,25 +272,24 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		return unlessDone(ctx, func() int { return p.check(stdout) })
 	}
 	if err := p.loadFiles(); err != nil {
-		return failedToStart(lines, err)
+		return complain(lines, 1, strings.Split(err.Error(), "\n")...)
 	}
 	if c.modes["once"] {
 		return p.once(ctx, stdout)
 	}
 	listeners, err := p.listenAll()
 	if err != nil {
-		return failedToStart(lines, fmt.Errorf("failed to listen: %w", err))
+		return complain(lines, 1, fmt.Sprintf("failed to listen: %v", err))
 	}
 	return p.serve(ctx, hangup, listeners)
 }
 
-// failedToStart tells why the program does not start, in the way of wrong flags, and returns
-// the exit status.
-func failedToStart(stderr io.Writer, err error) int {
-	for line := range strings.SplitSeq(err.Error(), "\n") {
-		fmt.Fprintln(stderr, "reverse_exporter:", line)
+// complain prints what is wrong, and returns the exit status.
+func complain(stderr io.Writer, status int, faults ...string) int {
+	for _, fault := range faults {
+		fmt.Fprintln(stderr, "reverse_exporter:", fault)
 	}
-	return 1
+	return status
 }
 
 // unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input, a
@@ -1092,12 +1085,19 @@ func labelKey(value string) string {
 	return key
 }
 
-func setLabel(s *sourceConfig, value string) error {
-	key, value, err := parseLabel(value)
-	if err != nil {
-		return err
-	}
-	if s.labels == nil {
+// setLabel adds a label, KEY=VALUE.
+func setLabel(s *sourceConfig, label string) error {
+	key, value, ok := strings.Cut(label, "=")
+	switch {
+	case !ok && strings.Contains(label, ":"):
+		return fmt.Errorf("want KEY=VALUE: write %s", strings.Replace(label, ":", "=", 1))
+	case !ok || !isBareLabel([]byte(key)):
+		return errors.New("want KEY=VALUE, with a KEY of letters, digits and _ that does not begin with a digit")
+	case key == "exporter_name" || key == "le" || key == "quantile" || strings.HasPrefix(key, "__"):
+		return fmt.Errorf("the label name %s is reserved", key)
+	case value == "" || !utf8.ValidString(value):
+		return errors.New("want a VALUE, in UTF-8")
+	case s.labels == nil:
 		s.labels = map[string]string{}
 	}
 	s.labels[key] = value
@@ -1121,11 +1121,19 @@ func setDrop(s *sourceConfig, value string) error {
 	return nil
 }
 
-func setPath(s *sourceConfig, value string) error {
-	if !slices.Contains(s.paths, value) {
-		s.paths = append(s.paths, value)
+// setPath adds the path of an endpoint.
+func setPath(s *sourceConfig, name string) error {
+	switch {
+	case !strings.HasPrefix(name, "/"):
+		return errors.New("a path begins with /")
+	case name == "/", name == "/-", strings.HasPrefix(name, "/-/"):
+		return errors.New("this path is the program's own")
+	case path.Clean(name) != name, (&url.URL{Path: name}).EscapedPath() != name:
+		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, and no / at its end`)
+	case !slices.Contains(s.paths, name):
+		s.paths = append(s.paths, name)
 	}
-	return checkPath(value)
+	return nil
 }
 
 func setHeader(s *sourceConfig, value string) error {
@@ -1135,12 +1143,6 @@ func setHeader(s *sourceConfig, value string) error {
 	}
 	s.headers = append(s.headers, value)
 	_, _, err := parseHeader(value)
-	return err
-}
-
-func setListen(c *config, value string) error {
-	a, err := parseAddress(value)
-	c.listen = append(c.listen, a)
 	return err
 }
 
@@ -1168,17 +1170,8 @@ func setLogFormat(c *config, value string) error {
 	return nil
 }
 
-// setDuration sets a duration that must be at least least.
-func setDuration(d *time.Duration, text string, least time.Duration) (err error) {
-	*d, err = parseDuration(text)
-	if err == nil && *d < least {
-		return fmt.Errorf("must be at least %v", least)
-	}
-	return err
-}
-
-// parseDuration parses a duration as Go does, with d for a day.
-func parseDuration(text string) (time.Duration, error) {
+// setDuration sets a duration, as Go writes it, with d for a day. It must be at least least.
+func setDuration(d *time.Duration, text string, least time.Duration) error {
 	days, rest, hasDays := strings.Cut(text, "d")
 	switch {
 	case !hasDays:
@@ -1187,61 +1180,37 @@ func parseDuration(text string) (time.Duration, error) {
 		rest = "0s"
 	}
 	n, err := strconv.ParseFloat(days, 64)
-	d, err2 := time.ParseDuration(rest)
-	total := n*float64(24*time.Hour) + float64(d)
-	if err == nil && err2 == nil && n >= 0 && d >= 0 && total <= float64(366*24*time.Hour) {
-		return time.Duration(total), nil
+	part, err2 := time.ParseDuration(rest)
+	total := n*float64(24*time.Hour) + float64(part)
+	_, notWhole := strconv.ParseUint(text, 10, 64)
+	switch good := err == nil && err2 == nil && n >= 0 && part >= 0 && total <= float64(366*24*time.Hour); {
+	case !good && notWhole == nil:
+		return fmt.Errorf("the unit is missing: write %ss for seconds", text)
+	case !good:
+		return errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
+	case time.Duration(total) < least:
+		return fmt.Errorf("must be at least %v", least)
 	}
-	if _, err := strconv.ParseUint(text, 10, 64); err == nil {
-		return 0, fmt.Errorf("the unit is missing: write %ss for seconds", text)
-	}
-	return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
+	*d = time.Duration(total)
+	return nil
 }
 
 // maxSize is the largest that --max-bytes may be.
 const maxSize = 1 << 30
 
-// parseSize parses a whole number with its unit.
-func parseSize(text string) (int64, error) {
+// setMaxBytes sets a size, a whole number with its unit.
+func setMaxBytes(s *sourceConfig, text string) error {
 	number := strings.TrimRight(text, "KMGiB")
 	unit := map[string]uint64{"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[text[len(number):]]
 	n, err := strconv.ParseUint(number, 10, 31)
 	switch {
 	case unit == 0 || err != nil || n == 0:
-		return 0, errors.New("want a whole number with B, KiB, MiB or GiB, like 32MiB")
+		return errors.New("want a whole number with B, KiB, MiB or GiB, like 32MiB")
 	case n > maxSize/unit:
-		return 0, errors.New("must be at most 1GiB")
+		return errors.New("must be at most 1GiB")
 	}
-	return int64(n * unit), nil
-}
-
-// checkPath says why an endpoint cannot have the path.
-func checkPath(name string) error {
-	switch {
-	case !strings.HasPrefix(name, "/"):
-		return errors.New("a path begins with /")
-	case name == "/", name == "/-", strings.HasPrefix(name, "/-/"):
-		return errors.New("this path is the program's own")
-	case path.Clean(name) != name, (&url.URL{Path: name}).EscapedPath() != name:
-		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, and no / at its end`)
-	}
+	s.maxBytes = int64(n * unit)
 	return nil
-}
-
-// parseLabel parses KEY=VALUE.
-func parseLabel(label string) (key, value string, err error) {
-	key, value, ok := strings.Cut(label, "=")
-	switch {
-	case !ok && strings.Contains(label, ":"):
-		err = fmt.Errorf("want KEY=VALUE: write %s", strings.Replace(label, ":", "=", 1))
-	case !ok || !isBareLabel([]byte(key)):
-		err = errors.New("want KEY=VALUE, with a KEY of letters, digits and _ that does not begin with a digit")
-	case key == "exporter_name" || key == "le" || key == "quantile" || strings.HasPrefix(key, "__"):
-		err = fmt.Errorf("the label name %s is reserved", key)
-	case value == "" || !utf8.ValidString(value):
-		err = errors.New("want a VALUE, in UTF-8")
-	}
-	return key, value, err
 }
 
 // ---- Listening
@@ -1253,36 +1222,34 @@ type address struct {
 	tls           bool
 }
 
-// parseAddress parses an address to listen on.
-func parseAddress(text string) (address, error) {
+// setListen adds an address to listen on.
+func setListen(c *config, text string) error {
 	a := address{network: "tcp", addr: text}
 	if scheme, addr, ok := strings.Cut(text, "://"); ok && (scheme == "http" || scheme == "https") {
 		a.scheme, a.addr = scheme, addr
 	}
-	if path, ok := strings.CutPrefix(a.addr, "unix:"); ok {
-		a.network, a.addr = "unix", path
-		switch {
-		case path == "" || path[0] == '@':
-			return a, errors.New("want a path, like unix:/run/re.sock")
-		case len(path) > maxSocketPath:
-			return a, fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(path))
-		}
-		return a, nil
-	}
+	file, isUnix := strings.CutPrefix(a.addr, "unix:")
 	scheme, _, hasScheme := strings.Cut(a.addr, "://")
 	_, port, err := net.SplitHostPort(a.addr)
 	_, path, hasPath := strings.Cut(a.addr, "/")
 	switch {
+	case isUnix && (file == "" || file[0] == '@'):
+		return errors.New("want a path, like unix:/run/re.sock")
+	case len(file) > maxSocketPath && isUnix:
+		return fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(file))
+	case isUnix:
+		a.network, a.addr = "unix", file
 	case hasScheme:
-		return a, fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
+		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
 	case hasPath:
-		return a, fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
+		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
-		return a, errors.New("want an address like :9998, 127.0.0.1:9998 or unix:/run/re.sock")
+		return errors.New("want an address like :9998, 127.0.0.1:9998 or unix:/run/re.sock")
 	case !isPort(port, false):
-		return a, fmt.Errorf("the port %s is not a number from 0 to 65535", port)
+		return fmt.Errorf("the port %s is not a number from 0 to 65535", port)
 	}
-	return a, nil
+	c.listen = append(c.listen, a)
+	return nil
 }
 
 // maxSocketPath is the longest path that a Unix socket may have on every system, in bytes.
