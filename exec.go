@@ -108,7 +108,9 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 	return s
 }
 
-// result is what one fetch yields. It does not change once a scrape can see it.
+// result is what one fetch yields. It does not change once a scrape can see it. It is shared by
+// all who hold it: its waterfall, scrapes and pages. When the last of them lets go, its buffers
+// serve the source's next fetch.
 type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
 	failure *failure      // nil if the source is up
@@ -121,12 +123,7 @@ type result struct {
 	end     time.Time
 	limit   time.Duration // that the source was told
 	standIn *result       // the last good result, whose bodies are served while fetches fail
-	lease
-}
 
-// A lease is shared by all who hold a result: its waterfall, scrapes and pages. When
-// the last of them lets go, the result's buffers serve the source's next fetch.
-type lease struct {
 	holders  atomic.Int32
 	buffers  *buffers // nil until there is one to give back
 	budget   *budget  // nil if the result has a limit of its own
@@ -199,14 +196,6 @@ func (r *result) openMetrics() bool {
 // quoted reports whether a name in one of the bodies needs quotes.
 func (r *result) quoted() bool {
 	return slices.ContainsFunc(r.bodies, func(e *exposition) bool { return e.quoted })
-}
-
-// lastGood returns the result itself, or the one that stands in for it; nil if there is none.
-func (r *result) lastGood() *result {
-	if r.failure == nil {
-		return r
-	}
-	return r.standIn
 }
 
 // seconds formats a duration in seconds.
@@ -317,7 +306,11 @@ func (w *waterfall) join(a arguments, client string, deadline time.Time) *ticket
 		if !a.standard && !w.makeRoom(client) {
 			return t
 		}
-		t.key = w.addKey(a)
+		t.key = &key{arguments: a, lane: &w.lane}
+		if w.kind == "http" {
+			t.key.lane = &lane{}
+		}
+		w.keys[a.id] = t.key
 	}
 	k := t.key
 	k.tickets++
@@ -387,16 +380,6 @@ func (w *waterfall) evict(f *fetch) {
 		t.wake.Signal()
 	}
 	w.abandon(f, false)
-}
-
-// addKey adds a key.
-func (w *waterfall) addKey(a arguments) *key {
-	k := &key{arguments: a, lane: &w.lane}
-	if w.kind == "http" {
-		k.lane = &lane{}
-	}
-	w.keys[a.id] = k
-	return k
 }
 
 // wait waits until the fetch has ended or ctx is done.
@@ -639,7 +622,9 @@ func (w *waterfall) drain() {
 func (w *waterfall) keep(k *key, r *result) {
 	good := r
 	if w.interval > 0 && r.failure != nil && len(r.bodies) == 0 && k.newest != nil {
-		good = k.newest.lastGood()
+		if good = k.newest; good.failure != nil {
+			good = good.standIn
+		}
 		if good != nil && time.Since(good.end) < w.maxAge {
 			r.standIn, r.bodies = good, good.bodies
 			good.hold()
@@ -1428,7 +1413,10 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	case strings.ContainsAny(text, " \t\"'`"):
 		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
 	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
-		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", withPath(text))
+		if !strings.Contains(text, "/") {
+			text += "/metrics" // most likely
+		}
+		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", text)
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
@@ -1442,14 +1430,6 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	}
 	u.Fragment = ""
 	return u, socket, nil
-}
-
-// withPath returns an address with a path, which /metrics is most likely.
-func withPath(addr string) string {
-	if strings.Contains(addr, "/") {
-		return addr
-	}
-	return addr + "/metrics"
 }
 
 // isPort reports whether text is a port, or is empty if it may be.

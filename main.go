@@ -887,7 +887,8 @@ func (st setting) String() string {
 // set sets an option.
 func (f *flags) set(st setting, s *sourceConfig) {
 	err := st.option.set(s, st.value)
-	if has := s.kind == st.only || st.only == "https" && s.isHTTPS(); st.only != "" && !has {
+	isHTTPS := s.kind == "http" && strings.HasPrefix(s.target, "https://")
+	if has := s.kind == st.only || st.only == "https" && isHTTPS; st.only != "" && !has {
 		err = fmt.Errorf("only %s sources have this", st.only)
 	}
 	f.check(st, err)
@@ -898,11 +899,6 @@ func (f *flags) check(st setting, err error) {
 	if err != nil {
 		f.fault("%v: %v", st, err)
 	}
-}
-
-// isHTTPS reports whether the source is an exporter with TLS.
-func (s *sourceConfig) isHTTPS() bool {
-	return s.kind == "http" && strings.HasPrefix(s.target, "https://")
 }
 
 // settings returns the values of an option. One that is given twice is the same as given once.
@@ -920,7 +916,10 @@ func (f *flags) settings(o option) []setting {
 	}
 	first := map[string]string{} // value by source and key
 	return slices.DeleteFunc(all, func(st setting) bool {
-		id := o.keyOf(st.value)
+		id := ""
+		if o.key != nil {
+			id = o.key(st.value)
+		}
 		if st.source != nil {
 			id = st.source.name + ":" + id
 		}
@@ -931,14 +930,6 @@ func (f *flags) settings(o option) []setting {
 		first[id] = cmp.Or(other, st.value)
 		return again
 	})
-}
-
-// keyOf returns the key of a value: see option.
-func (o option) keyOf(value string) string {
-	if o.key == nil {
-		return ""
-	}
-	return o.key(value)
 }
 
 // scoped parses [NAME:]VALUE, which is one setting if it is good so far.
