@@ -1204,15 +1204,6 @@ func setMaxBytes(s *sourceConfig, text string) error {
 	return nil
 }
 
-// ---- Listening
-
-// address is where the program listens.
-type address struct {
-	scheme        string // http, https, or "" for what the other flags say
-	network, addr string
-	tls           bool
-}
-
 // setListen adds an address to listen on.
 func setListen(c *config, text string) error {
 	a := address{network: "tcp", addr: text}
@@ -1241,6 +1232,15 @@ func setListen(c *config, text string) error {
 	}
 	c.listen = append(c.listen, a)
 	return nil
+}
+
+// ---- Listening
+
+// address is where the program listens.
+type address struct {
+	scheme        string // http, https, or "" for what the other flags say
+	network, addr string
+	tls           bool
 }
 
 // maxSocketPath is the longest path that a Unix socket may have on every system, in bytes.
