@@ -1633,8 +1633,8 @@ type files struct {
 	intake  *intake
 	pattern string // the name of one, or a glob
 
-	mu      sync.Mutex      // guards hanging
-	hanging map[string]bool // files whose read has not come back
+	mu      sync.Mutex           // guards reading
+	reading map[string]*fileRead // those that have not come back, by the name of the file
 }
 
 // checkPattern says why a file source cannot have the pattern.
@@ -1684,16 +1684,19 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	return failed
 }
 
-// fileRead is what the reading of one file of a glob came to.
+// fileRead is the reading of one file of a glob.
 type fileRead struct {
-	result
-	file int
+	result // with its start
+	file   int
+	back   chan struct{} // closed when it has come back
 }
+
+// slowRead is how long a read may take before the next file is read, too, or it counts as hanging.
+const slowRead = time.Second
 
 // readAll reads the files of a glob. A read that does not come back, from a dead disk say,
 // costs its own file only: the others are read meanwhile.
 func (fs *files) readAll(ctx context.Context, r *result, names []string) *failure {
-	const slow = time.Second
 	came := make(chan *fileRead, len(names))
 	reads := make([]*fileRead, len(names)) // those that came, by file
 	taken := 0
@@ -1715,7 +1718,7 @@ func (fs *files) readAll(ctx context.Context, r *result, names []string) *failur
 	begun := 0
 	for ; begun < len(names) && ctx.Err() == nil; begun++ {
 		fs.begin(ctx, r, names[begun], begun, came)
-		take(time.After(slow))
+		take(time.After(slowRead))
 	}
 	for taken < begun && take(nil) {
 	}
@@ -1736,30 +1739,40 @@ func (fs *files) readAll(ctx context.Context, r *result, names []string) *failur
 	return failed
 }
 
-// begin begins to read a file, unless an earlier read of it has not come back or too many
-// others have not.
+// begin begins to read a file, unless an earlier read of it hangs or too many others have not
+// come back.
 func (fs *files) begin(ctx context.Context, r *result, name string, file int, came chan<- *fileRead) {
 	const most = 16
 	fs.mu.Lock()
 	defer fs.mu.Unlock()
-	if fs.hanging[name] || len(fs.hanging) >= most {
+	if earlier := fs.reading[name]; earlier != nil { // of a fetch that was cancelled, if it does not hang
+		fs.mu.Unlock()
+		select {
+		case <-earlier.back:
+		case <-time.After(time.Until(earlier.start.Add(slowRead))):
+		case <-ctx.Done():
+		}
+		fs.mu.Lock()
+	}
+	if fs.reading[name] != nil || len(fs.reading) >= most {
 		f := fail("timeout", "%s: an earlier read does not come back", name)
-		came <- &fileRead{result{failure: f}, file}
+		came <- &fileRead{result: result{failure: f}, file: file}
 		return
 	}
-	if fs.hanging == nil {
-		fs.hanging = map[string]bool{}
+	if fs.reading == nil {
+		fs.reading = map[string]*fileRead{}
 	}
-	fs.hanging[name] = true
 	bytesBefore, heldBefore := r.bytes, r.held // which bound the read
+	fr := &fileRead{result{bytes: bytesBefore, held: heldBefore, start: time.Now()}, file, make(chan struct{})}
+	fs.reading[name] = fr
 	go func() {
-		fr := &fileRead{result{bytes: bytesBefore, held: heldBefore}, file}
 		fr.failure = recovered(&fr.result, func() *failure { return fs.read(ctx, &fr.result, name) })
 		fr.bytes -= bytesBefore
 		fr.held -= heldBefore
 		fs.mu.Lock()
-		delete(fs.hanging, name)
+		delete(fs.reading, name)
 		fs.mu.Unlock()
+		close(fr.back)
 		came <- fr
 	}()
 }

@@ -1602,21 +1602,32 @@ func TestHungFile(t *testing.T) {
 	}
 	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--timeout", "2s")
 	fs := p.sources[0].fetcher.(*files)
-	fs.hanging = map[string]bool{dir + "/b.prom": true} // as if it were on a dead disk
+	fs.reading = map[string]*fileRead{dir + "/b.prom": {}} // as if it were on a dead disk
 	fetch := func() *result { return fetchOnce(p.sources[0]) }
 	r := fetch()
 	if r.failure == nil || r.failure.reason != "timeout" || r.samples() != 2 || len(r.files) != 2 {
 		t.Errorf("%d samples, %v", r.samples(), r.failure)
 	}
-	delete(fs.hanging, dir+"/b.prom")
+	delete(fs.reading, dir+"/b.prom")
 	if r := fetch(); r.failure != nil || r.samples() != 3 {
 		t.Errorf("after it came back: %d samples, %v", r.samples(), r.failure)
 	}
-	if len(fs.hanging) > 0 {
-		t.Errorf("%d reads are under way", len(fs.hanging))
+	if len(fs.reading) > 0 {
+		t.Errorf("%d reads are under way", len(fs.reading))
+	}
+	left := &fileRead{result: result{start: time.Now().Add(time.Hour)}, back: make(chan struct{})}
+	fs.reading[dir+"/b.prom"] = left // of a fetch that was cancelled
+	go func() {
+		fs.mu.Lock()
+		defer fs.mu.Unlock()
+		delete(fs.reading, dir+"/b.prom")
+		close(left.back)
+	}()
+	if r := fetch(); r.failure != nil || r.samples() != 3 {
+		t.Errorf("after a fetch that was cancelled: %d samples, %v", r.samples(), r.failure)
 	}
 	for i := range 16 {
-		fs.hanging[strconv.Itoa(i)] = true
+		fs.reading[strconv.Itoa(i)] = &fileRead{}
 	}
 	if r := fetch(); r.failure == nil || r.samples() != 0 {
 		t.Errorf("while 16 reads hang: %d samples, %v", r.samples(), r.failure)
