@@ -1088,7 +1088,7 @@ func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        5 * time.Minute,
-		DisableKeepAlives:      maxConnections() < 32, // idle ones would take the last file descriptors
+		DisableKeepAlives:      maxConnections() < 24, // idle ones would take the last file descriptors
 	}}
 	return e
 }

@@ -1331,15 +1331,19 @@ func (p *program) newServer() *http.Server {
 		MaxHeaderBytes:               8 << 10,
 		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		Protocols:                    new(http.Protocols),
-		ConnState:                    p.connections.changed,
+		ConnState: func(conn net.Conn, state http.ConnState) {
+			if p.connections.changed(conn, state) {
+				p.warnOnce("", "too many connections: for each new one, one of the client that has most is closed",
+					"room", maxConnections())
+			}
+		},
 	}
 	server.Protocols.SetHTTP1(true)
 	return server
 }
 
-// connections are those of the clients. There is room for 1,024, or half of the file
-// descriptors. One more closes one of the client that has most: the one that has been idle
-// for longest or, if none is idle, the one that has been served for longest.
+// connections are those of the clients, for which there is room: see maxConnections. One more
+// closes one of the client that has most: see goesBefore.
 type connections struct {
 	mu   sync.Mutex // guards all
 	room int
@@ -1368,18 +1372,24 @@ type connection struct {
 	since  time.Time
 }
 
-// goesBefore reports whether a connection is closed rather than another one: an idle one,
-// then the older one. A new one is not idle: its request may be on the way.
+// goesBefore reports whether a connection is closed rather than another one: one that has been
+// idle for a second, one whose request is not here yet, one that is served; of these the oldest.
 func (c connection) goesBefore(other connection) bool {
-	idle := func(c connection) bool { return !c.served && time.Since(c.since) >= time.Second }
-	if idle(c) != idle(other) {
-		return idle(c)
+	rank := func(c connection) int {
+		switch {
+		case c.served:
+			return 2
+		case time.Since(c.since) < time.Second:
+			return 1
+		}
+		return 0
 	}
-	return c.since.Before(other.since)
+	return cmp.Or(cmp.Compare(rank(c), rank(other)), c.since.Compare(other.since)) < 0
 }
 
-// changed follows the state of a connection, and makes room for a new one.
-func (cs *connections) changed(conn net.Conn, state http.ConnState) {
+// changed follows the state of a connection. It reports whether another one was closed in
+// favour of it.
+func (cs *connections) changed(conn net.Conn, state http.ConnState) (full bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	if cs.all == nil {
@@ -1388,30 +1398,32 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) {
 	c, here := cs.all[conn]
 	switch {
 	case state == http.StateNew:
-		cs.all[conn] = connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
-		if len(cs.all) > cs.room {
-			cs.evict()
+		c = connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
+		if full = len(cs.all) >= cs.room; full {
+			cs.evict(c.client)
 		}
+		cs.all[conn] = c
 	case state == http.StateClosed:
 		delete(cs.all, conn)
 	case here: // it may have been closed to make room
 		cs.all[conn] = connection{c.client, state == http.StateActive, time.Now()}
 	}
+	return full
 }
 
-// maxConnections is how many connections there may be at once.
+// maxConnections is how many connections there may be at once: 1,024, or half of the files
+// that may be open beyond those that the program and a command need.
 func maxConnections() int {
 	var files syscall.Rlimit
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
 		return 1024
 	}
-	return int(min(1024, files.Cur/2))
+	return int(max(2, min(1024, int64(min(files.Cur, 1<<20))/2-8)))
 }
 
-// evict closes one connection in favour of a new one, which is never the first to go. The
-// caller holds mu.
-func (cs *connections) evict() {
-	held := map[string]int{}
+// evict closes a connection in favour of a new one of the client. The caller holds mu.
+func (cs *connections) evict(client string) {
+	held := map[string]int{client: 1}
 	for _, c := range cs.all {
 		held[c.client]++
 	}

@@ -3084,9 +3084,8 @@ func TestStuckLog(t *testing.T) {
 	})
 }
 
-// TestConnections closes a connection to make room for another: of the client that has most
-// the one that has been idle for longest or, if none is idle, the one that has been served for
-// longest. In a scene each word is a connection, followed by what happens to it: + it is new, !
+// TestConnections closes a connection to make room for another, of the client that has most: an
+// idle one, then one without a request, then one that is served. In a scene each word is a connection, followed by what happens to it: + it is new, !
 // its request is being served, . it has been answered, - it is closed; half a second passes.
 func TestConnections(t *testing.T) {
 	addrs := map[byte]string{'a': "10.0.0.1:1", 'b': "10.0.0.2:1", 'c': "10.0.0.3:1", 'd': "@",
@@ -3095,11 +3094,13 @@ func TestConnections(t *testing.T) {
 	for scene, want := range map[string]string{
 		"a1+ a1! a2+ a3+ a3! a4+":             "a2",    // the idle one
 		"a1+ a1! a2+ a2! a3+ a3! a4+":         "a1",    // served for longest
-		"a1+ a1! a2+ a2! a3+ a3! a1. a4+":     "a2",    // a1 is not idle yet
-		"a1+ a1! a2+ a2! a3+ a3! a1. a2. a4+": "a1",    // now it is
+		"a1+ a1! a2+ a2! a3+ a3! a1. a4+":     "a1",    // it has its answer
+		"a1+ a1! a2+ a2! a3+ a3! a2. a1. a4+": "a2",    // it has been idle for longer
 		"a1+ b1+ b2+ c1+":                     "b1",    // of the client that has most
 		"a1+ 1+ 1! 2+ 2! 3+":                  "1",     // a network counts as one
 		"a1+ b1+ c1+ d1+":                     "a1",    // all have one
+		"a1+ a1! b1+ b1! c1+ d1+":             "c1",    // its request is not here yet
+		"a1+ a1! b1+ b1! c1+ c1! d1+":         "a1",    // all are served, but the new one
 		"a1+ a2+ a3+ a4+ a1. a1! a5+":         "a1 a2", // what was closed does not come back
 		"a1+ a2+ a2- a3+ a4+ a4- b1+ b2+":     "a1",    // what has gone needs no room
 	} {
