@@ -237,7 +237,15 @@ func main() {
 
 // run is the program. It returns the exit status: 0, 1 if something went wrong, or 2 if
 // the flags are wrong.
-func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+func run(
+	ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, out, stderr io.Writer,
+) (status int) {
+	stdout := &printer{w: out}
+	defer func() {
+		if stdout.err != nil {
+			status = complain(stderr, 1, fmt.Sprintf("failed to print: %v", stdout.err))
+		}
+	}()
 	c, faults := parseFlags(args[1:])
 	switch {
 	case c.modes["help"]:
@@ -275,7 +283,7 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		return complain(lines, 1, strings.Split(err.Error(), "\n")...)
 	}
 	if c.modes["once"] {
-		return p.once(ctx, stdout)
+		return unlessDone(ctx, func() int { return p.once(stdout) })
 	}
 	listeners, err := p.listenAll()
 	if err != nil {
@@ -292,8 +300,41 @@ func complain(stderr io.Writer, status int, faults ...string) int {
 	return status
 }
 
-// unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input, a
-// disk or the end of a process cannot be cancelled.
+// printer prints to standard output, and keeps why that failed.
+type printer struct {
+	w   io.Writer
+	err error
+}
+
+func (p *printer) Write(b []byte) (n int, err error) {
+	if isClosed(p.w) && !isClosed(os.Stderr) {
+		err = errors.New("standard output is closed; to discard what is printed: >/dev/null")
+	} else {
+		n, err = p.w.Write(b)
+	}
+	p.err = cmp.Or(p.err, err)
+	return n, err
+}
+
+// isClosed reports whether a file is what Go opens in the place of a standard file that is
+// closed when a program begins: /dev/null, for reading, too. Other programs also start some
+// with that. Where standard error is the same, it is such a one: nobody would know the reason.
+func isClosed(w io.Writer) bool {
+	file, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, _ := file.Stat()
+	null, _ := os.Stat(os.DevNull)
+	if !os.SameFile(info, null) {
+		return false
+	}
+	_, err := file.Read(make([]byte, 1))
+	return err == io.EOF
+}
+
+// unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input or output,
+// a disk or the end of a process cannot be cancelled.
 func unlessDone(ctx context.Context, do func() int) int {
 	code := make(chan int, 1)
 	go func() { code <- do() }()
@@ -2363,7 +2404,7 @@ func (p *program) check(stdout io.Writer) int {
 }
 
 // once prints what a scrape of /metrics, or of the only endpoint, would get.
-func (p *program) once(ctx context.Context, stdout io.Writer) int {
+func (p *program) once(stdout io.Writer) int {
 	path := "/metrics"
 	if len(p.endpoints[path]) == 0 && len(p.endpoints) == 1 {
 		path = slices.Collect(maps.Keys(p.endpoints))[0]
@@ -2378,41 +2419,17 @@ func (p *program) once(ctx context.Context, stdout io.Writer) int {
 		p.log.Error("nothing to print: --once asks for one endpoint, without parameters", "path", path, "err", err)
 		return 1
 	}
-	forget := context.AfterFunc(ctx, p.stop)
-	defer forget()
 	sp, err := p.openPage(&http.Request{}, sources, tickets, limit)
-	if err == nil && isClosed(stdout) && !isClosed(os.Stderr) {
-		err = errors.New("standard output is closed; to discard what is printed: >/dev/null")
-	}
-	if err == nil {
-		_, err = (*net.Buffers)(&sp.chunks).WriteTo(stdout)
-	}
 	if err != nil {
-		p.log.Error("failed to print", "err", err)
+		p.log.Error("no page before the deadline", "err", err)
 		return 1
 	}
+	(*net.Buffers)(&sp.chunks).WriteTo(stdout)
 	p.report(&sp.findings)
 	if slices.ContainsFunc(sp.results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}
 	return 0
-}
-
-// isClosed reports whether a file is what Go opens in the place of a standard file that is
-// closed when a program begins: /dev/null, for reading, too. Other programs also start some
-// with that. Where standard error is the same, it is such a one: nobody would know the reason.
-func isClosed(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	info, _ := file.Stat()
-	null, _ := os.Stat(os.DevNull)
-	if !os.SameFile(info, null) {
-		return false
-	}
-	_, err := file.Read(make([]byte, 1))
-	return err == io.EOF
 }
 
 // healthcheck asks the program that listens on an address whether it is healthy. It does not
@@ -2455,14 +2472,20 @@ func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 			fmt.Fprint(stderr, "Password (it will be seen): ")
 		}
 	}
-	line, err := bufio.NewReader(io.LimitReader(stdin, 4<<10)).ReadString('\n')
-	password := strings.TrimRight(line, "\r\n")
+	in := bufio.NewReader(io.LimitReader(stdin, 4<<10))
+	line, err := in.ReadString('\n')
+	password, ended := strings.CutSuffix(line, "\n")
+	if ended {
+		password = strings.TrimSuffix(password, "\r")
+	}
 	fault := ""
 	switch {
 	case err != nil && err != io.EOF:
 		fault = err.Error()
 	case password == "":
 		fault = "the password is empty"
+	case in.Buffered() > 0:
+		fault = "there is more than one line"
 	case len(line) == 4<<10:
 		fault = "the password is longer than 4 KiB"
 	case strings.IndexByte(password, 0) >= 0, strings.HasPrefix(password, "\ufeff"), !utf8.ValidString(password):

@@ -2187,15 +2187,17 @@ func TestEmptyRoot(t *testing.T) {
 	}
 }
 
-// TestOnceClosed fails to print to standard output that is closed. Who does not want it may
-// discard it, also as programs do that start others with nothing but /dev/null.
-func TestOnceClosed(t *testing.T) {
-	for redirection, want := range map[string]int{">&-": 1, ">/dev/null": 0, "<>/dev/null >&0 2>&0": 0} {
-		cmd := programCommand("", nil, "-c", `exec "$0" --once --exec "x=echo x 1" `+redirection)
-		cmd.Args = slices.Insert(cmd.Args, 3, cmd.Path)
-		cmd.Path, cmd.Stderr = "/bin/sh", t.Output()
-		if cmd.Run(); cmd.ProcessState.ExitCode() != want {
-			t.Errorf("%s: %v, want %d", redirection, cmd.ProcessState, want)
+// TestPrinting fails if standard output is closed or full. Who does not want it may discard it,
+// also as programs do that start others with nothing but /dev/null.
+func TestPrinting(t *testing.T) {
+	for _, mode := range []string{`--once --exec "x=echo x 1"`, `--check --exec "x=echo x 1"`, "--version", "--help", "--hash-password"} {
+		for redirection, want := range map[string]int{">&-": 1, ">/dev/full": 1, ">/dev/null": 0, "1<>/dev/null 2>&1": 0} {
+			cmd := programCommand("", nil, "-c", `echo x | "$0" `+mode+" "+redirection)
+			cmd.Args = slices.Insert(cmd.Args, 3, cmd.Path)
+			cmd.Path, cmd.Stderr = "/bin/sh", t.Output()
+			if cmd.Run(); cmd.ProcessState.ExitCode() != want {
+				t.Errorf("%s %s: %v, want %d", mode, redirection, cmd.ProcessState, want)
+			}
 		}
 	}
 }
