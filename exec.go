@@ -1001,7 +1001,7 @@ func (c *sourceConfig) readFailure(err error) *failure {
 	var fault *syntaxError
 	var corrupt flate.CorruptInputError
 	switch {
-	case errors.Is(err, errTooLarge):
+	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
 		return c.tooLarge(err)
 	case errors.Is(err, errNoNewline):
 		return &failure{reason: "read", err: err}

@@ -287,7 +287,7 @@ func run(
 	}
 	listeners, err := p.listenAll()
 	if err != nil {
-		return complain(lines, 1, fmt.Sprintf("failed to listen: %v", err))
+		return complain(lines, 1, err.Error())
 	}
 	return p.serve(ctx, hangup, listeners)
 }
@@ -1296,7 +1296,7 @@ func (p *program) listenAll() ([]net.Listener, error) {
 			for _, l := range listeners {
 				l.Close()
 			}
-			return nil, err
+			return nil, fmt.Errorf("failed to listen, see --web.listen-address: %w", err)
 		}
 		if a.tls {
 			l = tls.NewListener(l, &tls.Config{GetConfigForClient: p.tlsConfig})
@@ -1694,12 +1694,12 @@ func stretch(password string, salt []byte, iterations int) []byte {
 func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*source) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		http.Error(w, "the query string is malformed", http.StatusBadRequest)
+		http.Error(w, "the query string is malformed: "+err.Error(), http.StatusBadRequest)
 		return
 	}
 	if names, ok := query["exporter_name"]; ok {
 		if sources = selected(sources, names); sources == nil {
-			http.Error(w, "no source of this endpoint has this exporter_name", http.StatusNotFound)
+			http.Error(w, "no source of this endpoint has this exporter_name; / lists them, and it can be given more than once", http.StatusNotFound)
 			return
 		}
 	}
@@ -1717,7 +1717,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	p.noteScrape(r.RemoteAddr, began)
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if err != nil {
-		http.Error(w, "no room for another page before the deadline", http.StatusServiceUnavailable)
+		http.Error(w, "no page could be made before the deadline of the scrape", http.StatusServiceUnavailable)
 		return
 	}
 	found := sp.findings // not the page with it
@@ -1800,7 +1800,7 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces",
+		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces, so that a slow source may miss it",
 			"timeout", longest, "deadline", d)
 	}
 	return d

@@ -3024,7 +3024,7 @@ func TestPageDeadline(t *testing.T) {
 		if d := time.Since(begin); d != time.Second || w.Code != http.StatusServiceUnavailable {
 			t.Errorf("%d after %v, want 503 after a second", w.Code, d)
 		}
-		wantContains(t, w.Body.String(), "no room for another page before the deadline")
+		wantContains(t, w.Body.String(), "no page could be made before the deadline")
 
 		ctx, leave := context.WithCancel(t.Context())
 		var got any

@@ -41,8 +41,7 @@ import (
 // than four times that in memory.
 var (
 	errTooLarge = errors.New("larger than --max-bytes allows")
-	errTooMuch  = fmt.Errorf("with its families and added labels it takes more than four times "+
-		"--max-bytes in memory: %w", errTooLarge)
+	errTooMuch  = errors.New("with its families and labels more than four times --max-bytes in memory")
 )
 
 // addedLabels are what a source adds to each of its samples.
