@@ -1264,7 +1264,7 @@ func (e *exporter) failure(err error) *failure {
 	switch {
 	case errors.As(err, &timeout) && timeout.Timeout(): // the timer of the dial may be the first to fire
 		return fail("timeout", "not done within %v, see --timeout", e.timeout)
-	case errors.Is(err, errRedirect), errors.Is(err, errRedirects):
+	case errors.Is(err, errRedirect):
 		return &failure{reason: "status", err: err}
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return fail("tls", "the exporter does not speak TLS")
@@ -1341,11 +1341,8 @@ func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn,
 	return secure, nil
 }
 
-// Failures of exporters that send the program elsewhere, or in circles.
-var (
-	errRedirect  = errors.New("a redirect to another scheme, host or port")
-	errRedirects = errors.New("more than 10 redirects")
-)
+// errRedirect is the failure of an exporter that sends the program elsewhere, or in circles.
+var errRedirect = errors.New("a redirect")
 
 // stayThere follows redirects within one scheme, host and port. An exporter may also call
 // itself by the name in the Host header, so the request goes to the address of the first.
@@ -1357,9 +1354,9 @@ func stayThere(req *http.Request, via []*http.Request) error {
 	case req.URL.Scheme != first.URL.Scheme,
 		!strings.EqualFold(host, first.URL.Hostname()) && !strings.EqualFold(host, named.Hostname()),
 		port != effectivePort(first.URL) && port != effectivePort(named):
-		return errRedirect
+		return fmt.Errorf("%w to another scheme, host or port", errRedirect)
 	case len(via) >= 10:
-		return errRedirects
+		return fmt.Errorf("%w after ten others", errRedirect)
 	}
 	req.URL.Host, req.Host, req.Header = first.URL.Host, first.Host, first.Header
 	return nil
@@ -1466,13 +1463,20 @@ type tlsFiles struct {
 	cas  atomic.Pointer[x509.CertPool]   // that the other side's is verified against, nil for the system's
 }
 
-// setCert keeps a certificate and its key.
+// setCert keeps a certificate, and its key, which may be in the same file.
 func (t *tlsFiles) setCert(files []flagFile) error {
-	cert, err := newCertificate(files[0], files[1])
-	if err == nil {
-		t.cert.Store(cert)
+	if bytes.Contains(files[1].text, []byte("ENCRYPTED")) {
+		return files[1].fault(errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE"))
 	}
-	return err
+	cert, err := tls.X509KeyPair(files[0].text, files[1].text)
+	switch {
+	case err != nil && strings.Contains(err.Error(), "key"):
+		return files[1].fault(err)
+	case err != nil:
+		return files[0].fault(err)
+	}
+	t.cert.Store(&cert)
+	return nil
 }
 
 // setCAs keeps the certificates of CAs.
@@ -1491,22 +1495,6 @@ func (t *tlsFiles) checkExpiry() error {
 		return fmt.Errorf("the certificate expired on %s", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
 	}
 	return nil
-}
-
-// newCertificate returns the certificate in a PEM file, with the key in another, which may be
-// the same.
-func newCertificate(certFile, keyFile flagFile) (*tls.Certificate, error) {
-	if bytes.Contains(keyFile.text, []byte("ENCRYPTED")) {
-		return nil, keyFile.fault(errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE"))
-	}
-	cert, err := tls.X509KeyPair(certFile.text, keyFile.text)
-	switch {
-	case err == nil:
-		return &cert, nil
-	case strings.Contains(err.Error(), "key"):
-		return nil, keyFile.fault(err)
-	}
-	return nil, certFile.fault(err)
 }
 
 // watcher has files read at start and when they change: set gets what they hold.

@@ -415,7 +415,9 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 			flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA}))
 	}
 	if c.basicAuth != "" {
-		p.passwords = newPasswords()
+		p.passwords = &passwords{key: make([]byte, 32), turn: turn{most: 16}}
+		p.passwords.users.Store(&map[string]*user{})
+		rand.Read(p.passwords.key)
 		p.passwords.watched = p.watch(p.passwords.set, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	}
 	return p
@@ -1569,14 +1571,6 @@ type user struct {
 	right      atomic.Pointer[[]byte] // keyed digest of the password, once it was given
 }
 
-// newPasswords returns passwords that are yet to get their users.
-func newPasswords() *passwords {
-	ps := &passwords{key: make([]byte, 32), turn: turn{most: 16}}
-	ps.users.Store(&map[string]*user{})
-	rand.Read(ps.key)
-	return ps
-}
-
 // set keeps the users of a password file.
 func (ps *passwords) set(files []flagFile) error {
 	us, old := map[string]*user{}, *ps.users.Load()
@@ -2238,23 +2232,18 @@ var advice = map[string]string{
 // scraped.
 func (p *program) unmerged() []string {
 	var lines []string
-	seen := map[string]bool{}
 	add := func(list []finding, served string) {
 		for _, f := range list {
-			if !seen[served+f.family] {
-				seen[served+f.family] = true
-				lines = append(lines, fmt.Sprintf("<b>%s</b> of %s: %s", escapeHTML.Replace(f.family),
-					escapeHTML.Replace(strings.Join(f.sources, ", ")), served))
-			}
+			lines = append(lines, fmt.Sprintf("<b>%s</b> of %s: %s", escapeHTML.Replace(f.family),
+				escapeHTML.Replace(strings.Join(f.sources, ", ")), served))
 		}
 	}
-	for _, path := range slices.Sorted(maps.Keys(p.endpoints)) {
-		if found, ok := p.found.Load(path); ok {
-			add(found.(*findings).conflicts, "the types differ: served untyped")
-			add(found.(*findings).repeating, "the same series: the first is served")
-		}
+	for _, found := range p.found.Range {
+		add(found.(*findings).conflicts, "the types differ: served untyped")
+		add(found.(*findings).repeating, "the same series: the first is served")
 	}
-	return lines
+	slices.Sort(lines)
+	return slices.Compact(lines)
 }
 
 // appendUnmerged appends what could not be merged as it came.
