@@ -386,16 +386,13 @@ func (w *waterfall) evict(f *fetch) {
 func (t *ticket) wait(ctx context.Context) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.fetch == nil || t.fetch.ended {
-		return
-	}
 	stop := context.AfterFunc(ctx, func() {
 		t.mu.Lock() // without it, the signal could come between the check of ctx and the wait
 		defer t.mu.Unlock()
 		t.wake.Signal()
 	})
 	defer stop()
-	for !t.fetch.ended && ctx.Err() == nil {
+	for t.fetch != nil && !t.fetch.ended && ctx.Err() == nil {
 		t.wake.Wait()
 	}
 }

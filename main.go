@@ -115,7 +115,7 @@ var options = []option{
 
 	{heading: "Options; with NAME: for one source, without for all:"},
 	{name: "label", scope: anySource, value: "[NAME:]KEY=VALUE",
-		help: "add a label to every sample; repeatable", set: setLabel, key: labelKey},
+		help: "add a label to every sample; repeatable", set: setLabel},
 	{name: "timeout", scope: anySource, value: "[NAME:]DURATION",
 		help: "longest time a fetch may take (10s)",
 		set:  func(s *sourceConfig, v string) error { return setDuration(&s.timeout, v, time.Millisecond) }},
@@ -131,15 +131,15 @@ var options = []option{
 	{name: "parallel", scope: oneSource, only: "exec", value: "NAME:N",
 		help: "runs of a command with different arguments that may go on at once (1)", set: setParallel},
 	{name: "drop", scope: anySource, value: "[NAME:]PATTERN",
-		help: "leave out the metric families that match, as go_*; repeatable", set: setDrop, key: wholeValue},
+		help: "leave out the metric families that match, as go_*; repeatable", set: setDrop, repeatable: true},
 	{name: "path", scope: anySource, value: "[NAME:]/PATH",
-		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, key: wholeValue},
+		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, repeatable: true},
 	{name: "params", scope: oneSource, only: "http", value: "NAME:LIST",
 		help: "URL parameters forwarded to an http source, * for all",
 		set:  func(s *sourceConfig, v string) error { s.params = strings.Split(v, ","); return nil }},
 	{name: "header", scope: oneSource, only: "http", value: "NAME:'KEY: VALUE'",
 		help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
-		set:  setHeader, key: wholeValue, secret: true},
+		set:  setHeader, repeatable: true, secret: true},
 	{name: "bearer-token-file", scope: oneSource, only: "http", value: "NAME:FILE",
 		help: "send Authorization: Bearer with what the file holds",
 		set:  func(s *sourceConfig, v string) error { return setText(&s.tokenFile, v) }},
@@ -170,7 +170,7 @@ var options = []option{
 	{heading: "Server:"},
 	{name: "web.listen-address", scope: server, value: "ADDR",
 		help: ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
-			"http:// or https:// before it chooses TLS for this one", setServer: setListen, key: wholeValue},
+			"http:// or https:// before it chooses TLS for this one", setServer: setListen, repeatable: true},
 	{name: "web.tls-cert-file", scope: server, value: "FILE",
 		help:      "serve https with this certificate ...",
 		setServer: func(c *config, v string) error { return setText(&c.tlsCert, v) }},
@@ -624,20 +624,17 @@ type config struct {
 
 // option is one flag, or a heading of the help.
 type option struct {
-	heading string
-	name    string
-	scope   scope
-	only    string // kind of source that has it, or https for http with TLS; "" for all
-	value   string // what stands for its value in the help
-	help    string
-	secret  bool // its value is not repeated in an error
+	heading    string
+	name       string
+	scope      scope
+	only       string // kind of source that has it, or https for http with TLS; "" for all
+	value      string // what stands for its value in the help
+	help       string
+	secret     bool // its value is not repeated in an error
+	repeatable bool // with other values
 
 	set       func(s *sourceConfig, value string) error // for options of sources
 	setServer func(c *config, value string) error       // for those of the server
-
-	// key tells the values that exclude each other if they differ: those of one key, for
-	// one scope. Nil means that there can be only one value.
-	key func(value string) string
 }
 
 // scope is what an option is for.
@@ -960,8 +957,11 @@ func (f *flags) settings(o option) []setting {
 	first := map[string]string{} // value by source and key
 	return slices.DeleteFunc(all, func(st setting) bool {
 		id := ""
-		if o.key != nil {
-			id = o.key(st.value)
+		switch {
+		case o.name == "label": // one value for each key
+			id, _, _ = strings.Cut(st.value, "=")
+		case o.repeatable:
+			id = st.value
 		}
 		if st.source != nil {
 			id = st.source.name + ":" + id
@@ -1108,15 +1108,6 @@ func (f *flags) checkServer() {
 	case f.tlsClientCA != "" && f.tlsCert == "":
 		f.fault("--web.tls-client-ca-file: needs --web.tls-cert-file and --web.tls-key-file")
 	}
-}
-
-// wholeValue is the key of options that can have several values.
-func wholeValue(value string) string { return value }
-
-// labelKey is the key of labels: each name can have one value.
-func labelKey(value string) string {
-	key, _, _ := strings.Cut(value, "=")
-	return key
 }
 
 // setLabel adds a label, KEY=VALUE.
