@@ -242,8 +242,9 @@ func run(
 ) (status int) {
 	stdout := &printer{w: out}
 	defer func() {
-		if stdout.err != nil {
-			status = complain(stderr, 1, fmt.Sprintf("failed to print: %v", stdout.err))
+		if err := stdout.fault.Load(); err != nil {
+			status = 1
+			within(time.Second, func() { complain(stderr, 1, fmt.Sprintf("failed to print: %v", *err)) })
 		}
 	}()
 	c, faults := parseFlags(args[1:])
@@ -302,8 +303,8 @@ func complain(stderr io.Writer, status int, faults ...string) int {
 
 // printer prints to standard output, and keeps why that failed.
 type printer struct {
-	w   io.Writer
-	err error
+	w     io.Writer
+	fault atomic.Pointer[error]
 }
 
 func (p *printer) Write(b []byte) (n int, err error) {
@@ -312,7 +313,9 @@ func (p *printer) Write(b []byte) (n int, err error) {
 	} else {
 		n, err = p.w.Write(b)
 	}
-	p.err = cmp.Or(p.err, err)
+	if err != nil {
+		p.fault.Store(&err)
+	}
 	return n, err
 }
 
