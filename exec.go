@@ -507,8 +507,11 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 func (w *waterfall) retry(ctx context.Context, f *fetch) *result {
 	for {
 		r := w.guard(ctx, f)
-		if r.failure == nil || !errors.Is(r.failure.err, syscall.EMFILE) && !errors.Is(r.failure.err, syscall.EBADF) ||
-			!sleep(ctx, 20*time.Millisecond) {
+		if r.failure == nil || !errors.Is(r.failure.err, syscall.EMFILE) && !errors.Is(r.failure.err, syscall.EBADF) {
+			return r
+		}
+		r.failure.err = fmt.Errorf("%w: raise the limit of open files (ulimit -n)", r.failure.err)
+		if !sleep(ctx, 20*time.Millisecond) {
 			return r
 		}
 	}
