@@ -230,23 +230,20 @@ func main() {
 	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard
 	// error has gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	os.Exit(run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr))
+	stdout := &printer{file: os.Stdout}
+	status := run(ctx, hangup, os.Args, os.Stdin, stdout, os.Stderr)
+	if err := stdout.fault.Load(); err != nil {
+		status = 1
+		within(time.Second, func() { complain(os.Stderr, 1, fmt.Sprintf("failed to print: %v", *err)) })
+	}
+	os.Exit(status)
 }
 
 // ---- Running
 
 // run is the program. It returns the exit status: 0, 1 if something went wrong, or 2 if
 // the flags are wrong.
-func run(
-	ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, out, stderr io.Writer,
-) (status int) {
-	stdout := &printer{w: out}
-	defer func() {
-		if err := stdout.fault.Load(); err != nil {
-			status = 1
-			within(time.Second, func() { complain(stderr, 1, fmt.Sprintf("failed to print: %v", *err)) })
-		}
-	}()
+func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c, faults := parseFlags(args[1:])
 	switch {
 	case c.modes["help"]:
@@ -303,15 +300,15 @@ func complain(stderr io.Writer, status int, faults ...string) int {
 
 // printer prints to standard output, and keeps why that failed.
 type printer struct {
-	w     io.Writer
+	file  *os.File
 	fault atomic.Pointer[error]
 }
 
 func (p *printer) Write(b []byte) (n int, err error) {
-	if isClosed(p.w) && !isClosed(os.Stderr) {
+	if isClosed(p.file) && !isClosed(os.Stderr) {
 		err = errors.New("standard output is closed; to discard what is printed: >/dev/null")
 	} else {
-		n, err = p.w.Write(b)
+		n, err = p.file.Write(b)
 	}
 	if err != nil {
 		p.fault.Store(&err)
@@ -322,11 +319,7 @@ func (p *printer) Write(b []byte) (n int, err error) {
 // isClosed reports whether a file is what Go opens in the place of a standard file that is
 // closed when a program begins: /dev/null, for reading, too. Other programs also start some
 // with that. Where standard error is the same, it is such a one: nobody would know the reason.
-func isClosed(w io.Writer) bool {
-	file, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
+func isClosed(file *os.File) bool {
 	info, _ := file.Stat()
 	null, _ := os.Stat(os.DevNull)
 	if !os.SameFile(info, null) {
