@@ -858,7 +858,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	}
 	r.bytes += b.n
 	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(50) // large bodies leave large garbage, and have no pointers: to collect it is cheap
+		debug.SetGCPercent(30) // large bodies leave large garbage, and have no pointers: to collect it is cheap
 	}
 	switch {
 	case err == nil:
