@@ -1833,13 +1833,13 @@ func unavailable(sources []*source, results []*result, named []string) string {
 	for _, r := range results {
 		noneIsUp = noneIsUp && r.failure != nil
 	}
-	var text strings.Builder
+	var lines []string
 	for i, s := range sources {
 		if f := results[i].failure; f != nil && (noneIsUp || s.require) {
-			fmt.Fprintf(&text, "down: %s: %s: %v\n", s.name, f.reason, f.err)
+			lines = append(lines, fmt.Sprintf("down: %s: %s: %v", s.name, f.reason, f.err))
 		}
 	}
-	return text.String()
+	return strings.Join(lines, "\n")
 }
 
 // send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
@@ -1847,7 +1847,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	defer p.pages.close(sp)
 	named := r.URL.Query()["exporter_name"]
 	if down := unavailable(sp.sources, sp.results, named); down != "" {
-		http.Error(w, strings.TrimSuffix(down, "\n"), http.StatusServiceUnavailable)
+		http.Error(w, down, http.StatusServiceUnavailable)
 		return
 	}
 	h := w.Header()
@@ -2065,7 +2065,13 @@ func appendBanner(dst []byte, host string, rows []row, conflicts int) []byte {
 	dst = fmt.Appendf(dst, "<!doctype html><html lang=en><meta charset=utf-8>"+
 		`<meta name=viewport content="width=device-width"><meta http-equiv=refresh content="15;url=./">`+
 		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[1]s</h1>", heading, style, looks[state].class)
-	dst = appendDown(dst, rows[:n[isDown]])
+	var down []string
+	for _, r := range rows[:n[isDown]] {
+		down = append(down, fmt.Sprintf("<a href=#%s>%[1]s</a>", r.name))
+	}
+	if len(down) > 0 {
+		dst = append(dst, "<p>"+strings.Join(down, ", ")...)
+	}
 	dst = fmt.Appendf(dst, "<p class=dim>%d of %d up", n[isUp], len(rows))
 	for _, state := range []sourceState{onDemand, neverAsked} {
 		if n[state] > 0 {
@@ -2089,18 +2095,6 @@ func sumUp(n [isUp + 1]int) (sourceState, string) {
 		return isUp, fmt.Sprintf("%d up", n[isUp])
 	}
 	return isUp, "all up"
-}
-
-// appendDown appends links to the rows of the sources that are down.
-func appendDown(dst []byte, rows []row) []byte {
-	for i, r := range rows {
-		separator := ", "
-		if i == 0 {
-			separator = "<p>"
-		}
-		dst = fmt.Appendf(dst, "%s<a href=#%s>%[2]s</a>", separator, r.name)
-	}
-	return dst
 }
 
 // appendFacts appends what there is to know of the program itself.
