@@ -1864,7 +1864,8 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	_, err := io.Copy(w, &pacer{chunks: slices.Clone(chunks), control: control, page: sp.ctx})
+	paced := &pacer{chunks: chunks, control: control, page: sp.ctx}
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, paced, make([]byte, 32<<10)) // w's ReadFrom would take two of these
 	if !uncut() || err != nil {
 		p.log.Debug("a scraper was cut off", "err", err)
 		panic(http.ErrAbortHandler)
@@ -1874,7 +1875,8 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 // pacer reads a page for a scraper, which it gives 10 s for each 256 KiB, until the page is
 // cut off.
 type pacer struct {
-	chunks  net.Buffers
+	chunks  [][]byte
+	chunk   []byte // what is left of the last one
 	control *http.ResponseController
 	page    context.Context
 	left    int // bytes to read before the next 10 s
@@ -1888,9 +1890,19 @@ func (o *pacer) Read(b []byte) (n int, err error) {
 	if err := o.page.Err(); err != nil { // after the deadline, which the cut may have set before
 		return 0, err
 	}
-	n, err = o.chunks.Read(b[:min(len(b), o.left)])
+	if len(o.chunk) == 0 && len(o.chunks) == 0 {
+		return 0, io.EOF
+	}
+	for b = b[:min(len(b), o.left)]; n < len(b) && len(o.chunk)+len(o.chunks) > 0; {
+		if len(o.chunk) == 0 {
+			o.chunk, o.chunks = o.chunks[0], o.chunks[1:]
+		}
+		m := copy(b[n:], o.chunk)
+		o.chunk = o.chunk[m:]
+		n += m
+	}
 	o.left -= n
-	return n, err
+	return n, nil
 }
 
 // acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip, with at least
