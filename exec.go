@@ -96,11 +96,12 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 	switch c.kind {
 	case "http":
 		s.places = 128
-		s.fetcher = newExporter(c, &s.intake, watch)
+		s.fetcher = newExporter(&s.intake, watch)
 	case "file":
-		s.fetcher = &files{intake: &s.intake, pattern: c.target}
+		s.fetcher = &files{intake: &s.intake}
 	case "exec":
-		s.fetcher = newCommand(c, &s.intake)
+		line, _ := parseCommand(c.target)
+		s.fetcher = &command{&s.intake, *line}
 	}
 	s.do = s.fetcher.fetch
 	s.budget, s.size = &s.intake.budget, s.intake.likelySize
@@ -1025,8 +1026,7 @@ func endsOpenMetrics(body []byte) bool {
 
 // exporter fetches from an http source.
 type exporter struct {
-	*sourceConfig
-	intake *intake
+	*intake
 	url    *url.URL
 	socket string // path of the Unix socket that it is at, "" for TCP
 	client http.Client
@@ -1050,8 +1050,8 @@ const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // newExporter makes an exporter of flags that are good. watch has the files that they name
 // read when they change.
-func newExporter(c *sourceConfig, in *intake, watch watcher) *exporter {
-	e := &exporter{sourceConfig: c, intake: in, fixed: http.Header{}}
+func newExporter(in *intake, watch watcher) *exporter {
+	e, c := &exporter{intake: in, fixed: http.Header{}}, in.sourceConfig
 	e.userAgent = "reverse_exporter/" + readBuild().version
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
@@ -1262,7 +1262,8 @@ func (e *exporter) failure(err error) *failure {
 	var record tls.RecordHeaderError
 	var timeout net.Error
 	switch {
-	case errors.As(err, &timeout) && timeout.Timeout(): // the timer of the dial may be the first to fire
+	// The timer of the dial may be the first to fire. That of the system is another.
+	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
 		return fail("timeout", "not done within %v, see --timeout", e.timeout)
 	case errors.Is(err, errRedirect):
 		return &failure{reason: "status", err: err}
@@ -1618,8 +1619,7 @@ func eachLine(text []byte, do func(line string) error) error {
 
 // files reads the files of a file source.
 type files struct {
-	intake  *intake
-	pattern string // the name of one, or a glob
+	*intake // whose target is the name of one, or a glob
 
 	mu      sync.Mutex           // guards reading
 	reading map[string]*fileRead // those that have not come back, by the name of the file
@@ -1640,15 +1640,15 @@ func checkPattern(pattern string) error {
 	return nil
 }
 
-func (fs *files) String() string { return fs.pattern }
+func (fs *files) String() string { return fs.target }
 
 // check opens the file, or looks into the folders of a glob. What matches may come later.
 func (fs *files) check() error {
-	if hasMeta(fs.pattern) {
-		_, err := expand(fs.pattern)
+	if hasMeta(fs.target) {
+		_, err := expand(fs.target)
 		return err
 	}
-	file, _, err := openRegular(fs.pattern)
+	file, _, err := openRegular(fs.target)
 	if err != nil {
 		return err
 	}
@@ -1661,10 +1661,10 @@ func (fs *files) arguments(url.Values) (arguments, error) { return arguments{sta
 // fetch reads the files that the pattern matches. The good ones are served even if others
 // fail.
 func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
-	if !hasMeta(fs.pattern) {
-		return fs.read(ctx, r, fs.pattern)
+	if !hasMeta(fs.target) {
+		return fs.read(ctx, r, fs.target)
 	}
-	names, err := expand(fs.pattern)
+	names, err := expand(fs.target)
 	failed := fs.readAll(ctx, r, names) // also if some folders could not be read
 	if err != nil {
 		failed = &failure{reason: "file", err: err}
@@ -1743,7 +1743,7 @@ func (fs *files) begin(ctx context.Context, r *result, name string, file int, ca
 		fs.mu.Lock()
 	}
 	if fs.reading[name] != nil || len(fs.reading) >= most {
-		f := fail("timeout", "%s: an earlier read does not come back", name)
+		f := fail("timeout", "%s: an earlier read, or %d of other files, do not come back", name, most)
 		came <- &fileRead{result: result{failure: f}, file: file}
 		return
 	}
@@ -1887,15 +1887,8 @@ func readEnd(file *os.File, size int64) []byte {
 
 // command runs the command of an exec source.
 type command struct {
-	*sourceConfig
+	*intake
 	commandLine
-	intake *intake
-}
-
-// newCommand makes a command of flags that are good.
-func newCommand(c *sourceConfig, in *intake) *command {
-	line, _ := parseCommand(c.target)
-	return &command{c, *line, in}
 }
 
 // String returns the command without its arguments. If its first word holds a blank, the
@@ -2096,6 +2089,8 @@ func (c *commandLine) addParam(placeholder string) error {
 	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
 	if i < 0 {
 		c.params = append(c.params, p)
+	} else if len(c.params[i].choices) == 0 {
+		c.params[i] = p
 	} else if hasDefault && !slices.Equal(c.params[i].choices, p.choices) {
 		return fmt.Errorf("the placeholder {%s} has two different defaults", name)
 	}
