@@ -696,6 +696,7 @@ func optionNamed(name string) *option {
 
 // readArgs reads the command line, and goes on after each fault.
 func (f *flags) readArgs(args []string) {
+	var last *option // the flag before, nil if there is no such flag
 	for i := 0; i < len(args); i++ {
 		name, isFlag := strings.CutPrefix(args[i], "-")
 		name, value, hasValue := strings.Cut(strings.TrimPrefix(name, "-"), "=")
@@ -705,7 +706,8 @@ func (f *flags) readArgs(args []string) {
 		o := optionNamed(name)
 		switch {
 		case !isFlag:
-			f.stray(i, args)
+			f.stray(i, args[i], last)
+			continue
 		case o == nil && strings.ContainsAny(name, " ,:"): // it may hold a secret
 			f.fault("argument %d is not a flag; a flag and its value are two arguments, or --flag=value", i+1)
 		case o == nil:
@@ -725,6 +727,7 @@ func (f *flags) readArgs(args []string) {
 			i++
 			f.give(o, args[i])
 		}
+		last = o
 	}
 }
 
@@ -737,23 +740,16 @@ func (f *flags) give(o *option, value string) {
 	}
 }
 
-// stray keeps the fault of a word that belongs to no flag. It is shown unless it may be a
-// piece of something secret.
-func (f *flags) stray(i int, args []string) {
-	var before *option // the last flag before it
-	for j := i - 1; j >= 0 && before == nil; j-- {
-		if name, isFlag := strings.CutPrefix(args[j], "--"); isFlag {
-			name, _, _ = strings.Cut(name, "=")
-			before = optionNamed(name)
-		}
-	}
+// stray keeps the fault of a word that belongs to no flag, with the one before it. The word is
+// shown unless it may be a piece of something secret.
+func (f *flags) stray(i int, arg string, before *option) {
 	word := ""
 	switch {
 	case before == nil:
 	case before.scope == newSourceScope || before.secret:
 		word = ", after --" + before.name + ","
 	default:
-		word = " (" + args[i] + "), after --" + before.name + ","
+		word = " (" + arg + "), after --" + before.name + ","
 	}
 	f.fault("argument %d%s is not a flag; a value with blanks needs quotes", i+1, word)
 }
