@@ -610,6 +610,29 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	}
 }
 
+// repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
+// failure it tries again sooner: after 5 s, then twice as long each time.
+func (p *program) repeat(ctx context.Context, s *source) {
+	begin, retry := time.Now(), time.Duration(0)
+	for {
+		t := s.join(arguments{standard: true}, "", time.Time{})
+		t.wait(ctx)
+		r := t.result()
+		t.leave(false)
+		pause := s.interval - time.Since(begin)%s.interval
+		if r.failure == nil {
+			retry = 0
+		} else {
+			retry = min(max(2*retry, 5*time.Second), s.interval)
+			pause = retry
+		}
+		r.release()
+		if !sleep(ctx, pause) {
+			return
+		}
+	}
+}
+
 // drain waits until all fetches have ended. Its caller has ended life.
 func (w *waterfall) drain() {
 	w.mu.Lock()
@@ -678,6 +701,8 @@ func (w *waterfall) keeps(r *result) bool {
 func (k *key) idle() bool {
 	return k.tickets == 0 && k.fetch == nil && !k.lane.runs(k)
 }
+
+// ---- Taking turns
 
 // queue orders those who wait for something scarce by client address: the second waiter of
 // a client comes after the first ones of all others, its third after their second, and so
@@ -817,6 +842,165 @@ func mostOf(held map[string]int) (client string, most int) {
 		}
 	}
 	return client, most
+}
+
+// ---- Files that flags name
+
+// tlsFiles are what the files hold that flags for TLS name, on either side of a connection.
+type tlsFiles struct {
+	cert atomic.Pointer[tls.Certificate] // that the other side is shown, nil for none
+	cas  atomic.Pointer[x509.CertPool]   // that the other side's is verified against, nil for the system's
+}
+
+// setCert keeps a certificate, and its key, which may be in the same file.
+func (t *tlsFiles) setCert(files []flagFile) error {
+	if bytes.Contains(files[1].text, []byte("ENCRYPTED")) {
+		return files[1].fault(errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE"))
+	}
+	cert, err := tls.X509KeyPair(files[0].text, files[1].text)
+	switch {
+	case err != nil && strings.Contains(err.Error(), "key"):
+		return files[1].fault(err)
+	case err != nil:
+		return files[0].fault(err)
+	}
+	t.cert.Store(&cert)
+	return nil
+}
+
+// setCAs keeps the certificates of CAs.
+func (t *tlsFiles) setCAs(files []flagFile) error {
+	cas := x509.NewCertPool()
+	if !cas.AppendCertsFromPEM(files[0].text) {
+		return files[0].fault(errors.New("it holds no certificate in PEM format"))
+	}
+	t.cas.Store(cas)
+	return nil
+}
+
+// checkExpiry says that the certificate has expired.
+func (t *tlsFiles) checkExpiry() error {
+	if cert := t.cert.Load(); cert != nil && time.Now().After(cert.Leaf.NotAfter) {
+		return fmt.Errorf("the certificate expired on %s", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
+	}
+	return nil
+}
+
+// watcher has files read at start and when they change: set gets what they hold.
+type watcher func(set func(files []flagFile) error, files ...flagFile) *watched
+
+// flagFile is a file that a flag names.
+type flagFile struct {
+	flag, name string
+	text       []byte // once it is read
+}
+
+// fault says where a fault in the text is.
+func (f flagFile) fault(err error) error { return fmt.Errorf("%s: %s: %w", f.flag, f.name, err) }
+
+// watched are files that are read again when they change on disk. If a new one is
+// broken, that is logged once and what they held before stays in use.
+type watched struct {
+	files []flagFile
+	set   func(files []flagFile) error // keeps what they hold
+	log   *slog.Logger
+
+	checking atomic.Bool   // a goroutine looks at the files, and no other does
+	seen     []os.FileInfo // when they were last read, nil for one that was not there
+	broken   atomic.Bool   // what was last read could not be used
+}
+
+// load reads the files for the first time.
+func (w *watched) load() error {
+	w.seen = w.look()
+	return w.read()
+}
+
+// refresh rereads the files if one has changed. If another goroutine is already checking,
+// it returns at once: the disk may be slow.
+func (w *watched) refresh() {
+	if w == nil || !w.checking.CompareAndSwap(false, true) {
+		return
+	}
+	defer w.checking.Store(false)
+	now := w.look()
+	if slices.EqualFunc(now, w.seen, sameFile) {
+		return
+	}
+	w.seen = now
+	err := w.read()
+	if w.broken.Store(err != nil); err != nil {
+		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
+	} else {
+		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
+	}
+}
+
+// look returns what shows whether the files have changed.
+func (w *watched) look() []os.FileInfo {
+	infos := make([]os.FileInfo, len(w.files))
+	for i, f := range w.files {
+		infos[i], _ = os.Stat(f.name)
+	}
+	return infos
+}
+
+// sameFile reports whether a file is as it was.
+func sameFile(a, b os.FileInfo) bool {
+	if a == nil || b == nil {
+		return a == nil && b == nil
+	}
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
+}
+
+// maxFile is the largest file that a flag may name, in bytes.
+const maxFile = 1 << 20
+
+// read reads the files whole and hands them to set. Its error has a line for each file that
+// cannot be read, with the flag that names it.
+func (w *watched) read() error {
+	files := slices.Clone(w.files)
+	var faults []error
+	for i, f := range w.files {
+		var err error
+		if files[i].text, err = f.read(); err != nil {
+			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
+		}
+	}
+	if len(faults) > 0 {
+		return errors.Join(faults...)
+	}
+	return w.set(files)
+}
+
+// read reads the file, without a byte order mark.
+func (f flagFile) read() ([]byte, error) {
+	file, _, err := openRegular(f.name)
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
+	if err != nil || len(text) > maxFile {
+		return nil, fmt.Errorf("%s cannot be read, or is larger than 1 MiB", f.name)
+	}
+	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
+}
+
+// eachLine calls do for each line but comments and empty ones, without the blanks around it,
+// until one fails.
+func eachLine(text []byte, do func(line string) error) error {
+	n := 0
+	for line := range strings.Lines(string(text)) {
+		n++
+		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
+			continue
+		}
+		if err := do(line); err != nil {
+			return fmt.Errorf("line %d: %w", n, err)
+		}
+	}
+	return nil
 }
 
 // ---- Reading a body
@@ -1457,163 +1641,6 @@ func parseHeader(line string) (key, value string, err error) {
 // comes.
 var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
 	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
-
-// tlsFiles are what the files hold that flags for TLS name, on either side of a connection.
-type tlsFiles struct {
-	cert atomic.Pointer[tls.Certificate] // that the other side is shown, nil for none
-	cas  atomic.Pointer[x509.CertPool]   // that the other side's is verified against, nil for the system's
-}
-
-// setCert keeps a certificate, and its key, which may be in the same file.
-func (t *tlsFiles) setCert(files []flagFile) error {
-	if bytes.Contains(files[1].text, []byte("ENCRYPTED")) {
-		return files[1].fault(errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE"))
-	}
-	cert, err := tls.X509KeyPair(files[0].text, files[1].text)
-	switch {
-	case err != nil && strings.Contains(err.Error(), "key"):
-		return files[1].fault(err)
-	case err != nil:
-		return files[0].fault(err)
-	}
-	t.cert.Store(&cert)
-	return nil
-}
-
-// setCAs keeps the certificates of CAs.
-func (t *tlsFiles) setCAs(files []flagFile) error {
-	cas := x509.NewCertPool()
-	if !cas.AppendCertsFromPEM(files[0].text) {
-		return files[0].fault(errors.New("it holds no certificate in PEM format"))
-	}
-	t.cas.Store(cas)
-	return nil
-}
-
-// checkExpiry says that the certificate has expired.
-func (t *tlsFiles) checkExpiry() error {
-	if cert := t.cert.Load(); cert != nil && time.Now().After(cert.Leaf.NotAfter) {
-		return fmt.Errorf("the certificate expired on %s", cert.Leaf.NotAfter.UTC().Format(time.RFC3339))
-	}
-	return nil
-}
-
-// watcher has files read at start and when they change: set gets what they hold.
-type watcher func(set func(files []flagFile) error, files ...flagFile) *watched
-
-// flagFile is a file that a flag names.
-type flagFile struct {
-	flag, name string
-	text       []byte // once it is read
-}
-
-// fault says where a fault in the text is.
-func (f flagFile) fault(err error) error { return fmt.Errorf("%s: %s: %w", f.flag, f.name, err) }
-
-// watched are files that are read again when they change on disk. If a new one is
-// broken, that is logged once and what they held before stays in use.
-type watched struct {
-	files []flagFile
-	set   func(files []flagFile) error // keeps what they hold
-	log   *slog.Logger
-
-	checking atomic.Bool   // a goroutine looks at the files, and no other does
-	seen     []os.FileInfo // when they were last read, nil for one that was not there
-	broken   atomic.Bool   // what was last read could not be used
-}
-
-// load reads the files for the first time.
-func (w *watched) load() error {
-	w.seen = w.look()
-	return w.read()
-}
-
-// refresh rereads the files if one has changed. If another goroutine is already checking,
-// it returns at once: the disk may be slow.
-func (w *watched) refresh() {
-	if w == nil || !w.checking.CompareAndSwap(false, true) {
-		return
-	}
-	defer w.checking.Store(false)
-	now := w.look()
-	if slices.EqualFunc(now, w.seen, sameFile) {
-		return
-	}
-	w.seen = now
-	err := w.read()
-	if w.broken.Store(err != nil); err != nil {
-		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
-	} else {
-		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
-	}
-}
-
-// look returns what shows whether the files have changed.
-func (w *watched) look() []os.FileInfo {
-	infos := make([]os.FileInfo, len(w.files))
-	for i, f := range w.files {
-		infos[i], _ = os.Stat(f.name)
-	}
-	return infos
-}
-
-// sameFile reports whether a file is as it was.
-func sameFile(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == nil && b == nil
-	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
-}
-
-// maxFile is the largest file that a flag may name, in bytes.
-const maxFile = 1 << 20
-
-// read reads the files whole and hands them to set. Its error has a line for each file that
-// cannot be read, with the flag that names it.
-func (w *watched) read() error {
-	files := slices.Clone(w.files)
-	var faults []error
-	for i, f := range w.files {
-		var err error
-		if files[i].text, err = f.read(); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
-		}
-	}
-	if len(faults) > 0 {
-		return errors.Join(faults...)
-	}
-	return w.set(files)
-}
-
-// read reads the file, without a byte order mark.
-func (f flagFile) read() ([]byte, error) {
-	file, _, err := openRegular(f.name)
-	if err != nil {
-		return nil, err
-	}
-	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err != nil || len(text) > maxFile {
-		return nil, fmt.Errorf("%s cannot be read, or is larger than 1 MiB", f.name)
-	}
-	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
-}
-
-// eachLine calls do for each line but comments and empty ones, without the blanks around it,
-// until one fails.
-func eachLine(text []byte, do func(line string) error) error {
-	n := 0
-	for line := range strings.Lines(string(text)) {
-		n++
-		if line = strings.TrimSpace(line); line == "" || line[0] == '#' {
-			continue
-		}
-		if err := do(line); err != nil {
-			return fmt.Errorf("line %d: %w", n, err)
-		}
-	}
-	return nil
-}
 
 // ---- Files
 

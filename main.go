@@ -535,29 +535,6 @@ func (p *program) logStart() {
 		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
 }
 
-// repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
-// failure it tries again sooner: after 5 s, then twice as long each time.
-func (p *program) repeat(ctx context.Context, s *source) {
-	begin, retry := time.Now(), time.Duration(0)
-	for {
-		t := s.join(arguments{standard: true}, "", time.Time{})
-		t.wait(ctx)
-		r := t.result()
-		t.leave(false)
-		pause := s.interval - time.Since(begin)%s.interval
-		if r.failure == nil {
-			retry = 0
-		} else {
-			retry = min(max(2*retry, 5*time.Second), s.interval)
-			pause = retry
-		}
-		r.release()
-		if !sleep(ctx, pause) {
-			return
-		}
-	}
-}
-
 // asInit runs the program as a child of itself.
 func asInit(ctx context.Context, args []string, stderr io.Writer) int {
 	path, err := os.Executable()
@@ -1899,6 +1876,89 @@ func (o *pacer) Read(b []byte) (n int, err error) {
 	}
 	o.left -= n
 	return n, nil
+}
+
+// render merges results with the status metrics that tell of them and with those of the
+// process. It fails if ctx ends.
+func (p *program) render(
+	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
+) (*page, error) {
+	var bodies [][]*exposition
+	var names []string // of their sources
+	for i, r := range results {
+		for _, e := range r.bodies {
+			bodies = append(bodies, e.as(f))
+			names = append(names, sources[i].name)
+		}
+	}
+	m, err := merge(ctx, bodies, names, f.openMetrics)
+	if err != nil {
+		return nil, err
+	}
+	status := ownMetrics{}
+	status.addSources(sources, results)
+	status.addProgram(p, &m.findings)
+	m.addOwn(process, status.body())
+	return m.write(ctx)
+}
+
+// report logs what could not be merged, once for each pair of sources.
+func (p *program) report(found *findings) {
+	p.reportPairs("the types of metric families differ: they are served untyped", found.conflicts)
+	p.reportPairs("sources without a telling label have the same series: the first is served", found.repeating)
+}
+
+// reportPairs logs a warning for each other source that differs from the first one of a
+// family, with the number of families and the first of them.
+func (p *program) reportPairs(what string, list []finding) {
+	type pair struct{ a, b string }
+	families := map[pair][]string{}
+	for _, f := range list {
+		first, others := f.sources[0], f.sources[1:]
+		if len(others) == 0 { // bodies of one source differ
+			others = f.sources
+		}
+		for _, other := range others {
+			families[pair{first, other}] = append(families[pair{first, other}], f.family)
+		}
+	}
+	for pair, names := range families {
+		p.warnOnce(pair.a+" "+pair.b, what, "exporter_name", pair.a, "other", pair.b,
+			"families", len(names), "first", names[0])
+	}
+}
+
+// warnOnce logs a warning once for each subject, until it has logged a thousand.
+func (p *program) warnOnce(subject, what string, attrs ...any) {
+	p.warnedMu.Lock()
+	known := p.warned[what+subject] || len(p.warned) == 1000
+	if !known {
+		p.warned[what+subject] = true
+	}
+	p.warnedMu.Unlock()
+	if !known {
+		p.log.Warn(what, attrs...)
+	}
+}
+
+// processMetrics are the metrics of the process, as they were at a time.
+type processMetrics struct {
+	*exposition
+	read time.Time
+}
+
+// processNow returns the metrics of the process, at most a second old. It reads files, so
+// it is called before a scrape waits for its turn to render.
+func (p *program) processNow() *exposition {
+	if p.withoutProcess {
+		return &exposition{}
+	}
+	kept := p.process.Load()
+	if kept == nil || time.Since(kept.read) >= time.Second {
+		kept = &processMetrics{readProcess(p.started), time.Now()}
+		p.process.Store(kept)
+	}
+	return kept.exposition
 }
 
 // acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip, with at least

@@ -20,11 +20,14 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/bits"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -988,4 +991,839 @@ func isNumber(word []byte) bool {
 func isOddNumber(word []byte) bool {
 	_, err := strconv.ParseFloat(string(word), 64)
 	return err == nil && !bytes.ContainsAny(word, "_xX")
+}
+
+// ---- Labelling
+
+// Failures of a body that is longer than --max-bytes, and of one that would take more
+// than four times that in memory.
+var (
+	errTooLarge = errors.New("larger than --max-bytes allows")
+	errTooMuch  = errors.New("with its families and labels more than four times --max-bytes in memory")
+)
+
+// addedLabels are what a source adds to each of its samples.
+type addedLabels struct {
+	names   []string
+	text    []byte   // as it stands between the braces
+	seen    uint64   // see nameBit
+	telling bool     // they tell its series from those of all other bodies
+	drop    []string // globs of metric families that are left out instead
+}
+
+// add appends a label.
+func (a *addedLabels) add(name, value string) {
+	if len(a.names) > 0 {
+		a.text = append(a.text, ',')
+	}
+	a.names = append(a.names, name)
+	a.text = fmt.Appendf(a.text, `%s="%s"`, name, escape.Replace(value))
+	a.seen |= nameBit([]byte(name))
+}
+
+// drops reports whether the source leaves out a metric family.
+func (a *addedLabels) drops(name []byte) bool {
+	return slices.ContainsFunc(a.drop, func(pattern string) bool {
+		matches, _ := path.Match(pattern, string(name))
+		return matches
+	})
+}
+
+// has reports whether a label of that name is added.
+func (a *addedLabels) has(name []byte) bool {
+	return slices.ContainsFunc(a.names, func(added string) bool { return added == string(name) })
+}
+
+// workspace is the memory that a body is read with. Once that is done, what is left in
+// it can be used to read another.
+type workspace struct {
+	window []byte // of the parser
+	body   []byte // of the exposition
+
+	// more returns a larger limit for an exposition that is to take so many bytes, or the
+	// old one if there is no more to be had. Nil if the limit is fixed.
+	more func(wanted, limit int) int
+}
+
+// labelBody reads a whole body, of the text format or OpenMetrics, into an exposition
+// that takes no more than limit bytes.
+func labelBody(
+	src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int,
+) (*exposition, error) {
+	l := labeller{
+		p:     parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics},
+		e:     &exposition{buf: w.body[:0], openMetrics: openMetrics, loose: !openMetrics, telling: added.telling},
+		added: added,
+		more:  w.more,
+	}
+	err := l.readLines(limit)
+	w.window, w.body = nil, l.e.buf
+	if cap(l.p.buf) <= 2*windowSize { // a long line makes it larger, and is rare
+		w.window = l.p.buf
+	}
+	switch {
+	case err != nil:
+		return nil, err
+	case len(l.e.buf) < cap(l.e.buf)/4: // as it is, a thousand small files would hold a thousand large buffers
+		l.e.buf = slices.Clone(l.e.buf)
+	default:
+		w.body = nil // it is the exposition's now
+	}
+	return l.e, nil
+}
+
+// labeller makes the exposition of one body.
+type labeller struct {
+	p        parser
+	e        *exposition
+	added    *addedLabels
+	more     func(wanted, limit int) int // see workspace
+	prefix   []byte                      // what samples of this name begin with: name, brace and added labels
+	exported [][]byte                    // new names of the sample's labels that give way to added ones
+	bare     map[string]string           // the sample's label names that need quotes, without; nil to keep quotes
+	named    [2][]byte                   // label names of the sample and the one before, see renameLabels
+	anew     bool                        // each sample is written anew, though it may be plain
+	lost     metricType                  // the type that the samples lose
+}
+
+// readLines reads the body to its end and brings its families into order. It fails if
+// more than limit bytes would have to be held.
+func (l *labeller) readLines(limit int) error {
+	for l.p.next() {
+		switch l.p.kind {
+		case sampleLine:
+			l.sample()
+		case helpLine:
+			l.keepHelp()
+		case typeLine:
+			l.keepType()
+		case unitLine:
+			l.described().unit = uint32(len(l.p.text))
+		}
+		if held := l.e.held(); held > limit {
+			if l.more != nil {
+				limit = l.more(held, limit)
+			}
+			if held > limit {
+				return errTooMuch
+			}
+		}
+		if size := len(l.e.buf); cap(l.e.buf)-size < 1<<10 { // append would leave four times as much garbage
+			l.e.buf = slices.Grow(l.e.buf, max(min(size, limit-size), 0)+2<<10)
+		}
+	}
+	if l.p.err != nil {
+		return l.p.err
+	}
+	if wanted := len(l.e.buf) + l.e.held(); wanted > limit && l.more != nil {
+		limit = l.more(wanted, limit)
+	}
+	return l.e.regroup(limit)
+}
+
+// sample appends a sample with its added labels to its family.
+func (l *labeller) sample() {
+	if !l.p.repeated {
+		l.enter()
+	}
+	if l.last().dropped {
+		return
+	}
+	if l.p.plain && !l.anew && l.p.seen()&l.added.seen == 0 {
+		l.relay()
+	} else {
+		l.relabel()
+	}
+	f := l.last()
+	f.lines.to = uint32(len(l.e.buf))
+	if len(l.p.stamp)+len(l.p.exemplar) > 0 {
+		f.foreign, f.quoted = true, f.quoted || l.p.quotes
+	}
+	l.e.samples++
+	if l.p.seen()&boundNames != 0 || l.p.buf[l.p.value] == '-' {
+		f.contradict(&l.p)
+	}
+}
+
+// enter makes the family of the sample's name the last one.
+func (l *labeller) enter() {
+	f := l.last()
+	if f == nil || !l.e.covers(f, l.p.name) {
+		f = l.begin(l.p.name)
+	}
+	suffix := l.p.name[f.name.to-f.name.from:]
+	f.bare = f.bare || len(suffix) == 0
+	f.foreign = f.foreign || string(suffix) == "_created"
+	l.prefix = append(append(l.prefix[:0], l.p.name...), '{')
+	if len(l.added.text) > 0 {
+		l.prefix = append(append(l.prefix, l.added.text...), ',')
+	}
+}
+
+// boundNames are the bits of the labels that bound a bucket or a quantile.
+var boundNames = nameBit([]byte("le")) | nameBit([]byte("quantile"))
+
+// contradict notes which types the sample speaks against: the strictest parsers refuse
+// a bound that is not a number, and a bucket or count below zero.
+func (f *family) contradict(p *parser) {
+	bucket := false
+	for i := len(p.labels) - 1; i >= 0 && p.labels[i].seen&boundNames != 0; i-- {
+		l := &p.labels[i]
+		switch string(p.labelName(*l)) {
+		case "le":
+			bucket = true
+			f.noHistogram = f.noHistogram || !isNumber(p.labelText(*l))
+		case "quantile":
+			f.noSummary = f.noSummary || !isNumber(p.labelText(*l))
+		}
+	}
+	if p.buf[p.value] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
+		value, _ := strconv.ParseFloat(string(p.valueText()), 64)
+		f.noHistogram = f.noHistogram || value < 0
+	}
+}
+
+// relay appends a plain sample as it came, after its name and the added labels.
+func (l *labeller) relay() {
+	out := append(l.e.buf, l.prefix...)
+	if len(l.p.labels) == 0 {
+		out = out[:len(out)-1]
+		if len(l.added.text) > 0 {
+			out = append(out, '}')
+		}
+	}
+	l.e.buf = append(out, l.p.tail()...)
+}
+
+// relabel appends a sample that has to be written anew: it is not plain, or one of its
+// labels gives way to an added one.
+func (l *labeller) relabel() {
+	out, open := l.e.buf, byte('{')
+	if isBareName(l.p.name) {
+		out = append(out, l.p.name...)
+	} else {
+		out = append(append(append(out, `{"`...), l.p.name...), '"')
+		open = ','
+	}
+	if len(l.added.text) > 0 {
+		out = append(append(out, open), l.added.text...)
+		open = ','
+	}
+	l.exported = l.exported[:0]
+	if l.bare != nil {
+		l.renameLabels()
+	}
+	for _, lb := range l.p.labels {
+		name := l.p.labelName(lb)
+		mayClash := l.p.seen()&l.added.seen != 0 && (l.added.has(name) || bytes.HasPrefix(name, []byte("exported_")))
+		if mayClash && len(l.p.labelText(lb)) == 0 { // it is no label, but has the name that another one gets
+			continue
+		}
+		out = l.appendLabel(append(out, open), lb)
+		open = ','
+	}
+	if open == ',' {
+		out = append(out, '}')
+	}
+	out = append(append(out, ' '), l.p.valueText()...)
+	l.e.buf = append(l.appendMoment(out), '\n')
+}
+
+// appendMoment appends the sample's timestamp and exemplar as its exposition's format has
+// them. Only a type has exemplars.
+func (l *labeller) appendMoment(dst []byte) []byte {
+	switch {
+	case len(l.p.stamp) == 0:
+	case l.p.openMetrics == l.e.openMetrics:
+		dst = append(append(dst, ' '), l.p.stamp...)
+	case l.p.openMetrics:
+		dst = appendMillis(append(dst, ' '), l.p.stamp)
+	default:
+		dst = appendSeconds(append(dst, ' '), l.p.stamp)
+	}
+	if len(l.p.exemplar) > 0 && l.e.openMetrics && l.lost == untyped && !(l.p.quotes && l.bare != nil) {
+		dst = append(append(dst, ' '), l.p.exemplar...)
+	}
+	return dst
+}
+
+// appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that
+// the text format has.
+func appendMillis(dst, seconds []byte) []byte {
+	value, _ := strconv.ParseFloat(string(seconds), 64)
+	return strconv.AppendInt(dst, int64(max(0, min(value*1000, 1<<62))), 10)
+}
+
+// appendSeconds appends milliseconds as seconds. Prometheus, which multiplies floats, would
+// make a millisecond less of some; there one more digit keeps it from that.
+func appendSeconds(dst, millis []byte) []byte {
+	ms, _ := strconv.ParseInt(string(millis), 10, 64)
+	from := len(dst)
+	dst = strconv.AppendInt(dst, ms/1000, 10)
+	point := len(dst)
+	dst = strconv.AppendInt(dst, 1000+ms%1000, 10)
+	dst[point] = '.' // instead of the 1, which kept the zeros before the digits
+	if value, _ := strconv.ParseFloat(string(dst[from:]), 64); int64(value*1000) < ms && ms < 1e15 {
+		dst = append(dst, '1')
+	}
+	return dst
+}
+
+// appendLabel appends a label of the sample, under another name if its own is an added
+// label's, or needs quotes that this exposition does without.
+func (l *labeller) appendLabel(dst []byte, lb label) []byte {
+	name := l.p.labelName(lb)
+	if l.added.has(name) {
+		name = l.exportedName(name)
+	}
+	if bare, ok := l.bare[string(name)]; ok {
+		name = []byte(bare)
+	}
+	if isBareLabel(name) {
+		dst = append(dst, name...)
+	} else {
+		dst = append(append(append(dst, '"'), name...), '"')
+		l.last().quoted = true
+	}
+	dst = append(dst, `="`...)
+	value := l.p.labelText(lb)
+	if l.lost == histogram && string(name) == "le" || l.lost == summary && string(name) == "quantile" {
+		return append(appendBound(dst, value), '"')
+	}
+	return append(appendRespelled(dst, value, `\"n`), '"')
+}
+
+// appendBound appends a bound of a bucket or a quantile as Prometheus stores it for a
+// histogram or a summary.
+func appendBound(dst, bound []byte) []byte {
+	value, err := strconv.ParseFloat(string(bound), 64)
+	if err != nil {
+		return appendRespelled(dst, bound, `\"n`)
+	}
+	if value == 0 {
+		value = 0 // without a sign
+	}
+	from := len(dst)
+	dst = strconv.AppendFloat(dst, value, 'g', -1, 64)
+	if !bytes.ContainsAny(dst[from:], ".eIN") {
+		dst = append(dst, ".0"...)
+	}
+	return dst
+}
+
+// exportedName returns the name under which a label of the sample gives way to an added
+// one: as in Prometheus, with exported_ before it until no other label has it.
+func (l *labeller) exportedName(name []byte) []byte {
+	n := len(l.exported)
+	l.exported = slices.Grow(l.exported, 1)[:n+1]
+	free := append(l.exported[n][:0], name...)
+	same := func(name []byte) bool { return bytes.Equal(name, free) }
+	for l.added.has(free) || slices.ContainsFunc(l.exported[:n], same) || len(l.p.labelNamed(free)) > 0 {
+		free = slices.Insert(free, 0, []byte("exported_")...)
+	}
+	l.exported[n] = free
+	return free
+}
+
+// renameLabels finds a name without quotes for each label of the sample that needs some.
+// Labels that would get the same name are numbered in the order of the names they have:
+// a series stays the same series when an exporter writes its labels in another order.
+//
+// Samples with the same label names as the one before have the same new ones.
+func (l *labeller) renameLabels() {
+	names := l.named[1][:0]
+	for _, lb := range l.p.labels {
+		names = append(append(names, l.p.labelName(lb)...), '\n')
+	}
+	l.named[0], l.named[1] = names, l.named[0]
+	if bytes.Equal(names, l.named[1]) {
+		return
+	}
+	l.bare = map[string]string{} // clearing one that was large takes long
+	needsQuotes := func(lb label) bool { return !isBareLabel(l.p.labelName(lb)) }
+	if !slices.ContainsFunc(l.p.labels, needsQuotes) {
+		return
+	}
+	used := map[string]int{"__name__": 1} // by name, the last number tried
+	for _, lb := range l.p.labels {
+		if name := l.p.labelName(lb); isBareLabel(name) {
+			used[string(name)] = 1
+		}
+	}
+	for _, lb := range l.p.byName() {
+		name := l.p.labelName(lb)
+		if isBareLabel(name) {
+			continue
+		}
+		wanted := strings.ReplaceAll(string(underscores(name)), ":", "_")
+		free := wanted
+		for used[free] > 0 {
+			used[wanted]++
+			free = wanted + "_" + strconv.Itoa(used[wanted])
+		}
+		used[free] = 1
+		l.bare[string(name)] = free
+	}
+}
+
+// underscores returns a name with an underscore for each character that needs quotes:
+// what Prometheus calls escaping=underscores.
+func underscores(name []byte) []byte {
+	if isBareName(name) {
+		return name
+	}
+	out := make([]byte, 0, len(name))
+	for i, c := range unescape.Replace(string(name)) {
+		if c >= utf8.RuneSelf || class[c]&nameByte == 0 || i == 0 && class[c]&digit != 0 {
+			c = '_'
+		}
+		out = append(out, byte(c))
+	}
+	return out
+}
+
+// keepHelp keeps the HELP text of a family, if it is the first, as the text format has it.
+func (l *labeller) keepHelp() {
+	f := l.described()
+	if f.lines.from < f.lines.to {
+		f = l.begin(l.p.name)
+	}
+	if f.help.from == f.help.to {
+		text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
+		if l.p.openMetrics {
+			text = []byte(unquoteHelp.Replace(string(text)))
+		}
+		f.help.from = uint32(len(l.e.buf))
+		l.e.buf = appendRespelled(l.e.buf, text, `\n`)
+		f.help.to = uint32(len(l.e.buf))
+		f.lines = span{f.help.to, f.help.to}
+	}
+}
+
+// escape turns a text into what stands for it in a label value.
+var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
+
+// unescape turns a label value or a quoted name into what it stands for.
+var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
+
+// quoteHelp and unquoteHelp add and remove the escape of quotes in a HELP text, which only
+// OpenMetrics has.
+var (
+	quoteHelp   = strings.NewReplacer(`\\`, `\\`, `"`, `\"`)
+	unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
+)
+
+// keepType keeps the type of a family. Untyped is no opinion; two opinions make two
+// families, which regroup joins.
+func (l *labeller) keepType() {
+	f := l.described()
+	if t := l.p.metricType; t != untyped {
+		if f.metricType != untyped && f.metricType != t {
+			f = l.begin(l.p.name)
+		}
+		f.metricType = t
+	}
+	if l.p.openMetrics && f.metricType == counter { // Prometheus knows it by the name of its samples
+		f.dropped = f.dropped || l.added.drops(append(slices.Clone(l.p.name), "_total"...))
+	}
+}
+
+// described returns the family that metadata is of: the last one, or one that begins with it.
+func (l *labeller) described() *family {
+	if f := l.last(); f != nil && bytes.Equal(l.e.text(f.name), l.p.name) {
+		return f
+	}
+	return l.begin(l.p.name)
+}
+
+// last returns the family of the last line, nil before the first.
+func (l *labeller) last() *family {
+	if n := len(l.e.families); n > 0 {
+		return &l.e.families[n-1]
+	}
+	return nil
+}
+
+// begin begins a family.
+func (l *labeller) begin(name []byte) *family {
+	at := l.e.add(name)
+	none := span{at.to, at.to}
+	l.e.families = append(l.e.families, family{name: at, help: none, lines: none, quoted: !isBareName(name)})
+	f := l.last()
+	f.dropped = l.added.drops(name)
+	return f
+}
+
+// appendRespelled appends a text as it stands in a body: newlines are escaped, and a
+// backslash is doubled unless one of escapes follows it.
+func appendRespelled(dst, text []byte, escapes string) []byte {
+	if bytes.IndexByte(text, '\\') < 0 && bytes.IndexByte(text, '\n') < 0 {
+		return append(dst, text...)
+	}
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\n':
+			dst = append(dst, `\n`...)
+		case c == '\\' && i+1 < len(text) && strings.IndexByte(escapes, text[i+1]) >= 0:
+			i++
+			dst = append(dst, c, text[i])
+		case c == '\\':
+			dst = append(dst, `\\`...)
+		default:
+			dst = append(dst, c)
+		}
+	}
+	return dst
+}
+
+// ---- One exposition
+
+// exposition is one body with its labels added and its families in the order of their
+// names. It never changes, so that scrapes can share it.
+type exposition struct {
+	buf      []byte // names, HELP texts and lines of the families
+	families []family
+	samples  int
+	dropped  int // families that were left out
+
+	openMetrics bool // it is in that format
+	loose       bool // its body is not
+	telling     bool // its labels tell its series from those of all other bodies
+	quoted      bool // a name in it needs quotes
+}
+
+// text returns a range of the exposition.
+func (e *exposition) text(s span) []byte { return e.buf[s.from:s.to] }
+
+// add appends text to the buffer.
+func (e *exposition) add(text []byte) span {
+	from := uint32(len(e.buf))
+	e.buf = append(e.buf, text...)
+	return span{from, uint32(len(e.buf))}
+}
+
+// held is the memory that the exposition and a page made of it take, in bytes.
+func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
+
+// familySize is the memory that a family takes, in bytes: 36 here, as much again while
+// their slice grows, and 72 while it is merged.
+const familySize = 144
+
+// span is a range of an exposition's buf.
+type span struct{ from, to uint32 }
+
+// family is what one body has of one metric family.
+type family struct {
+	name, help span   // escaped as in the format
+	unit       uint32 // length of the unit, with which the name ends; 0 if there is none
+	lines      span
+	metricType metricType
+	quoted     bool // the family's name or one in its lines needs quotes
+	bare       bool // a sample has the family's own name
+	dropped    bool // it is left out
+	foreign    bool // the other format has its samples in another way, or in families of their own
+
+	noHistogram, noSummary bool // a sample contradicts that type, see contradict
+}
+
+// covers reports whether samples of a name belong to a family.
+func (e *exposition) covers(f *family, sample []byte) bool {
+	suffix, ok := bytes.CutPrefix(sample, e.text(f.name))
+	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix), e.openMetrics))
+}
+
+// claims reports whether a family of the type has samples whose name is the
+// family's with that suffix.
+func (t metricType) claims(suffix string, openMetrics bool) bool {
+	return claimers(suffix, openMetrics)&(1<<t) != 0
+}
+
+// claimers returns the types that claim a suffix. A switch takes less time than a map.
+func claimers(suffix string, openMetrics bool) typeSet {
+	switch suffix {
+	case "_bucket":
+		return 1<<histogram | 1<<gaugeHistogram
+	case "_count", "_sum":
+		return 1<<histogram | 1<<summary
+	case "_gcount", "_gsum":
+		return 1 << gaugeHistogram
+	case "_info":
+		return 1 << info
+	}
+	switch {
+	case openMetrics && suffix == "_created":
+		return 1<<counter | 1<<histogram | 1<<summary
+	case openMetrics && suffix == "_total":
+		return 1 << counter
+	}
+	return 0
+}
+
+// regroup brings the families into order. If the body scattered a family over several
+// places, or typed one after its samples, it writes the buffer anew, which fails if both
+// buffers take more than limit bytes.
+func (e *exposition) regroup(limit int) error {
+	e.sort()
+	if slices.ContainsFunc(e.families, func(f family) bool { return f.dropped }) {
+		e.leaveOut()
+	}
+	e.quoted = slices.ContainsFunc(e.families, func(f family) bool { return f.quoted })
+	if e.isGrouped() {
+		return nil
+	}
+	if len(e.buf)+e.held() > limit {
+		return errTooMuch
+	}
+	e.adopt()
+	groups := groupsOf(e.parts(0))
+	slices.SortFunc(groups, func(a, b group) int { return cmp.Compare(a[0].run.from, b[0].run.from) }) // as they came
+	whole := exposition{buf: make([]byte, 0, len(e.buf))}
+	for _, g := range groups {
+		counters, others := g.takeCounters()
+		first, last := whole.join(counters), whole.join(others)
+		for _, p := range g {
+			*p.family = family{}
+		}
+		*g[0].family, *g[len(g)-1].family = first, last // in this order: mostly there are no counters
+	}
+	e.buf = whole.buf
+	e.families = slices.DeleteFunc(e.families, func(f family) bool { return f.lines.from == f.lines.to })
+	return nil
+}
+
+// sort sorts the families by name, and those of one name as they came.
+func (e *exposition) sort() {
+	slices.SortFunc(e.families, func(a, b family) int {
+		return cmp.Or(bytes.Compare(e.text(a.name), e.text(b.name)), cmp.Compare(a.lines.from, b.lines.from))
+	})
+}
+
+// leaveOut removes the families that are dropped, with samples that came before their TYPE.
+func (e *exposition) leaveOut() {
+	e.adopt()
+	dropped := map[string]bool{}
+	for _, f := range e.families {
+		if f.dropped {
+			dropped[string(e.text(f.name))] = true
+		}
+	}
+	e.dropped = len(dropped)
+	e.families = slices.DeleteFunc(e.families, func(f family) bool {
+		if dropped[string(e.text(f.name))] {
+			e.samples -= bytes.Count(e.text(f.lines), []byte("\n"))
+			return true
+		}
+		return false
+	})
+}
+
+// isGrouped reports whether each family has lines, and is there once, but for a counter of
+// OpenMetrics beside another family.
+func (e *exposition) isGrouped() bool {
+	for i, f := range e.families {
+		if f.lines.from == f.lines.to {
+			return false
+		}
+		if i > 0 && bytes.Equal(e.text(e.families[i-1].name), e.text(f.name)) {
+			others := e.families[i-1].metricType
+			if !e.openMetrics || (others == counter) == (f.metricType == counter) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// adopt makes untyped families that another family of the body claims pieces of that.
+func (e *exposition) adopt() {
+	groups := groupsOf(e.parts(0))
+	var found []*family
+	for _, g := range groups {
+		if claimer(groups, g.name(), e.openMetrics) < 0 {
+			continue
+		}
+		for _, p := range g {
+			if p.metricType == untyped {
+				found = append(found, p.family)
+			}
+		}
+	}
+	for _, f := range found {
+		f.fold(e)
+	}
+	if len(found) > 0 {
+		e.sort()
+	}
+}
+
+// fold gives a family the name of the one that claims it.
+func (f *family) fold(e *exposition) {
+	name := e.text(f.name)
+	suffix := bytes.LastIndexByte(name, '_')
+	f.foreign = f.foreign || string(name[suffix:]) == "_created"
+	f.bare, f.unit = false, 0
+	f.name.to = f.name.from + uint32(suffix)
+	f.help.to = f.help.from // it says what h_count is, not what h is
+}
+
+// join appends one family of another exposition, and returns it: the first HELP text, the
+// type, and all lines.
+func (e *exposition) join(g group) family {
+	if len(g) == 0 {
+		return family{}
+	}
+	whole := family{name: e.add(g.name()), unit: g.unit(), metricType: g.types().agreed()}
+	for _, p := range g {
+		if whole.help.from == whole.help.to {
+			whole.help = e.add(p.text(p.help))
+		}
+		whole.quoted = whole.quoted || p.quoted
+		whole.bare = whole.bare || p.bare
+		whole.foreign = whole.foreign || p.foreign
+		whole.noHistogram = whole.noHistogram || p.noHistogram
+		whole.noSummary = whole.noSummary || p.noSummary
+	}
+	whole.lines.from = uint32(len(e.buf))
+	for _, p := range g {
+		e.add(p.text(p.run))
+	}
+	whole.lines.to = uint32(len(e.buf))
+	return whole
+}
+
+// typeSet has a bit for each type that was given to one family.
+type typeSet uint16
+
+// agreed returns the one type in the set beside untyped, which is no opinion.
+func (ts typeSet) agreed() metricType {
+	ts &^= 1 << untyped
+	switch bits.OnesCount16(uint16(ts)) {
+	case 0:
+		return untyped
+	case 1:
+		return metricType(bits.TrailingZeros16(uint16(ts)))
+	}
+	return conflicting
+}
+
+// form is how a page is written.
+type form struct {
+	openMetrics bool
+	quoted      bool // names that need quotes have them, not underscores
+}
+
+// as returns the exposition for pages of a form: the families that read alike there, and
+// those whose samples are written anew.
+func (e *exposition) as(f form) []*exposition {
+	if e.openMetrics == f.openMetrics && (f.quoted || !e.quoted) {
+		return []*exposition{e}
+	}
+	rest := &exposition{buf: e.buf, openMetrics: e.openMetrics, loose: e.loose, telling: e.telling}
+	anew := &exposition{openMetrics: f.openMetrics, loose: e.loose, telling: e.telling}
+	l := labeller{e: anew, added: &addedLabels{}, anew: true}
+	if e.quoted && !f.quoted {
+		l.bare = map[string]string{}
+	}
+	var rewritten []family
+	size := 0
+	for _, own := range e.families {
+		several := e.openMetrics && own.bare && (own.metricType == counter || own.metricType == info)
+		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && (own.foreign || several) {
+			rewritten = append(rewritten, own)
+			size += own.sizeAnew()
+			continue
+		}
+		name, t := e.counterpart(&own, own.lines.from, f.openMetrics)
+		if name != own.name {
+			own.name, own.bare = name, !f.openMetrics
+		}
+		own.metricType = t
+		rest.families = append(rest.families, own)
+	}
+	rest.sort()
+	anew.buf = make([]byte, 0, size)
+	for i := range rewritten {
+		l.rewrite(e, &rewritten[i])
+	}
+	anew.regroup(math.MaxInt) // names may have become the same
+	return []*exposition{rest, anew}
+}
+
+// counterpart returns the name and the type that a format has for a family, as far as the
+// sample in the line at is concerned.
+func (e *exposition) counterpart(f *family, at uint32, openMetrics bool) (span, metricType) {
+	name, t := f.name, f.metricType
+	switch {
+	case e.openMetrics == openMetrics:
+		return name, t
+	case openMetrics:
+		base, ok := bytes.CutSuffix(e.text(name), []byte("_total"))
+		if ok && t == counter && len(base) > 0 {
+			name.to = name.from + uint32(len(base))
+		}
+		return name, t
+	}
+	sample := e.sampleName(at)
+	created := string(e.text(sample)[name.to-name.from:]) == "_created"
+	switch {
+	case created && t.claims("_created", true):
+		return sample, untyped
+	case t == counter:
+		return sample, counter
+	case t == info:
+		return sample, gauge
+	case t == stateset:
+		return name, gauge
+	}
+	return name, t
+}
+
+// sizeAnew is how many bytes the family is likely to take once its samples are written anew.
+func (f *family) sizeAnew() int {
+	n := int(f.name.to - f.name.from + f.help.to - f.help.from + f.lines.to - f.lines.from)
+	return n + n/16
+}
+
+// rewrite adds the samples of a family of another exposition to the families that they belong
+// to here, in pieces that regroup joins.
+func (l *labeller) rewrite(from *exposition, f *family) {
+	l.p = parserOf(from.text(f.lines), from.openMetrics)
+	help, unit := from.text(f.help), from.text(span{f.name.to - f.unit, f.name.to})
+	if l.bare != nil {
+		unit = underscores(unit)
+	}
+	var current []byte      // name of the family begun last
+	var before, bare []byte // name of the last sample, and as it is written here
+	for l.p.next() {
+		if bytes.Equal(l.p.name, before) {
+			l.p.name, l.p.repeated = bare, true
+		}
+		if !l.p.repeated {
+			before = l.p.name
+			at := f.lines.from + uint32(l.p.start)
+			own, t := from.counterpart(f, at, l.e.openMetrics)
+			if l.lost != untyped {
+				own, t = from.sampleName(at), unknown
+			}
+			name := from.text(own)
+			isItself := len(name) == int(f.name.to-f.name.from)
+			if l.bare != nil {
+				l.p.name, name = underscores(l.p.name), underscores(name)
+			}
+			bare = l.p.name
+			if !bytes.Equal(name, current) {
+				piece := l.begin(name)
+				piece.metricType, current = t, name
+				if isItself {
+					piece.unit = uint32(len(unit))
+				}
+				isTotal := f.metricType == counter && bytes.HasSuffix(name, []byte("_total"))
+				if isItself || isTotal || t == gauge { // what the HELP text tells of; once will do
+					piece.help, help = l.e.add(help), nil
+					piece.lines = span{piece.help.to, piece.help.to}
+				}
+			}
+		}
+		l.sample()
+	}
 }
