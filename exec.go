@@ -68,6 +68,9 @@ type sourceConfig struct {
 	anyExit            bool
 }
 
+// ownName is the exporter_name of the program itself.
+const ownName = "reverse_exporter"
+
 // source is one part of the appliance.
 type source struct {
 	fetcher

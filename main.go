@@ -367,7 +367,8 @@ type program struct {
 	started     time.Time
 	pages       pages
 	connections connections
-	refusals    atomic.Uint64 // requests without a right password or certificate
+	refusals    atomic.Uint64      // requests without a right password or certificate
+	scrapes     [600]atomic.Uint64 // answers, by status code
 	lastScrape  atomic.Pointer[scraped]
 	found       sync.Map // by path: the *findings of its last page
 	tls         tlsFiles
@@ -621,9 +622,6 @@ const (
 	sourceList                  // NAME,NAME: it takes no value but the sources
 	server                      // VALUE
 )
-
-// ownName is the exporter_name of the program itself.
-const ownName = "reverse_exporter"
 
 // flags gathers what stands on the command line, and every fault in it.
 type flags struct {
@@ -1648,19 +1646,20 @@ func stretch(password string, salt []byte, iterations int) []byte {
 func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*source) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
-		http.Error(w, "the query string is malformed: "+err.Error(), http.StatusBadRequest)
+		p.refuse(w, "the query string is malformed: "+err.Error(), http.StatusBadRequest)
 		return
 	}
 	if names, ok := query["exporter_name"]; ok {
 		if sources = selected(sources, names); sources == nil {
-			http.Error(w, "no source of this endpoint has this exporter_name; / lists them, and it can be given more than once", http.StatusNotFound)
+			p.refuse(w, "no source of this endpoint has this exporter_name; / lists them, "+
+				"and it can be given more than once", http.StatusNotFound)
 			return
 		}
 	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
 	tickets, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(limit))
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
+		p.refuse(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	began := time.Now()
@@ -1671,15 +1670,15 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	p.noteScrape(r.RemoteAddr, began)
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if err != nil {
-		http.Error(w, "no page could be made before the deadline of the scrape", http.StatusServiceUnavailable)
+		p.refuse(w, "no page could be made before the deadline of the scrape", http.StatusServiceUnavailable)
 		return
 	}
 	found := sp.findings // not the page with it
 	if len(sources) == len(p.endpoints[r.URL.Path]) {
-		p.found.Store(r.URL.Path, &found)
+		p.found.Store(r.URL.Path, found)
 	}
 	p.send(w, r, sp)
-	p.report(&found)
+	p.report(found)
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, no longer
@@ -1799,16 +1798,24 @@ func leaveAll(tickets []*ticket, expired bool) {
 	}
 }
 
-// unavailable says of each source that makes a scrape fail why it is down: those that
-// --require wants up, and all sources if only such are named that are down.
-func unavailable(sources []*source, results []*result, named []string) string {
-	noneIsUp := len(named) > 0 && !slices.Contains(named, ownName)
+// refuse answers a scrape with an error.
+func (p *program) refuse(w http.ResponseWriter, fault string, code int) {
+	p.scrapes[code].Add(1)
+	http.Error(w, fault, code)
+}
+
+// unavailable says of each source that makes a scrape fail why it is down: those that --require wants
+// up, and all if the page would have nothing of what was asked for by name, or of the endpoint's
+// only source.
+func (p *program) unavailable(r *http.Request, sources []*source, results []*result) string {
+	named := r.URL.Query()["exporter_name"]
+	empty := (len(named) > 0 || len(p.endpoints[r.URL.Path]) == 1) && !slices.Contains(named, ownName)
 	for _, r := range results {
-		noneIsUp = noneIsUp && r.failure != nil
+		empty = empty && r.failure != nil && len(r.bodies) == 0
 	}
 	var lines []string
 	for i, s := range sources {
-		if f := results[i].failure; f != nil && (noneIsUp || s.require) {
+		if f := results[i].failure; f != nil && (empty || s.require) {
 			lines = append(lines, fmt.Sprintf("down: %s: %s: %v", s.name, f.reason, f.err))
 		}
 	}
@@ -1818,11 +1825,11 @@ func unavailable(sources []*source, results []*result, named []string) string {
 // send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
 func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	defer p.pages.close(sp)
-	named := r.URL.Query()["exporter_name"]
-	if down := unavailable(sp.sources, sp.results, named); down != "" {
-		http.Error(w, down, http.StatusServiceUnavailable)
+	if down := p.unavailable(r, sp.sources, sp.results); down != "" {
+		p.refuse(w, down, http.StatusServiceUnavailable)
 		return
 	}
+	p.scrapes[http.StatusOK].Add(1)
 	h := w.Header()
 	h.Set("Content-Type", sp.form.contentType())
 	h.Set("Vary", "Accept, Accept-Encoding")
@@ -1883,48 +1890,58 @@ func (o *pacer) Read(b []byte) (n int, err error) {
 func (p *program) render(
 	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
 ) (*page, error) {
-	var bodies [][]*exposition
-	var names []string // of their sources
+	var told []seen
+	for i, s := range sources {
+		told = append(told, seen{s, results[i], s.snapshot()})
+	}
+	own := &ownMetrics{}
+	own.addSources(told)
+	own.addProgram(p.about())
+	written := len(own.text)
+	own.addFindings(told, &findings{})
+	status := own.read(false)
+	bodies, names := [][]*exposition{status.as(f), process.as(f)}, []string{ownName, ownName}
 	for i, r := range results {
 		for _, e := range r.bodies {
 			bodies = append(bodies, e.as(f))
 			names = append(names, sources[i].name)
 		}
 	}
-	m, err := merge(ctx, bodies, names, f.openMetrics)
+	m, err := merge(ctx, bodies, names, f)
 	if err != nil {
 		return nil, err
 	}
-	status := ownMetrics{}
-	status.addSources(sources, results)
-	status.addProgram(p, &m.findings)
-	m.addOwn(process, status.body())
+	if len(m.pairs) > 0 {
+		own.text = own.text[:written]
+		own.addFindings(told, m.findings)
+		m.renew(bodies[0][0], own.read(false).as(f)[0])
+	}
 	return m.write(ctx)
+}
+
+// about returns what the status metrics tell of the program.
+func (p *program) about() *about {
+	a := &about{version: p.build.version, revision: p.build.revision, linesLost: p.dropped.Load(), scrapes: map[int]uint64{}, reloads: map[string]bool{},
+		guarded: p.tls.cas.Load() != nil || p.passwords != nil, refused: p.refusals.Load()}
+	for code := range p.scrapes {
+		if n := p.scrapes[code].Load(); n > 0 || code == http.StatusOK || code == http.StatusServiceUnavailable {
+			a.scrapes[code] = n
+		}
+	}
+	for _, w := range p.watched {
+		a.reloads[w.files[0].flag] = !w.broken.Load()
+	}
+	if cert := p.tls.cert.Load(); cert != nil {
+		a.certExpiry = cert.Leaf.NotAfter
+	}
+	return a
 }
 
 // report logs what could not be merged, once for each pair of sources.
 func (p *program) report(found *findings) {
-	p.reportPairs("the types of metric families differ: they are served untyped", found.conflicts)
-	p.reportPairs("sources without a telling label have the same series: the first is served", found.repeating)
-}
-
-// reportPairs logs a warning for each other source that differs from the first one of a
-// family, with the number of families and the first of them.
-func (p *program) reportPairs(what string, list []finding) {
-	type pair struct{ a, b string }
-	families := map[pair][]string{}
-	for _, f := range list {
-		first, others := f.sources[0], f.sources[1:]
-		if len(others) == 0 { // bodies of one source differ
-			others = f.sources
-		}
-		for _, other := range others {
-			families[pair{first, other}] = append(families[pair{first, other}], f.family)
-		}
-	}
-	for pair, names := range families {
-		p.warnOnce(pair.a+" "+pair.b, what, "exporter_name", pair.a, "other", pair.b,
-			"families", len(names), "first", names[0])
+	for pair, c := range found.pairs {
+		p.warnOnce(pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one, "other", pair.other,
+			"families", c.families, "first", c.first[0])
 	}
 }
 
@@ -1990,10 +2007,13 @@ func (f form) contentType() string {
 // acceptedForms returns the forms that Accept admits: OpenMetrics first where it is named and
 // at least as welcome as the text format, which everyone gets otherwise.
 func acceptedForms(headers []string) []form {
-	text, openMetrics := form{}, form{openMetrics: true}
+	text, openMetrics := form{strict: true}, form{openMetrics: true}
 	weights := map[string]float64{}
 	eachChoice(headers, func(mediaType string, params []string, weight float64) {
 		quoted := weight > 0 && slices.Contains(params, "escaping=allow-utf-8")
+		if slices.ContainsFunc(params, func(p string) bool { return strings.HasPrefix(p, "escaping=") }) && weight > 0 {
+			text.strict = false
+		}
 		otherVersion := func(param string) bool {
 			return strings.HasPrefix(param, "version=") && param != "version=1.0.0"
 		}
@@ -2012,7 +2032,7 @@ func acceptedForms(headers []string) []form {
 	if !named {
 		forText = max(weights["text/*"], weights["*/*"])
 	}
-	if weight := weights["application/openmetrics-text"]; weight > 0 && weight >= forText {
+	if weight := weights["application/openmetrics-text"]; weight > 0 && weight >= forText && !text.strict {
 		return []form{openMetrics, text}
 	}
 	return []form{text}
@@ -2281,15 +2301,15 @@ var advice = map[string]string{
 // scraped.
 func (p *program) unmerged() []string {
 	var lines []string
-	add := func(list []finding, served string) {
-		for _, f := range list {
-			lines = append(lines, fmt.Sprintf("<b>%s</b> of %s: %s", escapeHTML.Replace(f.family),
-				escapeHTML.Replace(strings.Join(f.sources, ", ")), served))
-		}
-	}
 	for _, found := range p.found.Range {
-		add(found.(*findings).conflicts, "the types differ: served untyped")
-		add(found.(*findings).repeating, "the same series: the first is served")
+		for pair, c := range found.(*findings).pairs {
+			families := strings.Join(c.first, ", ")
+			if more := c.families - len(c.first); more > 0 {
+				families += " and " + grouped(uint64(more)) + " more"
+			}
+			sources := strings.Join(slices.Compact([]string{pair.one, pair.other}), ", ")
+			lines = append(lines, escapeHTML.Replace(fmt.Sprintf("%s: %s: %s", sources, families, pair.what)))
+		}
 	}
 	slices.Sort(lines)
 	return slices.Compact(lines)
@@ -2463,7 +2483,7 @@ func (p *program) once(stdout io.Writer) int {
 		return 1
 	}
 	(*net.Buffers)(&sp.chunks).WriteTo(stdout)
-	p.report(&sp.findings)
+	p.report(sp.findings)
 	if slices.ContainsFunc(sp.results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}

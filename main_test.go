@@ -407,21 +407,29 @@ func (s *script) serve(how, name, file string) {
 
 // ---- Parsing and merging
 
-// textForm and openMetricsForm are pages for scrapers that know quoted names.
-var textForm, openMetricsForm = form{quoted: true}, form{quoted: true, openMetrics: true}
+// The forms of pages: as it came, for scrapers that know quoted names, and strict.
+var (
+	textForm        = form{quoted: true}
+	openMetricsForm = form{quoted: true, openMetrics: true}
+	strictForm      = form{strict: true}
+)
 
 // TestCases merges the *.prom files of each folder of testdata/cases, each one a
 // source of its file's name, with the flags in the file flags, if there is one.
-// The page, without status metrics, and the failures are to be as in want; where there is
-// want.openmetrics, the page in that format is to be as in it.
+// The strict page, without status metrics, and the failures are to be as in want; what
+// Prometheus gets is to be as in want.prometheus, which is there if that differs.
 func TestCases(t *testing.T) {
 	for _, dir := range glob(t, "testdata/cases/*") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
 			extra, _ := os.ReadFile(dir + "/flags")
 			p, _ := newTestProgram(t, append(sourcesOf(glob(t, dir+"/*.prom")), strings.Fields(string(extra))...)...)
-			wantFile(t, dir+"/want", mergeCase(p, dir, textForm))
-			if _, err := os.Stat(dir + "/want.openmetrics"); err == nil {
-				wantFile(t, dir+"/want.openmetrics", mergeCase(p, dir, openMetricsForm))
+			strict, exact := mergeCase(p, dir, strictForm), mergeCase(p, dir, textForm)
+			if slices.ContainsFunc(p.sources, func(s *source) bool { return fetchOnce(s).openMetrics() }) {
+				exact = mergeCase(p, dir, openMetricsForm)
+			}
+			wantFile(t, dir+"/want", strict)
+			if _, err := os.Stat(dir + "/want.prometheus"); err == nil || exact != strict {
+				wantFile(t, dir+"/want.prometheus", exact)
 			}
 		})
 	}
@@ -480,7 +488,7 @@ func TestFormat(t *testing.T) {
 	var got strings.Builder
 	for line := range strings.Lines(string(files[0])) {
 		kind, _, _ := strings.Cut(strings.TrimSpace(line), " ")
-		if kind == "page" || kind == "fault" || kind == "same" {
+		if kind == "page" || kind == "strict" || kind == "fault" || kind == "same" {
 			continue
 		}
 		got.WriteString(line)
@@ -500,6 +508,9 @@ func TestFormat(t *testing.T) {
 		}
 		page := pageText(pageOf(textForm, e))
 		fmt.Fprintf(&got, "page %q\n", page)
+		if strict := pageText(pageOf(strictForm, e)); strict != page {
+			fmt.Fprintf(&got, "strict %q\n", strict)
+		}
 		if again := pageText(pageOf(openMetricsForm, e)); openMetrics && again == body {
 			got.WriteString("same\n")
 		} else if openMetrics {
@@ -508,7 +519,7 @@ func TestFormat(t *testing.T) {
 		if both := pageText(pageOf(textForm, node, e)); !slices.Equal(sorted(both), sorted(nodePage+page)) {
 			t.Errorf("%q: the page of both is not what each has alone", body)
 		}
-		checkShape(t, pageText(pageOf(form{}, e, node)))
+		checkShape(t, pageText(pageOf(strictForm, e, node)))
 	}
 	wantFile(t, "testdata/format.txt", got.String())
 }
@@ -541,12 +552,12 @@ func TestExact(t *testing.T) {
 	}
 	for _, set := range sets {
 		p, _ := newTestProgram(t, sourcesOf(set)...)
-		page := mergeCase(p, "", textForm)
+		page := mergeCase(p, "", strictForm)
 		for sample, n := range surplus(t, page, set, false) {
 			t.Errorf("%v: %+d of %s", set, n, sample)
 		}
 		checkShape(t, page)
-		if again := mergeCase(p, "", textForm); again != page {
+		if again := mergeCase(p, "", strictForm); again != page {
 			t.Errorf("%v: the second scrape differs", set)
 		}
 	}
@@ -645,7 +656,7 @@ func mergedOf(f form, expositions []*exposition) *merged {
 	for _, e := range expositions {
 		bodies = append(bodies, e.as(f))
 	}
-	m, _ := merge(context.Background(), bodies, make([]string, len(bodies)), f.openMetrics)
+	m, _ := merge(context.Background(), bodies, make([]string, len(bodies)), f)
 	return m
 }
 
@@ -665,8 +676,9 @@ func TestParserWindow(t *testing.T) {
 		"large families":  string(generate(15, 100)),
 		"scrapes":         string(bytes.Join(readFiles(t, glob(t, "testdata/scrapes/*.prom")...), nil)),
 	} {
-		l := labeller{p: parserOf([]byte(body), false), e: &exposition{loose: true}, added: told("x")}
-		if err := l.readLines(math.MaxInt32); err != nil || l.e.samples == 0 {
+		l := newLabeller(&exposition{}, told("x"))
+		l.p = parserOf([]byte(body), false)
+		if err := l.readLines(nil, math.MaxInt32); err != nil || l.e.samples == 0 {
 			t.Fatalf("%s: %d samples (%v)", name, l.e.samples, err)
 		}
 		text := strings.TrimSuffix(body, "\n")
@@ -826,11 +838,11 @@ func TestWorstCases(t *testing.T) {
 			if e.samples != samples {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
-			for _, f := range []form{textForm, {}} {
+			for _, f := range []form{textForm, strictForm} {
 				pg := pageOf(f, e)
 				again := mustRead(t, pageText(pg), false, &addedLabels{})
-				if again.samples+pg.duplicates != samples {
-					t.Errorf("%d samples and %d duplicates on the page, want %d", again.samples, pg.duplicates, samples)
+				if again.samples+leftOut(pg.findings) != samples {
+					t.Errorf("%d samples and %d duplicates on the page, want %d", again.samples, leftOut(pg.findings), samples)
 				}
 				if pg.size > 10*len(body)+1000 {
 					t.Errorf("a page of %d bytes, of %d", pg.size, len(body))
@@ -2026,8 +2038,8 @@ func TestInit(t *testing.T) {
 			if body := httpGet(t, s.url+"/metrics"); !strings.Contains(body, `source_up{exporter_name="orphans"} 1`) {
 				t.Fatalf("run %d:\n%s", i, body)
 			}
-			for code, want := range map[string]string{"0": "1", "1": "0"} {
-				if body := httpGet(t, s.url+"/judged?code="+code); !strings.Contains(body, `source_up{exporter_name="judged"} `+want) {
+			for code, want := range map[string]string{"0": `source_up{exporter_name="judged"} 1`, "1": "down: judged: exit"} {
+				if body := httpGet(t, s.url+"/judged?code="+code); !strings.Contains(body, want) {
 					t.Fatalf("run %d with exit status %s is judged wrong:\n%s", i, code, body)
 				}
 			}
@@ -2444,7 +2456,7 @@ func TestSilentHandshake(t *testing.T) {
 	}
 	defer l.Close()
 	p, _ := newTestProgram(t, "--http", "x=https://"+l.Addr().String()+"/", "--timeout", "100ms")
-	wantContains(t, get(t, p, "/metrics").Body.String(), `failures_total{exporter_name="x",reason="timeout"} 1`)
+	wantContains(t, get(t, p, "/metrics").Body.String(), "down: x: timeout: ")
 	if f := p.sources[0].fetcher.(*exporter).failure(&net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}); f.reason != "connect" {
 		t.Errorf("%s: %v", f.reason, f.err)
 	}
@@ -3076,7 +3088,7 @@ func TestStuckLog(t *testing.T) {
 		}
 		for _, w := range []*httptest.ResponseRecorder{first, get(t, p, "/metrics")} {
 			wantContains(t, w.Body.String(), "# TYPE v untyped",
-				`reverse_exporter_conflicting_families{exporter_name="reverse_exporter"} 1`)
+				`reverse_exporter_source_conflicting_families{exporter_name="a"} 1`)
 		}
 		close(log)
 		synctest.Wait()
@@ -3297,16 +3309,17 @@ func TestOverviewUnmerged(t *testing.T) {
 	if page := string(p.appendIndex(nil)); strings.Contains(page, "-unmerged") {
 		t.Errorf("without any: %s", page)
 	}
-	found := findings{conflicts: []finding{{family: "<b>", sources: []string{"c1", "c2"}}}}
+	found := &findings{pairs: map[pair]*concern{}}
+	found.add(pair{typesDiffer, "c1", "c2"}, "<b>")
 	for i := range 1020 {
-		found.repeating = append(found.repeating, finding{family: fmt.Sprint("more", i), sources: []string{"a"}})
+		found.add(pair{sameSeries, "d", fmt.Sprint("more", i)}, "m")
 	}
-	p.found.Store("/metrics", &found)
+	p.found.Store("/metrics", found)
 	page := string(p.appendIndex(nil))
 	wantContains(t, page, "<a href=#-unmerged>conflicts: 1021</a>", "<h2 id=-unmerged>", "<li>and 1\u202f001 more",
-		"<li><b>&lt;b&gt;</b> of c1, c2: the types differ: served untyped")
-	if n := strings.Count(page, "<li><b>more"); n != 19 {
-		t.Errorf("%d families after the first, want 19", n)
+		"<li>c1, c2: &lt;b&gt;: the types of metric families differ: they are served untyped")
+	if n := strings.Count(page, "<li>d, more"); n != 19 {
+		t.Errorf("%d of the same series, want 19", n)
 	}
 }
 
@@ -3350,10 +3363,11 @@ func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
 }
 
 // allForms are the forms of pages.
-var allForms = []form{{}, {openMetrics: true}, textForm, openMetricsForm}
+var allForms = []form{strictForm, {}, {openMetrics: true}, textForm, openMetricsForm}
 
-// wantPage merges bodies, and wants a page that is taken again, is the page of
-// itself, and has so many samples but for those that it counts as duplicates.
+// wantPage merges bodies, and wants a page that is taken again, is the page of itself (as it came,
+// metadata without samples may stand elsewhere), and has so many samples but for those that it
+// counts as duplicates.
 func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page string) {
 	t.Helper()
 	pg := pageOf(f, bodies...)
@@ -3362,12 +3376,14 @@ func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page st
 	if err != nil {
 		t.Fatalf("%v in the page\n%s", err, page)
 	}
-	if again.samples+pg.duplicates != samples {
-		t.Fatalf("%d samples and %d duplicates on the page, %d in the bodies\n%s", again.samples, pg.duplicates, samples, page)
+	if again.samples+leftOut(pg.findings) != samples {
+		t.Fatalf("%d samples and %d duplicates on the page, %d in the bodies\n%s", again.samples, leftOut(pg.findings), samples, page)
 	}
-	if second := pageOf(f, again); pageText(second) != page || len(second.conflicts) > 0 {
-		t.Fatalf("the page is\n%s\nand of itself\n%s\nwith conflicts %v", page, pageText(second), second.conflicts)
+	second := pageOf(f, again)
+	if f.strict && pageText(second) != page || len(second.conflicting) > 0 {
+		t.Fatalf("the page is\n%s\nand of itself\n%s\nwith conflicts %v", page, pageText(second), second.conflicting)
 	}
+	wantSamples(t, pageText(second), f.openMetrics, page, f.openMetrics)
 	if again.quoted && !f.quoted {
 		t.Fatalf("quoted names on\n%s", page)
 	}
@@ -3491,42 +3507,29 @@ func FuzzMerge(f *testing.F) {
 			first, second := pageText(pageOf(f, apart[0])), pageText(pageOf(f, apart[1]))
 			wantSamples(t, page, f.openMetrics, strings.TrimSuffix(first, "# EOF\n")+second, f.openMetrics)
 			wantPage(t, samples, f, raw...)
-			wantOwnLast(t, own.body(), f, raw)
+			wantOwn(t, own.read(false), samples, f, raw)
 		}
 	})
 }
 
-// wantOwnLast wants a page that is taken again and has, beside all that bodies alone have on
-// theirs, nothing but own samples.
-func wantOwnLast(t *testing.T, own *exposition, f form, bodies []*exposition) {
+// wantOwn wants a page that has all of the program's own samples, whatever sources have under the
+// same names, and all others but for the same series.
+func wantOwn(t *testing.T, own *exposition, samples int, f form, bodies []*exposition) {
 	t.Helper()
-	m := mergedOf(f, bodies)
-	alone, _ := m.write(context.Background())
-	m.addOwn(own)
-	pg, _ := m.write(context.Background())
-	left := samplesOf(t, pageText(pg), f.openMetrics)
-	for _, sample := range samplesOf(t, pageText(alone), f.openMetrics) {
-		i, found := slices.BinarySearch(left, sample)
-		if !found {
-			t.Fatalf("%s is lost beside the own metrics:\n%s", sample, pageText(pg))
-		}
-		left = slices.Delete(left, i, i+1)
-	}
-	for _, sample := range left {
-		if !slices.Contains(samplesOf(t, pageText(pageOf(textForm, own)), false), sample) {
-			t.Fatalf("%s is invented beside the own metrics:\n%s", sample, pageText(pg))
+	page := samplesOf(t, wantPage(t, own.samples+samples, f, slices.Concat([]*exposition{own}, bodies)...), f.openMetrics)
+	for _, sample := range samplesOf(t, pageText(pageOf(textForm, own)), false) {
+		if !slices.Contains(page, sample) {
+			t.Fatalf("%s is lost on\n%s", sample, strings.Join(page, "\n"))
 		}
 	}
-	if len(m.conflicts) != len(alone.conflicts) || m.duplicates != alone.duplicates {
-		t.Fatalf("own metrics are in conflict %v or %d duplicates", m.conflicts, m.duplicates)
+}
+
+// leftOut counts the samples that were left out of a page.
+func leftOut(found *findings) (n int) {
+	for _, samples := range found.repeated {
+		n += samples
 	}
-	again, err := read(pageText(pg), f.openMetrics, &addedLabels{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if conflicts := pageOf(f, again).conflicts; len(conflicts) > 0 {
-		t.Fatalf("conflicts %v in\n%s", conflicts, pageText(pg))
-	}
+	return n
 }
 
 // FuzzAccept reads what scrapers accept: neither the case of letters nor how it is

@@ -15,6 +15,7 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"fmt"
 	"hash/maphash"
 	"maps"
 	"math"
@@ -33,45 +34,10 @@ import (
 
 // merged is what is to be on a page: metric families in the order of their names.
 type merged struct {
-	groups      []group
-	openMetrics bool     // the page's format, which all groups are in
-	names       []string // of the sources of the bodies
-	findings
-}
-
-// findings are what could not be merged as it came.
-type findings struct {
-	conflicts  []finding // families served untyped, in order
-	repeating  []finding // families of the samples left out, in order
-	duplicates int       // samples left out because an earlier body has the series
-}
-
-// finding is a metric family that could not be merged as it came.
-type finding struct {
-	family  string
-	sources []string // names of those concerned
-}
-
-// finding returns a finding about a group. If several bodies have a type for it, those
-// concern it; otherwise all do.
-func (m *merged) finding(g group) finding {
-	var all, typed []int32
-	for _, p := range g {
-		all = append(all, p.rank)
-		if p.metricType != untyped {
-			typed = append(typed, p.rank)
-		}
-	}
-	ranks := slices.Compact(typed)
-	if len(ranks) < 2 {
-		ranks = slices.Compact(all)
-	}
-	f := finding{family: string(g.name())}
-	for _, rank := range ranks {
-		f.sources = append(f.sources, m.names[rank])
-	}
-	f.sources = slices.Compact(f.sources)
-	return f
+	groups []group
+	form   form
+	names  []string // of the sources of the bodies
+	*findings
 }
 
 // part is what one body has of a family: all its lines, or a run of them.
@@ -90,37 +56,50 @@ func (p *part) compare(other *part) int {
 	if order := bytes.Compare(p.text(p.name), other.text(other.name)); order != 0 {
 		return order
 	}
-	if p.body != other.body {
-		return cmp.Compare(p.rank, other.rank)
-	}
-	return cmp.Compare(p.run.from, other.run.from)
+	return cmp.Or(cmp.Compare(p.rank, other.rank), cmp.Compare(p.order, other.order))
 }
 
 // group is all parts of one family on the page, in order.
 type group []*part
 
-// merge merges bodies for a page of a format. Each body is one exposition, or several if
-// some of its families had to be changed for that; names are those of their sources. It
-// fails if ctx ends.
-func merge(ctx context.Context, bodies [][]*exposition, names []string, openMetrics bool) (*merged, error) {
+// merge merges bodies for a page of a form, which each of them has already: as one exposition, or
+// several if some of its families had to be changed for that. names are those of their sources.
+// It fails if ctx ends.
+func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) (*merged, error) {
 	var lists [][]*part
 	for rank, body := range bodies {
 		for _, e := range body {
 			lists = append(lists, e.parts(int32(rank)))
 		}
 	}
-	m := &merged{groups: groupsOf(mergeParts(lists)), openMetrics: openMetrics, names: names}
-	for changed := true; changed; {
-		if err := ctx.Err(); err != nil {
-			return nil, err
-		}
-		changed = m.settle(judge(m.groups, openMetrics))
-		// On an OpenMetrics page one change may call for another. That ends, for each takes a
-		// type away from a family or shortens a name.
-		changed = changed && openMetrics
+	m := &merged{form: f, names: names}
+	m.findings = &findings{map[string]int{}, map[string]int{}, map[pair]*concern{}}
+	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)))
+	m.groups = groups
+	if err := m.settle(ctx, judge(m.groups, f)); err != nil {
+		return nil, err
 	}
-	slices.SortFunc(m.conflicts, func(a, b finding) int { return cmp.Compare(a.family, b.family) })
+	if !f.strict {
+		m.addEmpty(empty)
+	}
 	return m, m.dropRepeats(ctx)
+}
+
+// renew puts the program's own metrics in the place of those on the page that differ from them in
+// values only: what could not be merged is known once they are merged.
+func (m *merged) renew(old, own *exposition) {
+	byName := func(f family, name []byte) int { return bytes.Compare(own.text(f.name), name) }
+	for _, g := range m.groups {
+		for _, p := range g {
+			if p.body != old {
+				continue
+			}
+			i, _ := slices.BinarySearchFunc(own.families, p.text(p.name), byName)
+			f := own.families[i]
+			f.metricType = p.metricType // they may be in conflict
+			p.body, p.family, p.run = own, &f, f.lines
+		}
+	}
 }
 
 // parts lists the families of an exposition.
@@ -181,137 +160,34 @@ func (g group) types() typeSet {
 	return types
 }
 
-// contradicts reports whether a sample of the group speaks against the type.
-func (g group) contradicts(t metricType) bool {
-	return slices.ContainsFunc(g, func(p *part) bool {
-		return t == histogram && p.noHistogram || t == summary && p.noSummary
-	})
-}
-
-// fits reports whether OpenMetrics has such samples for a type. What came as OpenMetrics is
-// not looked at, but for the names.
-func (g group) fits(t metricType) bool {
-	named := t == counter || t == histogram || t == gaugeHistogram || t == info // its samples, not by its name
-	for _, p := range g {
-		switch other := p.metricType != t; {
-		case named && p.bare, other && (p.metricType != untyped || t == info || t == stateset):
-			return false
-		case (p.body.loose || other) && !p.isStrict(t):
-			return false
+// withoutEmpty takes apart what only metadata tells of: it has no say in what has samples.
+func withoutEmpty(all []group) (groups []group, empty []*part) {
+	hasNoLines := func(p *part) bool { return p.run.from == p.run.to }
+	for _, g := range all {
+		first := g[0]
+		if slices.ContainsFunc(g, hasNoLines) {
+			g = slices.DeleteFunc(g, hasNoLines)
 		}
-	}
-	return true
-}
-
-// isStrict reports whether the strictest parsers of OpenMetrics take the lines of the part
-// as those of a family of that type.
-func (p *part) isStrict(t metricType) bool {
-	if t != counter && t != histogram && t != summary {
-		return true
-	}
-	r := strictReader{boundName: map[metricType]string{histogram: "le", summary: "quantile"}[t]}
-	lines := parserOf(p.text(p.run), p.body.openMetrics)
-	for lines.next() {
-		if !r.take(&lines, string(lines.name[p.name.to-p.name.from:])) {
-			return false
-		}
-	}
-	return t == counter || r.endGroup()
-}
-
-// strictReader reads the samples of a counter, histogram or summary as strict parsers do.
-type strictReader struct {
-	boundName string // of the label; a counter has none
-
-	// Samples with the same labels, but for bounds, are a group, and stand together.
-	labels, before []byte // of the last sample and the one before
-	stamp          []byte
-	bound, value   float64 // of the last bucket or quantile; NaN before the first
-	count          float64 // NaN if there is none
-	sum, negative  bool    // there is a sum, or a bound below zero
-
-	sums, quantiles bool // there are groups of nothing else
-}
-
-// take reads a sample whose name has that suffix, and reports whether strict parsers would.
-func (r *strictReader) take(p *parser, suffix string) bool {
-	value, _ := strconv.ParseFloat(string(p.valueText()), 64)
-	isCount := suffix == "_bucket" || suffix == "_count"
-	switch {
-	case (suffix != "" || r.boundName == "") && !(value >= 0), isCount && math.Mod(value, 1) != 0:
-		return false
-	case r.boundName == "":
-		return true
-	}
-	r.before, r.labels = r.labels, p.appendLabels(append(r.before[:0], '{'), r.boundName)
-	if !bytes.Equal(r.labels, r.before) {
-		if len(r.before) > 0 && !r.endGroup() {
-			return false
-		}
-		r.stamp, r.sum, r.negative = p.stamp, false, false
-		r.bound, r.value, r.count = math.NaN(), math.NaN(), math.NaN()
-	}
-	switch suffix {
-	case "_sum":
-		r.sum = true
-	case "_count":
-		r.count = value
-	default:
-		if !r.takeBound(p.labelNamed([]byte(r.boundName)), value) {
-			return false
-		}
-	}
-	return bytes.Equal(p.stamp, r.stamp)
-}
-
-// takeBound reads a bucket or a quantile.
-func (r *strictReader) takeBound(text []byte, value float64) bool {
-	bound, _ := strconv.ParseFloat(string(text), 64)
-	rising := !(bound <= r.bound || value < r.value)
-	r.bound, r.value, r.negative = bound, value, r.negative || bound < 0
-	if r.boundName == "quantile" {
-		return isNumber(text) && 0 <= bound && bound <= 1 && !(value < 0)
-	}
-	return isNumber(text) && rising && bound == bound && (bound <= math.MaxFloat64 || string(text) == "+Inf")
-}
-
-// endGroup reports whether the group is whole.
-func (r *strictReader) endGroup() bool {
-	counted := r.count == r.count
-	if r.boundName == "le" {
-		return math.IsInf(r.bound, 1) && r.sum == counted && (!counted || r.count == r.value) && !(r.sum && r.negative)
-	}
-	r.sums = r.sums || r.bound != r.bound
-	r.quantiles = r.quantiles || !counted
-	return r.sum == counted && !(r.sums && r.quantiles) // or the parts of a group might stand apart
-}
-
-// takeCounters takes out of a group whose types differ the counters of OpenMetrics, whose
-// samples have other names.
-func (g group) takeCounters() (counters, others group) {
-	if g.types().agreed() != conflicting {
-		return nil, g
-	}
-	for _, p := range g {
-		if p.metricType == counter && !p.bare {
-			counters = append(counters, p)
+		if len(g) > 0 {
+			groups = append(groups, g)
 		} else {
-			others = append(others, p)
+			empty = append(empty, first)
 		}
 	}
-	return counters, others
+	return groups, empty
 }
 
-// unit returns the unit that those parts of the group agree on that give one.
-func (g group) unit() uint32 {
-	var unit uint32
-	for _, p := range g {
-		if unit > 0 && p.unit > 0 && p.unit != unit {
-			return 0
+// addEmpty adds families without samples, but for those whose name another one claims: for the
+// OpenTelemetry receiver they would end it.
+func (m *merged) addEmpty(empty []*part) {
+	known := m.groups
+	for _, p := range empty {
+		name := p.text(p.name)
+		if _, found := find(known, name); !found && claimer(known, name) < 0 {
+			m.groups = append(m.groups, group{p})
 		}
-		unit = max(unit, p.unit)
 	}
-	return unit
+	slices.SortFunc(m.groups, func(a, b group) int { return bytes.Compare(a.name(), b.name()) })
 }
 
 // find returns where in groups the family of a name is, or would be.
@@ -321,70 +197,62 @@ func find(groups []group, name []byte) (i int, found bool) {
 	})
 }
 
+// ---- Conflicts
+
 // verdict says whether a family can stay as it is.
 type verdict uint8
 
 const (
-	stays   verdict = iota
-	toFold          // into the family that claims the name
-	toPart          // its counters, which have other sample names, become untyped families
-	toYield         // becomes untyped families, one for each sample name
-	toSplit         // likewise, and that is a conflict
+	stays      verdict = iota
+	joins              // the family that claims the name
+	splits             // into untyped families, one for each sample name
+	inConflict         // likewise, and that is told
 )
 
-// judge returns a verdict on each group. A family is split if its types differ, or if it
-// claims the name of a family with another type, which is split, too. It yields if its type
-// has no such samples, or reserves a name. A family without a type whose name is claimed is
-// folded.
-func judge(groups []group, openMetrics bool) []verdict {
+// judge returns a verdict on each group. A family is in conflict if its types differ, or if it
+// claims the name of one with a type, which is so, too. A family without a type joins the one
+// that claims its name.
+func judge(groups []group, f form) []verdict {
 	verdicts := make([]verdict, len(groups))
 	var claims [][2]int // of a name by an earlier family
 	for i, g := range groups {
-		verdicts[i] = g.judge(openMetrics)
-		c := claimer(groups, g.name(), openMetrics)
-		if c < 0 {
+		t := g.types().agreed()
+		switch {
+		case t == conflicting, f.strict && g.contradicts(t):
+			verdicts[i] = inConflict
+		case t == gaugeHistogram && !f.openMetrics:
+			verdicts[i] = max(verdicts[i], splits)
+		}
+		c := claimer(groups, g.name())
+		switch {
+		case c < 0:
 			continue
+		case t != untyped:
+			verdicts[i], verdicts[c] = inConflict, inConflict
+		case f.strict && g.contradicts(groups[c].types().agreed()):
+			verdicts[c] = inConflict
 		}
 		claims = append(claims, [2]int{i, c})
-		t, claiming := g.types().agreed(), groups[c].types().agreed()
-		isSample := histogram.claims(string(g.name()[len(groups[c].name()):]), false) // not only reserved
-		switch {
-		case openMetrics && (t == unknown || t == untyped && claiming != counter),
-			openMetrics && t != untyped && !isSample:
-			verdicts[c] = max(verdicts[c], toYield)
-		case t != untyped:
-			verdicts[i], verdicts[c] = toSplit, toSplit
-		case !openMetrics && g.contradicts(claiming):
-			verdicts[c] = toSplit
-		}
 	}
 	for _, c := range claims {
-		if verdicts[c[1]] < toPart {
-			verdicts[c[0]] = max(verdicts[c[0]], toFold)
+		if verdicts[c[1]] == stays {
+			verdicts[c[0]] = joins
 		}
 	}
 	return verdicts
 }
 
-// judge returns the verdict on a group alone.
-func (g group) judge(openMetrics bool) verdict {
-	types := g.types()
-	t := types.agreed()
-	switch {
-	case openMetrics && types&(1<<counter) != 0 && !g.fits(counter):
-		return toPart
-	case t == conflicting, !openMetrics && g.contradicts(t):
-		return toSplit
-	case !openMetrics && t == gaugeHistogram, openMetrics && !g.fits(t):
-		return toYield
-	}
-	return stays
+// contradicts reports whether a sample of the group speaks against the type.
+func (g group) contradicts(t metricType) bool {
+	return slices.ContainsFunc(g, func(p *part) bool {
+		return t == histogram && p.noHistogram || t == summary && p.noSummary
+	})
 }
 
 // claimer returns which group claims a name for its samples, -1 if none does.
-func claimer(groups []group, name []byte, openMetrics bool) int {
+func claimer(groups []group, name []byte) int {
 	end := max(bytes.LastIndexByte(name, '_'), 0)
-	if types := claimers(string(name[end:]), openMetrics); types != 0 {
+	if types := claimers(string(name[end:]), false); types != 0 {
 		if i, found := find(groups, name[:end]); found && groups[i].types()&types != 0 {
 			return i
 		}
@@ -392,66 +260,86 @@ func claimer(groups []group, name []byte, openMetrics bool) int {
 	return -1
 }
 
-// settle carries out the verdicts, and reports whether that changed a family. Those that
-// are split are in conflict.
-func (m *merged) settle(verdicts []verdict) bool {
-	if !slices.ContainsFunc(verdicts, func(v verdict) bool { return v != stays }) {
-		return false
-	}
-	var rest []*part
-	var changed [][]*part
+// settle carries out the verdicts. It fails if ctx ends.
+func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
+	var rest, joined []*part
+	var split splitter
 	for i, g := range m.groups {
-		v := verdicts[i]
-		if v == toSplit {
-			m.conflicts = append(m.conflicts, m.finding(g))
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if verdicts[i] == inConflict {
+			m.note(typesDiffer, g)
 		}
 		for _, p := range g {
 			switch {
-			case v == stays:
+			case verdicts[i] == stays:
 				rest = append(rest, p)
-			case v == toFold:
-				folded := *p.family
-				folded.fold(p.body)
-				p.family = &folded
-				changed = append(changed, []*part{p})
-			case v == toPart && p.metricType != counter && (p.metricType != untyped || p.bare):
-				changed = append(changed, []*part{p})
+			case verdicts[i] == joins:
+				joined = append(joined, p.joining())
+			case p.several:
+				split.add(p, !m.form.strict)
 			default:
-				changed = append(changed, p.split())
+				f := *p.family
+				f.metricType, f.suffix, f.unit = untyped, 0, 0
+				rest = append(rest, p.with(f))
 			}
 		}
 	}
-	m.groups = groupsOf(mergeParts([][]*part{rest, mergeParts(changed)}))
-	return true
+	slices.SortStableFunc(joined, (*part).compare)
+	m.groups = groupsOf(mergeParts(append([][]*part{rest, joined}, split.lists()...)))
+	return nil
 }
 
-// split returns the lines of a part as families without a type, one for each sample name.
-func (p *part) split() []*part {
-	e := &exposition{openMetrics: p.body.openMetrics, loose: p.body.loose, telling: p.body.telling}
-	e.buf = make([]byte, 0, p.sizeAnew())
-	l := labeller{e: e, added: &addedLabels{}, anew: true, lost: p.metricType}
-	if l.lost == untyped {
-		l.lost = unknown
-	}
-	l.rewrite(p.body, p.family)
-	e.regroup(math.MaxInt)
-	return e.parts(p.rank)
+// with returns the part as one of another family.
+func (p *part) with(f family) *part {
+	other := *p
+	other.family = &f
+	return &other
 }
 
-// sampleName returns where the name in the line at stands.
-func (e *exposition) sampleName(at uint32) span {
-	if e.buf[at] != '{' {
-		return span{at, at + uint32(bytes.IndexAny(e.buf[at:], "{ "))}
-	}
-	end := at + 2
-	for e.buf[end] != '"' {
-		if e.buf[end] == '\\' {
-			end++
-		}
-		end++
-	}
-	return span{at + 2, end}
+// joining returns the part as one of the family that claims its name.
+func (p *part) joining() *part {
+	f := *p.family
+	f.name.to = f.name.from + uint32(bytes.LastIndexByte(p.text(f.name), '_'))
+	f.help.to = f.help.from // it says what h_count is, not what h is
+	f.unit, f.several = 0, true
+	return p.with(f)
 }
+
+// splitter splits families that have samples of several names: into one for each, without a type.
+type splitter struct {
+	bodies []*splitBody
+}
+
+// splitBody is what becomes of the families of one body.
+type splitBody struct {
+	from *exposition
+	rank int32
+	to   *labeller
+}
+
+// add splits a part.
+func (s *splitter) add(p *part, exact bool) {
+	i := slices.IndexFunc(s.bodies, func(b *splitBody) bool { return b.from == p.body })
+	if i < 0 {
+		e := &exposition{openMetrics: p.body.openMetrics, telling: p.body.telling}
+		i = len(s.bodies)
+		s.bodies = append(s.bodies, &splitBody{p.body, p.rank, newLabeller(e, &addedLabels{})})
+	}
+	s.bodies[i].to.rewrite(p.body, p.family, true, exact)
+}
+
+// lists returns the parts that were made, by body.
+func (s *splitter) lists() (lists [][]*part) {
+	for _, b := range s.bodies {
+		b.to.finish()
+		lists = append(lists, b.to.e.parts(b.rank))
+	}
+	return lists
+}
+
+// ---- Repeats
 
 // dropRepeats leaves out samples whose series an earlier body has.
 func (m *merged) dropRepeats(ctx context.Context) error {
@@ -463,10 +351,13 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 			return err
 		}
 		distinct, repeats := g.distinct()
-		if repeats > 0 {
-			m.groups[i] = distinct
-			m.duplicates += repeats
-			m.repeating = append(m.repeating, m.finding(g))
+		if len(repeats) == 0 {
+			continue
+		}
+		m.groups[i] = distinct
+		m.note(sameSeries, g)
+		for rank, n := range repeats {
+			m.repeated[m.names[rank]] += n
 		}
 	}
 	return nil
@@ -479,17 +370,18 @@ func (g group) mayRepeat() bool {
 }
 
 // distinct returns a group without the samples whose series an earlier body has, and how
-// many those are. What one body has twice stays. Series are told apart by 128 bits of
+// many those are, by body. What one body has twice stays. Series are told apart by 128 bits of
 // keyed hash: two of a million have the same with a probability of 10⁻²⁷.
-func (g group) distinct() (distinct group, repeats int) {
+func (g group) distinct() (distinct group, repeats map[int32]int) {
 	first, second := maphash.MakeSeed(), maphash.MakeSeed()
 	ranks := map[[2]uint64]int32{} // of the first body that has the series
+	repeats = map[int32]int{}
 	var series []byte
 	for _, p := range g {
 		rest := *p
 		lines := parserOf(p.text(p.run), p.body.openMetrics)
 		for lines.next() {
-			series = lines.appendLabels(append(series[:0], lines.name...), "")
+			series = lines.appendLabels(append(series[:0], lines.name...))
 			hash := [2]uint64{maphash.Bytes(first, series), maphash.Bytes(second, series)}
 			if rank, found := ranks[hash]; !found {
 				ranks[hash] = p.rank
@@ -498,7 +390,7 @@ func (g group) distinct() (distinct group, repeats int) {
 				kept.run.to = p.run.from + uint32(lines.start)
 				rest.run.from = p.run.from + uint32(lines.pos)
 				distinct = append(distinct, &kept)
-				repeats++
+				repeats[p.rank]++
 			}
 		}
 		distinct = append(distinct, &rest)
@@ -506,12 +398,11 @@ func (g group) distinct() (distinct group, repeats int) {
 	return distinct, repeats
 }
 
-// appendLabels appends the sample's labels in the order of their names, without the one of
-// that name. An empty label is no label.
-func (p *parser) appendLabels(dst []byte, without string) []byte {
+// appendLabels appends the sample's labels in the order of their names. An empty label is no label.
+func (p *parser) appendLabels(dst []byte) []byte {
 	for _, l := range p.byName() {
 		name, value := p.labelName(l), p.labelText(l)
-		if len(value) > 0 && string(name) != without {
+		if len(value) > 0 {
 			dst = append(append(dst, '"'), name...)
 			dst = append(append(dst, '"'), value...)
 		}
@@ -519,52 +410,70 @@ func (p *parser) appendLabels(dst []byte, without string) []byte {
 	return dst
 }
 
-// addOwn puts the program's own metrics on the page, after all others, as they come. Of a family that a
-// source has too, the source's HELP text and type stay, and its samples where they are of
-// the same series.
-func (m *merged) addOwn(own ...*exposition) {
-	n := len(m.groups)
-	for _, e := range own {
-		for _, p := range e.parts(math.MaxInt32) {
-			f := *p.family
-			p.family = &f
-			if m.openMetrics && !p.findPlace(m.groups[:n]) {
-				continue
-			}
-			at, found := find(m.groups[:n], p.text(f.name))
-			if !found {
-				m.groups = append(m.groups, group{p})
-				continue
-			}
-			if m.groups[at].types().agreed() != untyped {
-				f.metricType = untyped
-			}
-			m.groups[at], _ = append(m.groups[at], p).distinct()
+// ---- Findings
+
+// findings are what could not be merged as it came.
+type findings struct {
+	conflicting map[string]int // metric families served untyped, by source
+	repeated    map[string]int // samples left out, by source
+	pairs       map[pair]*concern
+}
+
+// pair is two sources that are at odds, or twice the same if that is one whose bodies are.
+type pair struct {
+	what       discord
+	one, other string // in the order of the flags
+}
+
+// discord is why families could not be merged as they came.
+type discord string
+
+const (
+	typesDiffer discord = "the types of metric families differ: they are served untyped"
+	sameSeries  discord = "sources without a telling label have the same series: the first is served"
+)
+
+// concern is which metric families two sources are at odds about.
+type concern struct {
+	families int
+	first    []string // a few of their names
+}
+
+// note keeps that a family could not be merged as it came. If several bodies have a type for it,
+// those are concerned; otherwise all are.
+func (m *merged) note(what discord, g group) {
+	typed := slices.DeleteFunc(slices.Clone(g), func(p *part) bool { return p.metricType == untyped })
+	if len(typed) > 0 && typed[0].rank != typed[len(typed)-1].rank {
+		g = typed
+	}
+	var sources []string
+	for _, p := range g {
+		sources = append(sources, m.names[p.rank])
+	}
+	sources = slices.Compact(sources)
+	for i, source := range sources {
+		if what == typesDiffer {
+			m.conflicting[source]++
+		}
+		if i > 0 || len(sources) == 1 {
+			m.add(pair{what, sources[0], source}, string(g.name()))
 		}
 	}
 }
 
-// findPlace gives a family of the program's own the name and the type that OpenMetrics and
-// the families of the sources leave for it. It is false if they leave none.
-func (p *part) findPlace(groups []group) bool {
-	g := group{p}
-	if full := p.name; p.metricType == counter {
-		_, total := find(groups, g.name())
-		p.name.to -= uint32(len("_total"))
-		_, created := find(groups, append(slices.Clone(g.name()), "_created"...))
-		at, found := find(groups, g.name())
-		p.bare = found && groups[at].types().agreed() != counter || !found && (total || created)
-		if !p.bare {
-			return true
-		}
-		p.name, p.metricType = full, untyped
+// add keeps that two sources are at odds about a family.
+func (f *findings) add(about pair, family string) {
+	c := f.pairs[about]
+	if c == nil {
+		c = &concern{}
+		f.pairs[about] = c
 	}
-	if at, found := find(groups, g.name()); found {
-		t := groups[at].types().agreed()
-		return t == untyped || t == unknown || t == gauge
+	if c.families++; len(c.first) < 3 {
+		c.first = append(c.first, family)
 	}
-	return claimer(groups, g.name(), true) < 0
 }
+
+// ---- Writing
 
 // page is one valid exposition, ready to be written. It refers to long runs of lines
 // where they are and holds the rest.
@@ -572,63 +481,90 @@ type page struct {
 	chunks [][]byte
 	size   int
 	tail   []byte // the chunk being filled
-
-	openMetrics bool // its format
-	findings
+	form   form
+	*findings
 }
 
 // write writes the page. It fails if ctx ends.
 func (m *merged) write(ctx context.Context) (*page, error) {
-	pg := &page{openMetrics: m.openMetrics, findings: m.findings}
+	pg := &page{form: m.form, findings: m.findings}
 	for _, g := range m.groups {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
 		pg.addFamily(g)
 	}
-	if pg.openMetrics {
+	if pg.form.openMetrics {
 		pg.tail = append(pg.tail, "# EOF\n"...)
 	}
 	pg.flush()
 	return pg, nil
 }
 
-// addFamily adds one family: its HELP, TYPE and UNIT lines and all its samples.
+// addFamily adds one family. As it came, parts whose metadata has another name stand apart: those
+// of a counter foo with samples foo_total beside those of a counter foo_total.
 func (pg *page) addFamily(g group) {
+	if !pg.form.strict {
+		first := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.metricType != untyped }))]
+		apart := func(p *part) bool { return p.metricType != untyped && p.suffix != first.suffix }
+		if slices.ContainsFunc(g, apart) {
+			together := func(p *part) bool { return !apart(p) }
+			pg.addFamily(slices.DeleteFunc(slices.Clone(g), apart))
+			pg.addFamily(slices.DeleteFunc(slices.Clone(g), together))
+			return
+		}
+	}
 	if cap(pg.tail)-len(pg.tail) < 1<<10 {
 		pg.flush()
 		pg.tail = make([]byte, 0, 32<<10)
 	}
-	for _, p := range g {
-		if p.help.from < p.help.to {
-			text := p.text(p.help)
-			if pg.openMetrics {
-				text = []byte(quoteHelp.Replace(string(text)))
-			}
-			pg.addMetadata("# HELP ", g, text)
-			break
-		}
-	}
-	if !pg.openMetrics {
-		pg.addMetadata("# TYPE ", g, []byte(typeNames[g.types().agreed()]))
-	} else {
-		pg.addMetadata("# TYPE ", g, []byte(openMetricsNames[g.types().agreed()]))
-		if name, n := g.name(), int(g.unit()); n > 0 {
-			pg.addMetadata("# UNIT ", g, name[len(name)-n:])
-		}
-	}
+	pg.addMetadata(g)
 	for _, p := range g {
 		pg.addLines(p.text(p.run))
 	}
 }
 
-// addMetadata adds a HELP, TYPE or UNIT line.
-func (pg *page) addMetadata(what string, g group, text []byte) {
-	out, name := append(pg.tail, what...), g.name()
-	if g[0].quoted && !isBareName(name) {
-		out = append(append(append(out, '"'), name...), '"')
-	} else {
+// addMetadata adds the HELP, TYPE and UNIT lines of a family: of each the first that there is.
+func (pg *page) addMetadata(g group) {
+	t, names, named := g.types().agreed(), &typeNames, g[0]
+	var help, unit []byte
+	for _, p := range g {
+		if len(help) == 0 {
+			help = p.text(p.help)
+		}
+		if p.suffix > 0 {
+			named = p
+		}
+		if len(unit) == 0 {
+			unit = p.body.unitText(p.family)
+		}
+	}
+	name := named.text(named.base())
+	if pg.form.strict {
+		name = named.text(named.name)
+	}
+	if pg.form.openMetrics {
+		names = &openMetricsNames
+	}
+	if len(help) > 0 && pg.form.openMetrics {
+		help = []byte(quoteHelp.Replace(string(help)))
+	}
+	if len(help) > 0 {
+		pg.addLine("# HELP ", name, help)
+	}
+	pg.addLine("# TYPE ", name, []byte(names[t]))
+	if len(unit) > 0 && pg.form.openMetrics {
+		pg.addLine("# UNIT ", name, unit)
+	}
+}
+
+// addLine adds a line of metadata.
+func (pg *page) addLine(what string, name, text []byte) {
+	out := append(pg.tail, what...)
+	if isBareName(name) {
 		out = append(out, name...)
+	} else {
+		out = append(append(append(out, '"'), name...), '"')
 	}
 	pg.tail = append(append(append(out, ' '), text...), '\n')
 }
@@ -655,133 +591,163 @@ func (pg *page) flush() {
 
 // ---- Status metrics
 
-// ownMetrics are metrics of the program's own, by the names of their families.
-type ownMetrics map[string]*ownFamily
-
-// ownFamily is one of these families.
-type ownFamily struct {
-	metricType metricType
-	help       string
-	lines      []byte
+// ownMetrics are metrics of the program's own, as text that is read like any body.
+type ownMetrics struct {
+	text   []byte
+	family string // the last one
 }
 
-// add adds a sample with the labels of pairs, one at least, to a family.
-func (m ownMetrics) add(name string, t metricType, help string, value float64, pairs ...string) {
-	f := m[name]
-	if f == nil {
-		f = &ownFamily{metricType: t, help: help}
-		m[name] = f
+// add adds a sample with the labels of pairs, one at least. All samples of a family are added
+// one after another.
+func (m *ownMetrics) add(name string, t metricType, help string, value float64, pairs ...string) {
+	if name != m.family {
+		m.text = fmt.Appendf(m.text, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help, typeNames[t])
+		m.family = name
 	}
 	open := byte('{')
-	out := append(f.lines, name...)
+	m.text = append(m.text, name...)
 	for i := 0; i < len(pairs); i += 2 {
-		out = append(append(append(out, open), pairs[i]...), `="`...)
-		out = append(append(out, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
+		m.text = append(append(append(m.text, open), pairs[i]...), `="`...)
+		m.text = append(append(m.text, escape.Replace(strings.ToValidUTF8(pairs[i+1], "\uFFFD"))...), '"')
 		open = ','
 	}
-	out = append(out, "} "...)
-	f.lines = append(strconv.AppendFloat(out, value, 'g', -1, 64), '\n')
+	m.text = append(strconv.AppendFloat(append(m.text, "} "...), value, 'g', -1, 64), '\n')
 }
 
 // one adds a sample that tells of the program.
-func (m ownMetrics) one(name string, t metricType, help string, value float64, pairs ...string) {
+func (m *ownMetrics) one(name string, t metricType, help string, value float64, pairs ...string) {
 	m.add(name, t, help, value, append(pairs, "exporter_name", ownName)...)
 }
 
-// body returns the metrics as an exposition.
-func (m ownMetrics) body() *exposition {
-	e := &exposition{}
-	for _, name := range slices.Sorted(maps.Keys(m)) {
-		own := m[name]
-		f := family{name: e.add([]byte(name)), help: e.add([]byte(own.help)), metricType: own.metricType, bare: true}
-		f.lines = e.add(own.lines)
-		e.families = append(e.families, f)
+// read returns the metrics as an exposition. Sources may have the same series, unless telling.
+func (m *ownMetrics) read(telling bool) *exposition {
+	e, err := labelBody(bytes.NewReader(m.text), false, &addedLabels{telling: telling}, &workspace{}, math.MaxInt32)
+	if err != nil {
+		panic(err) // a fault in what is written above
 	}
 	return e
 }
 
-// addSources adds what is to be told of each source.
-func (m ownMetrics) addSources(sources []*source, results []*result) {
-	for i, s := range sources {
-		r, c := results[i], s.snapshot()
-		add := func(name string, t metricType, help string, value float64) {
-			m.add(name, t, help, value, "exporter_name", s.name)
+// seen is what a scrape sees of a source.
+type seen struct {
+	*source
+	result *result
+	status status
+}
+
+// addSources adds what is to be told of each source. A NaN is left out.
+func (m *ownMetrics) addSources(sources []seen) {
+	each := func(name string, t metricType, help string, value func(s seen) float64) {
+		for _, s := range sources {
+			if v := value(s); v == v {
+				m.add(ownName+"_source_"+name, t, help, v, "exporter_name", s.name)
+			}
 		}
-		add(ownName+"_source_up", gauge, "Whether the source delivered for this scrape.", oneIf(r.failure == nil))
-		if !r.start.IsZero() { // or it missed the deadline
-			add(ownName+"_source_scrape_duration_seconds", gauge, "How long the fetch took.",
-				r.end.Sub(r.start).Seconds())
+	}
+	each("up", gauge, "Whether the source delivered for this scrape.",
+		func(s seen) float64 { return oneIf(s.result.failure == nil) })
+	each("scrape_duration_seconds", gauge, "How long the fetch took.", func(s seen) float64 {
+		if s.result.start.IsZero() { // it missed the deadline
+			return math.NaN()
 		}
-		add(ownName+"_source_samples_scraped", gauge, "Samples that the source delivered.", float64(r.samples()))
-		add(ownName+"_source_body_bytes", gauge, "Size of what the source delivered, decompressed.", float64(r.bytes))
-		add(ownName+"_source_last_success_timestamp_seconds", gauge,
-			"When the last fetch succeeded, 0 before the first.", unixSeconds(c.lastSuccess))
-		add(ownName+"_source_timeout_seconds", gauge, "Longest time that a fetch may take.", s.timeout.Seconds())
-		if len(s.drop) > 0 {
-			add(ownName+"_source_families_dropped", gauge, "Metric families that --drop left out.",
-				float64(r.dropped()))
+		return s.result.end.Sub(s.result.start).Seconds()
+	})
+	each("samples_scraped", gauge, "Samples that the source delivered.",
+		func(s seen) float64 { return float64(s.result.samples()) })
+	each("body_bytes", gauge, "Size of what the source delivered, decompressed.",
+		func(s seen) float64 { return float64(s.result.bytes) })
+	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded, 0 before the first.",
+		func(s seen) float64 { return unixSeconds(s.status.lastSuccess) })
+	each("timeout_seconds", gauge, "Longest time that a fetch may take.",
+		func(s seen) float64 { return s.timeout.Seconds() })
+	each("families_dropped", gauge, "Metric families that --drop left out.", func(s seen) float64 {
+		if len(s.drop) == 0 {
+			return math.NaN()
 		}
-		if r.exit != nil {
-			add(ownName+"_source_exit_status", gauge, "Exit status of the command.", float64(*r.exit))
+		return float64(s.result.dropped())
+	})
+	each("exit_status", gauge, "Exit status of the command.", func(s seen) float64 {
+		if s.result.exit == nil {
+			return math.NaN()
 		}
-		add(ownName+"_source_fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
-			float64(c.fetches))
+		return float64(*s.result.exit)
+	})
+	each("fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
+		func(s seen) float64 { return float64(s.status.fetches) })
+	for _, s := range sources {
 		for _, reason := range reasons[s.kind] {
 			m.add(ownName+"_source_failures_total", counter, "Failed fetches, and scrapes that found the source busy.",
-				float64(c.failures[reason]), "exporter_name", s.name, "reason", reason)
+				float64(s.status.failures[reason]), "exporter_name", s.name, "reason", reason)
 		}
-		for _, f := range r.files {
+	}
+	for _, s := range sources {
+		for _, f := range s.result.files {
 			m.add(ownName+"_file_mtime_seconds", gauge, "When the file was last modified.",
 				unixSeconds(f.mtime), "exporter_name", s.name, "file", f.name)
 		}
 	}
 }
 
-// addFindings adds how often something was found, and for each source concerned in how many
-// families.
-func (m ownMetrics) addFindings(name, help string, total int, list []finding) {
-	m.one(name, gauge, help, float64(total))
-	families := map[string]int{}
-	for _, f := range list {
-		for _, source := range f.sources {
-			families[source]++
+// addFindings adds what could not be merged as it came, by source: 0 for those that are not
+// concerned.
+func (m *ownMetrics) addFindings(sources []seen, found *findings) {
+	each := func(name, help string, counts map[string]int) {
+		names := []string{}
+		for _, s := range sources {
+			names = append(names, s.name)
+		}
+		if counts[ownName] > 0 {
+			names = append(names, ownName)
+		}
+		for _, source := range names {
+			m.add(ownName+"_source_"+name, gauge, help, float64(counts[source]), "exporter_name", source)
 		}
 	}
-	for _, source := range slices.Sorted(maps.Keys(families)) {
-		m.add(name, gauge, help, float64(families[source]), "exporter_name", source)
-	}
+	each("conflicting_families", "Metric families served untyped, as sources disagree on them.", found.conflicting)
+	each("duplicate_samples_dropped", "Samples left out, as an earlier source has the same series.", found.repeated)
 }
 
-// addProgram adds what is to be told of the page and the program.
-func (m ownMetrics) addProgram(p *program, found *findings) {
-	m.addFindings(ownName+"_conflicting_families", "Metric families served untyped, as the sources disagree on them.",
-		len(found.conflicts), found.conflicts)
-	m.addFindings(ownName+"_duplicate_series_dropped", "Samples left out, as an earlier source has the same series."+
-		" For a source: families concerned.", found.duplicates, found.repeating)
+// about is what is to be told of the program.
+type about struct {
+	version    string
+	revision   string
+	linesLost  uint64          // of the log
+	scrapes    map[int]uint64  // by status code
+	reloads    map[string]bool // whether the last one was good, by flag
+	certExpiry time.Time       // of its certificate, zero for none
+	guarded    bool            // not everybody may ask
+	refused    uint64          // requests
+}
+
+// addProgram adds what is to be told of the program.
+func (m *ownMetrics) addProgram(a *about) {
 	m.one(ownName+"_build_info", gauge, "The version of the program.", 1,
-		"version", p.build.version, "revision", p.build.revision, "goversion", runtime.Version())
+		"version", a.version, "revision", a.revision, "goversion", runtime.Version())
 	m.one(ownName+"_log_lines_dropped_total", counter, "Lines of the log that could not be written.",
-		float64(p.dropped.Load()))
-	if cert := p.tls.cert.Load(); cert != nil {
-		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge,
-			"When the certificate of the program expires.",
-			unixSeconds(cert.Leaf.NotAfter))
+		float64(a.linesLost))
+	for _, code := range slices.Sorted(maps.Keys(a.scrapes)) {
+		m.add(ownName+"_scrapes_total", counter, "Scrapes that were answered before this one.",
+			float64(a.scrapes[code]), "exporter_name", ownName, "code", strconv.Itoa(code))
 	}
-	for _, w := range p.watched {
+	for _, flag := range slices.Sorted(maps.Keys(a.reloads)) {
 		m.add(ownName+"_last_reload_successful", gauge,
 			"Whether the files that the flag names could be taken up when they last changed.",
-			oneIf(!w.broken.Load()), "exporter_name", ownName, "flag", w.files[0].flag)
+			oneIf(a.reloads[flag]), "exporter_name", ownName, "flag", flag)
 	}
-	if p.tls.cas.Load() != nil || p.passwords != nil {
+	if !a.certExpiry.IsZero() {
+		m.one(ownName+"_tls_certificate_expiry_timestamp_seconds", gauge,
+			"When the certificate of the program expires.", unixSeconds(a.certExpiry))
+	}
+	if a.guarded {
 		m.one(ownName+"_requests_refused_total", counter, "Requests without a right password or client certificate.",
-			float64(p.refusals.Load()))
+			float64(a.refused))
 	}
 }
 
 // readProcess reads the metrics of the process. Those that the system does not tell, as
 // where there is no /proc, are left out.
 func readProcess(started time.Time) *exposition {
-	m := ownMetrics{}
+	m := &ownMetrics{}
 	memory := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/total:bytes"}}
 	metrics.Read(memory) // runtime.ReadMemStats would stop the world
 	m.one("go_info", gauge, "Information about the Go environment.", 1, "version", runtime.Version())
@@ -812,7 +778,7 @@ func readProcess(started time.Time) *exposition {
 		m.one("process_virtual_memory_bytes", gauge, "Virtual memory size in bytes.", virtual*page)
 		m.one("process_resident_memory_bytes", gauge, "Resident memory size in bytes.", resident*page)
 	}
-	return m.body()
+	return m.read(true)
 }
 
 // oneIf returns 1 for true.

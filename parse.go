@@ -24,8 +24,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
-	"math"
 	"math/bits"
 	"path"
 	"slices"
@@ -93,6 +93,7 @@ type line struct {
 	text       []byte // HELP text, escapes as written
 	metricType metricType
 	labels     []label
+	seen       uint64 // the bits of the label names, see nameBit
 	value      int    // where the value begins in the window
 	stamp      []byte // timestamp as written: milliseconds, in OpenMetrics seconds; empty if there is none
 	exemplar   []byte // as written, from the # on; empty if there is none
@@ -104,8 +105,7 @@ type line struct {
 // label is where one label of a sample stands, in bytes from the start of the line.
 type label struct {
 	name, nameEnd int32
-	value, end    int32  // end is after the closing quote
-	seen          uint64 // names of this label and those before it, see nameBit
+	value, end    int32 // end is after the closing quote
 }
 
 // A syntaxError says where a body breaks the format and how, but not what
@@ -376,7 +376,7 @@ func (p *parser) repeatsName(i int) bool {
 
 // series scans the name and the labels of a sample: name, name{…}, {"name",…}.
 func (p *parser) series(i int) int {
-	p.labels = p.labels[:0]
+	p.labels, p.seen = p.labels[:0], 0
 	switch {
 	case p.repeated:
 		i += len(p.name)
@@ -492,7 +492,7 @@ func (p *parser) labelSet(i int, keep bool) int {
 // plainLabels scans labels that are written name="value", with nothing but a comma between
 // them, as nearly all are. It returns the index after the last one that label need not look at.
 func (p *parser) plainLabels(i int) int {
-	end, b, labels, seen := i, p.buf, p.labels, p.seen()
+	end, b, labels, seen := i, p.buf, p.labels, p.seen
 	for len(labels) < fewLabels {
 		equals := labelBytes(b, i)
 		if equals == i || b[equals] != '=' || b[equals+1] != '"' || class[b[i]]&digit != 0 || b[i] == '_' {
@@ -510,13 +510,13 @@ func (p *parser) plainLabels(i int) int {
 		labels = append(labels, label{})
 		l := &labels[len(labels)-1] // to append it filled takes longer
 		l.name, l.nameEnd = int32(i-p.start), int32(equals-p.start)
-		l.value, l.end, l.seen = int32(equals+2-p.start), int32(end-p.start), seen
+		l.value, l.end = int32(equals+2-p.start), int32(end-p.start)
 		if b[end] != ',' {
 			break
 		}
 		i = end + 1
 	}
-	p.labels = labels
+	p.labels, p.seen = labels, seen
 	return end
 }
 
@@ -562,9 +562,9 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	if !p.plain {
 		text = respelled(text)
 	}
-	seen, bit := p.seen(), nameBit(text)
+	bit := nameBit(text)
 	switch n := len(p.labels); {
-	case seen&bit != 0 && n < fewLabels && p.labelNamed(text) != nil:
+	case p.seen&bit != 0 && n < fewLabels && p.labelNamed(text) != nil:
 		return p.fail(name, "duplicate label name")
 	case string(text) == "__name__":
 		return p.fail(name, "the label name __name__ is reserved")
@@ -574,8 +574,8 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	p.labels = append(p.labels, label{
 		name: int32(name - p.start), nameEnd: int32(nameEnd - p.start),
 		value: int32(value - p.start), end: int32(end - p.start),
-		seen: seen | bit,
 	})
+	p.seen |= bit
 	return end
 }
 
@@ -797,14 +797,6 @@ func (p *parser) byName() []label {
 		return bytes.Compare(p.labelName(a), p.labelName(b))
 	})
 	return both[n:]
-}
-
-// seen returns the bits of all label names of the sample, see nameBit.
-func (p *parser) seen() uint64 {
-	if n := len(p.labels); n > 0 {
-		return p.labels[n-1].seen
-	}
-	return 0
 }
 
 // labelName returns the name of a label of the sample, without its quotes.
@@ -1039,6 +1031,8 @@ func (a *addedLabels) has(name []byte) bool {
 type workspace struct {
 	window []byte // of the parser
 	body   []byte // of the exposition
+	index  map[uint64]int32
+	pieces []piece
 
 	// more returns a larger limit for an exposition that is to take so many bytes, or the
 	// old one if there is no more to be had. Nil if the limit is fixed.
@@ -1050,16 +1044,19 @@ type workspace struct {
 func labelBody(
 	src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int,
 ) (*exposition, error) {
-	l := labeller{
-		p:     parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics},
-		e:     &exposition{buf: w.body[:0], openMetrics: openMetrics, loose: !openMetrics, telling: added.telling},
-		added: added,
-		more:  w.more,
+	l := newLabeller(&exposition{buf: w.body[:0], openMetrics: openMetrics, telling: added.telling}, added)
+	l.p = parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics}
+	if w.index != nil {
+		l.index, l.pieces = w.index, w.pieces[:0]
 	}
-	err := l.readLines(limit)
-	w.window, w.body = nil, l.e.buf
+	err := l.readLines(w.more, limit)
+	w.window, w.body, w.index = nil, l.e.buf, nil
 	if cap(l.p.buf) <= 2*windowSize { // a long line makes it larger, and is rare
 		w.window = l.p.buf
+	}
+	if len(l.e.families) < 1<<12 { // to clear a large map takes long, however few it holds
+		clear(l.index)
+		w.index, w.pieces = l.index, l.pieces
 	}
 	switch {
 	case err != nil:
@@ -1074,39 +1071,57 @@ func labelBody(
 
 // labeller makes the exposition of one body.
 type labeller struct {
-	p        parser
-	e        *exposition
-	added    *addedLabels
-	more     func(wanted, limit int) int // see workspace
-	prefix   []byte                      // what samples of this name begin with: name, brace and added labels
-	exported [][]byte                    // new names of the sample's labels that give way to added ones
-	bare     map[string]string           // the sample's label names that need quotes, without; nil to keep quotes
-	named    [2][]byte                   // label names of the sample and the one before, see renameLabels
-	anew     bool                        // each sample is written anew, though it may be plain
-	lost     metricType                  // the type that the samples lose
+	p         parser
+	e         *exposition
+	added     *addedLabels
+	index     map[uint64]int32  // numbers of the families, see slot
+	pieces    []piece           // all lines, as they came
+	at        int               // number of the family of the last line, -1 before the first
+	described description       // what metadata says of the lines that follow; without a name if there is none
+	prefix    []byte            // what samples of this name begin with: name, brace and added labels
+	exported  [][]byte          // new names of the sample's labels that give way to added ones
+	bare      map[string]string // the sample's label names that need quotes, without; nil to keep quotes
+	named     [2][]byte         // label names of the sample and the one before, see renameLabels
+	anew      bool              // each sample is written anew, though it may be plain
+	stored    metricType        // histogram or summary if bounds are written as Prometheus 3 stores them for it
+}
+
+// piece is where lines of one family stand together.
+type piece struct {
+	family int32
+	span
+}
+
+// description is what metadata says of a metric family.
+type description struct {
+	name, help []byte
+	suffix     string // what the name has after that in text
+	metricType metricType
+	unit       int // length of the unit, with which the name ends
+}
+
+// newLabeller returns a labeller that adds to an exposition.
+func newLabeller(e *exposition, added *addedLabels) *labeller {
+	return &labeller{e: e, added: added, index: map[uint64]int32{}, at: -1}
 }
 
 // readLines reads the body to its end and brings its families into order. It fails if
 // more than limit bytes would have to be held.
-func (l *labeller) readLines(limit int) error {
-	for l.p.next() {
-		switch l.p.kind {
-		case sampleLine:
-			l.sample()
-		case helpLine:
-			l.keepHelp()
-		case typeLine:
-			l.keepType()
-		case unitLine:
-			l.described().unit = uint32(len(l.p.text))
+func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error {
+	fits := func(held int) bool {
+		if held > limit && more != nil {
+			limit = more(held, limit)
 		}
-		if held := l.e.held(); held > limit {
-			if l.more != nil {
-				limit = l.more(held, limit)
-			}
-			if held > limit {
-				return errTooMuch
-			}
+		return held <= limit
+	}
+	for l.p.next() {
+		if l.p.kind == sampleLine {
+			l.sample()
+		} else {
+			l.describe()
+		}
+		if !fits(l.held()) {
+			return errTooMuch
 		}
 		if size := len(l.e.buf); cap(l.e.buf)-size < 1<<10 { // append would leave four times as much garbage
 			l.e.buf = slices.Grow(l.e.buf, max(min(size, limit-size), 0)+2<<10)
@@ -1115,49 +1130,193 @@ func (l *labeller) readLines(limit int) error {
 	if l.p.err != nil {
 		return l.p.err
 	}
-	if wanted := len(l.e.buf) + l.e.held(); wanted > limit && l.more != nil {
-		limit = l.more(wanted, limit)
+	l.begin()
+	if l.isScattered() && !fits(len(l.e.buf)+l.held()) {
+		return errTooMuch
 	}
-	return l.e.regroup(limit)
+	l.finish()
+	return nil
 }
+
+// held is the memory that the exposition so far and a page made of it take, in bytes.
+func (l *labeller) held() int {
+	return len(l.e.buf) + len(l.e.families)*familySize + len(l.pieces)*2*12 // pieces may have grown to double
+}
+
+// describe keeps what a line of metadata says until the samples come, for in OpenMetrics the
+// name that a family has in text depends on its type. Of HELP texts the first is kept; two
+// types make two families.
+func (l *labeller) describe() {
+	d := &l.described
+	other := l.p.kind == typeLine && d.metricType != untyped && d.metricType != l.p.metricType
+	if !bytes.Equal(d.name, l.p.name) || other {
+		l.begin()
+		*d = description{name: append(d.name, l.p.name...), help: d.help}
+	}
+	switch l.p.kind {
+	case helpLine:
+		if len(d.help) == 0 {
+			d.help = l.appendHelp(d.help)
+		}
+	case typeLine:
+		d.metricType = cmp.Or(l.p.metricType, d.metricType)
+		d.suffix = openMetricsSuffix(d.metricType, l.p.openMetrics)
+	case unitLine:
+		d.unit = len(l.p.text)
+	}
+}
+
+// appendHelp appends the HELP text of the line as the text format has it.
+func (l *labeller) appendHelp(dst []byte) []byte {
+	text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
+	if l.p.openMetrics {
+		text = []byte(unquoteHelp.Replace(string(text)))
+	}
+	return appendRespelled(dst, text, `\n`)
+}
+
+// begin makes the family that was described the one that lines belong to: the known one of that
+// name, or a new one if that has another type.
+func (l *labeller) begin() {
+	d := &l.described
+	if len(d.name) == 0 {
+		return
+	}
+	name := l.e.append(d.name)
+	name.to = l.e.append([]byte(d.suffix)).to
+	i := l.lookUp(l.e.text(name))
+	if i >= 0 && l.e.families[i].accepts(d) {
+		l.e.buf = l.e.buf[:name.from]
+	} else {
+		i = l.add(name)
+	}
+	f := &l.e.families[i]
+	if d.metricType != untyped {
+		f.metricType, f.suffix = d.metricType, uint8(len(d.suffix))
+	}
+	f.unit = cmp.Or(f.unit, uint32(d.unit))
+	if f.help.from == f.help.to {
+		f.help = l.e.append(d.help)
+	}
+	l.at = i
+	*d = description{name: d.name[:0], help: d.help[:0]}
+}
+
+// accepts reports whether metadata of the family's name is about this one.
+func (f *family) accepts(d *description) bool {
+	return f.metricType == untyped || d.metricType == untyped ||
+		f.metricType == d.metricType && int(f.suffix) == len(d.suffix)
+}
+
+// openMetricsSuffix returns what the name of a family lacks in the metadata of OpenMetrics: in
+// text it is that of its samples.
+func openMetricsSuffix(t metricType, openMetrics bool) string {
+	switch {
+	case openMetrics && t == counter:
+		return "_total"
+	case openMetrics && t == info:
+		return "_info"
+	}
+	return ""
+}
+
+// add adds a family whose name stands in the exposition, and returns its number. Of families of
+// one name, which differ in type, lines belong to the last.
+func (l *labeller) add(name span) int {
+	i := len(l.e.families)
+	text := l.e.text(name)
+	l.e.families = append(l.e.families, family{name: name, order: uint32(i),
+		quoted: !isBareName(text), dropped: l.added.drops(text)})
+	l.index[l.slot(text)] = int32(i)
+	return i
+}
+
+// lookUp returns the number of the family of a name, -1 if there is none.
+func (l *labeller) lookUp(name []byte) int {
+	if i, ok := l.index[l.slot(name)]; ok {
+		return int(i)
+	}
+	return -1
+}
+
+// slot returns where the index has the family of a name: at its hash, or after it if another name
+// has the same. No body can be made of names that do, for the hash is keyed.
+func (l *labeller) slot(name []byte) uint64 {
+	for h := maphash.Bytes(hashSeed, name); ; h++ {
+		if i, taken := l.index[h]; !taken || bytes.Equal(l.e.text(l.e.families[i].name), name) {
+			return h
+		}
+	}
+}
+
+// hashSeed keys the hashes of names.
+var hashSeed = maphash.MakeSeed()
 
 // sample appends a sample with its added labels to its family.
 func (l *labeller) sample() {
 	if !l.p.repeated {
 		l.enter()
 	}
-	if l.last().dropped {
+	f := &l.e.families[l.at]
+	if f.dropped {
 		return
 	}
-	if l.p.plain && !l.anew && l.p.seen()&l.added.seen == 0 {
+	if l.p.plain && !l.anew && l.p.seen&l.added.seen == 0 {
 		l.relay()
 	} else {
 		l.relabel()
 	}
-	f := l.last()
-	f.lines.to = uint32(len(l.e.buf))
+	l.pieces[len(l.pieces)-1].to = uint32(len(l.e.buf))
 	if len(l.p.stamp)+len(l.p.exemplar) > 0 {
-		f.foreign, f.quoted = true, f.quoted || l.p.quotes
+		f.moments, f.quoted = true, f.quoted || l.p.quotes
 	}
 	l.e.samples++
-	if l.p.seen()&boundNames != 0 || l.p.buf[l.p.value] == '-' {
+	if l.p.seen&boundNames != 0 || l.p.buf[l.p.value] == '-' {
 		f.contradict(&l.p)
 	}
 }
 
-// enter makes the family of the sample's name the last one.
+// enter makes the family of the sample's name the one that lines belong to.
 func (l *labeller) enter() {
-	f := l.last()
-	if f == nil || !l.e.covers(f, l.p.name) {
-		f = l.begin(l.p.name)
+	name := l.p.name
+	switch suffix, _ := bytes.CutPrefix(name, l.described.name); {
+	case len(suffix) == 0: // some counters of OpenMetrics have no suffix,
+		l.described.suffix = ""
+	case string(suffix) == "_total" && l.described.metricType == counter: // and some of text have one
+		l.described.suffix = "_total"
 	}
-	suffix := l.p.name[f.name.to-f.name.from:]
-	f.bare = f.bare || len(suffix) == 0
-	f.foreign = f.foreign || string(suffix) == "_created"
-	l.prefix = append(append(l.prefix[:0], l.p.name...), '{')
+	l.begin()
+	if l.at < 0 || !l.e.covers(&l.e.families[l.at], name) {
+		l.at = l.familyOf(name)
+	}
+	f := &l.e.families[l.at]
+	if !bytes.Equal(name, l.e.text(f.name)) {
+		f.several = true
+		f.created = f.created || bytes.HasSuffix(name, []byte("_created"))
+	}
+	l.prefix = append(append(l.prefix[:0], name...), '{')
 	if len(l.added.text) > 0 {
 		l.prefix = append(append(l.prefix, l.added.text...), ',')
 	}
+	last, here := len(l.pieces)-1, uint32(len(l.e.buf))
+	if last < 0 || l.pieces[last].family != int32(l.at) || l.pieces[last].to != here {
+		l.pieces = append(l.pieces, piece{int32(l.at), span{here, here}})
+	}
+}
+
+// familyOf returns the number of the family that a sample belongs to, a new one if there is none.
+func (l *labeller) familyOf(sample []byte) int {
+	i := l.lookUp(sample)
+	if end := bytes.LastIndexByte(sample, '_'); i < 0 && end > 0 && claimers(string(sample[end:]), l.e.openMetrics) != 0 {
+		i = l.lookUp(sample[:end])
+		if i >= 0 && !l.e.covers(&l.e.families[i], sample) {
+			i = -1
+		}
+	}
+	if i < 0 {
+		return l.add(l.e.append(sample))
+	}
+	return i
 }
 
 // boundNames are the bits of the labels that bound a bucket or a quantile.
@@ -1167,14 +1326,13 @@ var boundNames = nameBit([]byte("le")) | nameBit([]byte("quantile"))
 // a bound that is not a number, and a bucket or count below zero.
 func (f *family) contradict(p *parser) {
 	bucket := false
-	for i := len(p.labels) - 1; i >= 0 && p.labels[i].seen&boundNames != 0; i-- {
-		l := &p.labels[i]
-		switch string(p.labelName(*l)) {
+	for _, l := range p.labels {
+		switch string(p.labelName(l)) {
 		case "le":
 			bucket = true
-			f.noHistogram = f.noHistogram || !isNumber(p.labelText(*l))
+			f.noHistogram = f.noHistogram || !isNumber(p.labelText(l))
 		case "quantile":
-			f.noSummary = f.noSummary || !isNumber(p.labelText(*l))
+			f.noSummary = f.noSummary || !isNumber(p.labelText(l))
 		}
 	}
 	if p.buf[p.value] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
@@ -1215,7 +1373,7 @@ func (l *labeller) relabel() {
 	}
 	for _, lb := range l.p.labels {
 		name := l.p.labelName(lb)
-		mayClash := l.p.seen()&l.added.seen != 0 && (l.added.has(name) || bytes.HasPrefix(name, []byte("exported_")))
+		mayClash := l.p.seen&l.added.seen != 0 && (l.added.has(name) || bytes.HasPrefix(name, []byte("exported_")))
 		if mayClash && len(l.p.labelText(lb)) == 0 { // it is no label, but has the name that another one gets
 			continue
 		}
@@ -1229,8 +1387,7 @@ func (l *labeller) relabel() {
 	l.e.buf = append(l.appendMoment(out), '\n')
 }
 
-// appendMoment appends the sample's timestamp and exemplar as its exposition's format has
-// them. Only a type has exemplars.
+// appendMoment appends the sample's timestamp and exemplar as its exposition's format has them.
 func (l *labeller) appendMoment(dst []byte) []byte {
 	switch {
 	case len(l.p.stamp) == 0:
@@ -1241,7 +1398,7 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 	default:
 		dst = appendSeconds(append(dst, ' '), l.p.stamp)
 	}
-	if len(l.p.exemplar) > 0 && l.e.openMetrics && l.lost == untyped && !(l.p.quotes && l.bare != nil) {
+	if len(l.p.exemplar) > 0 && l.e.openMetrics && !(l.p.quotes && l.bare != nil) {
 		dst = append(append(dst, ' '), l.p.exemplar...)
 	}
 	return dst
@@ -1283,11 +1440,11 @@ func (l *labeller) appendLabel(dst []byte, lb label) []byte {
 		dst = append(dst, name...)
 	} else {
 		dst = append(append(append(dst, '"'), name...), '"')
-		l.last().quoted = true
+		l.e.families[l.at].quoted = true
 	}
 	dst = append(dst, `="`...)
 	value := l.p.labelText(lb)
-	if l.lost == histogram && string(name) == "le" || l.lost == summary && string(name) == "quantile" {
+	if l.stored == histogram && string(name) == "le" || l.stored == summary && string(name) == "quantile" {
 		return append(appendBound(dst, value), '"')
 	}
 	return append(appendRespelled(dst, value, `\"n`), '"')
@@ -1382,24 +1539,6 @@ func underscores(name []byte) []byte {
 	return out
 }
 
-// keepHelp keeps the HELP text of a family, if it is the first, as the text format has it.
-func (l *labeller) keepHelp() {
-	f := l.described()
-	if f.lines.from < f.lines.to {
-		f = l.begin(l.p.name)
-	}
-	if f.help.from == f.help.to {
-		text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
-		if l.p.openMetrics {
-			text = []byte(unquoteHelp.Replace(string(text)))
-		}
-		f.help.from = uint32(len(l.e.buf))
-		l.e.buf = appendRespelled(l.e.buf, text, `\n`)
-		f.help.to = uint32(len(l.e.buf))
-		f.lines = span{f.help.to, f.help.to}
-	}
-}
-
 // escape turns a text into what stands for it in a label value.
 var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 
@@ -1412,47 +1551,6 @@ var (
 	quoteHelp   = strings.NewReplacer(`\\`, `\\`, `"`, `\"`)
 	unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
 )
-
-// keepType keeps the type of a family. Untyped is no opinion; two opinions make two
-// families, which regroup joins.
-func (l *labeller) keepType() {
-	f := l.described()
-	if t := l.p.metricType; t != untyped {
-		if f.metricType != untyped && f.metricType != t {
-			f = l.begin(l.p.name)
-		}
-		f.metricType = t
-	}
-	if l.p.openMetrics && f.metricType == counter { // Prometheus knows it by the name of its samples
-		f.dropped = f.dropped || l.added.drops(append(slices.Clone(l.p.name), "_total"...))
-	}
-}
-
-// described returns the family that metadata is of: the last one, or one that begins with it.
-func (l *labeller) described() *family {
-	if f := l.last(); f != nil && bytes.Equal(l.e.text(f.name), l.p.name) {
-		return f
-	}
-	return l.begin(l.p.name)
-}
-
-// last returns the family of the last line, nil before the first.
-func (l *labeller) last() *family {
-	if n := len(l.e.families); n > 0 {
-		return &l.e.families[n-1]
-	}
-	return nil
-}
-
-// begin begins a family.
-func (l *labeller) begin(name []byte) *family {
-	at := l.e.add(name)
-	none := span{at.to, at.to}
-	l.e.families = append(l.e.families, family{name: at, help: none, lines: none, quoted: !isBareName(name)})
-	f := l.last()
-	f.dropped = l.added.drops(name)
-	return f
-}
 
 // appendRespelled appends a text as it stands in a body: newlines are escaped, and a
 // backslash is doubled unless one of escapes follows it.
@@ -1476,6 +1574,75 @@ func appendRespelled(dst, text []byte, escapes string) []byte {
 	return dst
 }
 
+// isScattered reports whether lines of a family stand in several places.
+func (l *labeller) isScattered() bool {
+	seen := make([]bool, len(l.e.families))
+	for _, r := range l.pieces {
+		if seen[r.family] {
+			return true
+		}
+		seen[r.family] = true
+	}
+	return false
+}
+
+// finish brings the families into the order of their names.
+func (l *labeller) finish() {
+	l.begin()
+	if l.isScattered() {
+		l.gather()
+	} else {
+		for _, r := range l.pieces {
+			l.e.families[r.family].lines = r.span
+		}
+	}
+	if len(l.added.drop) > 0 {
+		l.leaveOut()
+	}
+	for _, f := range l.e.families {
+		l.e.quoted = l.e.quoted || f.quoted
+	}
+	slices.SortStableFunc(l.e.families, func(a, b family) int { return bytes.Compare(l.e.text(a.name), l.e.text(b.name)) })
+}
+
+// leaveOut removes the families that are dropped, with samples that came before their TYPE.
+func (l *labeller) leaveOut() {
+	l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool {
+		name := l.e.text(f.name)
+		end := max(bytes.LastIndexByte(name, '_'), 0)
+		i := l.lookUp(name[:end])
+		isPart := f.metricType == untyped && i >= 0 && l.e.covers(&l.e.families[i], name)
+		if isPart && l.e.families[i].dropped && !f.dropped {
+			l.e.samples -= bytes.Count(l.e.text(f.lines), []byte("\n"))
+			return true
+		}
+		if f.dropped && !isPart {
+			l.e.dropped++
+		}
+		return f.dropped
+	})
+}
+
+// gather writes the buffer anew, with the lines of each family together.
+func (l *labeller) gather() {
+	old := l.e.buf
+	for _, r := range l.pieces {
+		l.e.families[r.family].lines.to += r.to - r.from
+	}
+	l.e.buf = make([]byte, 0, len(old))
+	for i := range l.e.families {
+		f := &l.e.families[i]
+		size := int(f.lines.to)
+		f.name, f.help = l.e.append(old[f.name.from:f.name.to]), l.e.append(old[f.help.from:f.help.to])
+		f.lines = span{f.help.to, f.help.to}
+		l.e.buf = l.e.buf[:len(l.e.buf)+size]
+	}
+	for _, r := range l.pieces {
+		f := &l.e.families[r.family]
+		f.lines.to += uint32(copy(l.e.buf[f.lines.to:], old[r.from:r.to]))
+	}
+}
+
 // ---- One exposition
 
 // exposition is one body with its labels added and its families in the order of their
@@ -1487,7 +1654,6 @@ type exposition struct {
 	dropped  int // families that were left out
 
 	openMetrics bool // it is in that format
-	loose       bool // its body is not
 	telling     bool // its labels tell its series from those of all other bodies
 	quoted      bool // a name in it needs quotes
 }
@@ -1495,8 +1661,8 @@ type exposition struct {
 // text returns a range of the exposition.
 func (e *exposition) text(s span) []byte { return e.buf[s.from:s.to] }
 
-// add appends text to the buffer.
-func (e *exposition) add(text []byte) span {
+// append appends text to the buffer.
+func (e *exposition) append(text []byte) span {
 	from := uint32(len(e.buf))
 	e.buf = append(e.buf, text...)
 	return span{from, uint32(len(e.buf))}
@@ -1505,194 +1671,53 @@ func (e *exposition) add(text []byte) span {
 // held is the memory that the exposition and a page made of it take, in bytes.
 func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
 
-// familySize is the memory that a family takes, in bytes: 36 here, as much again while
-// their slice grows, and 72 while it is merged.
-const familySize = 144
+// familySize is the memory that a family takes, in bytes: 40 here, as much again while
+// their slice grows, 24 while it is looked up, and 72 while it is merged.
+const familySize = 176
 
 // span is a range of an exposition's buf.
 type span struct{ from, to uint32 }
 
 // family is what one body has of one metric family.
 type family struct {
-	name, help span   // escaped as in the format
-	unit       uint32 // length of the unit, with which the name ends; 0 if there is none
+	name, help span // escaped as in the format; the name is the one that the family has in text
 	lines      span
+	unit       uint32 // length of the unit, 0 if there is none
+	order      uint32 // among the families of the body as they came
+	suffix     uint8  // length of what the name has after the one in metadata as it came: _total, _info or nothing
 	metricType metricType
 	quoted     bool // the family's name or one in its lines needs quotes
-	bare       bool // a sample has the family's own name
+	several    bool // a sample has another name than the family
+	created    bool // and ends in _created
+	moments    bool // a sample has a timestamp or an exemplar
 	dropped    bool // it is left out
-	foreign    bool // the other format has its samples in another way, or in families of their own
 
 	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
 
+// base returns where the name stands that the family has in metadata as it came.
+func (f *family) base() span { return span{f.name.from, f.name.to - uint32(f.suffix)} }
+
+// unitText returns the unit, with which that name ends.
+func (e *exposition) unitText(f *family) []byte {
+	base := f.base()
+	return e.text(span{base.to - f.unit, base.to})
+}
+
 // covers reports whether samples of a name belong to a family.
 func (e *exposition) covers(f *family, sample []byte) bool {
-	suffix, ok := bytes.CutPrefix(sample, e.text(f.name))
-	return ok && (len(suffix) == 0 || f.metricType.claims(string(suffix), e.openMetrics))
-}
-
-// claims reports whether a family of the type has samples whose name is the
-// family's with that suffix.
-func (t metricType) claims(suffix string, openMetrics bool) bool {
-	return claimers(suffix, openMetrics)&(1<<t) != 0
-}
-
-// claimers returns the types that claim a suffix. A switch takes less time than a map.
-func claimers(suffix string, openMetrics bool) typeSet {
-	switch suffix {
-	case "_bucket":
-		return 1<<histogram | 1<<gaugeHistogram
-	case "_count", "_sum":
-		return 1<<histogram | 1<<summary
-	case "_gcount", "_gsum":
-		return 1 << gaugeHistogram
-	case "_info":
-		return 1 << info
+	if bytes.Equal(sample, e.text(f.name)) {
+		return true
 	}
-	switch {
-	case openMetrics && suffix == "_created":
-		return 1<<counter | 1<<histogram | 1<<summary
-	case openMetrics && suffix == "_total":
-		return 1 << counter
-	}
-	return 0
-}
-
-// regroup brings the families into order. If the body scattered a family over several
-// places, or typed one after its samples, it writes the buffer anew, which fails if both
-// buffers take more than limit bytes.
-func (e *exposition) regroup(limit int) error {
-	e.sort()
-	if slices.ContainsFunc(e.families, func(f family) bool { return f.dropped }) {
-		e.leaveOut()
-	}
-	e.quoted = slices.ContainsFunc(e.families, func(f family) bool { return f.quoted })
-	if e.isGrouped() {
-		return nil
-	}
-	if len(e.buf)+e.held() > limit {
-		return errTooMuch
-	}
-	e.adopt()
-	groups := groupsOf(e.parts(0))
-	slices.SortFunc(groups, func(a, b group) int { return cmp.Compare(a[0].run.from, b[0].run.from) }) // as they came
-	whole := exposition{buf: make([]byte, 0, len(e.buf))}
-	for _, g := range groups {
-		counters, others := g.takeCounters()
-		first, last := whole.join(counters), whole.join(others)
-		for _, p := range g {
-			*p.family = family{}
-		}
-		*g[0].family, *g[len(g)-1].family = first, last // in this order: mostly there are no counters
-	}
-	e.buf = whole.buf
-	e.families = slices.DeleteFunc(e.families, func(f family) bool { return f.lines.from == f.lines.to })
-	return nil
-}
-
-// sort sorts the families by name, and those of one name as they came.
-func (e *exposition) sort() {
-	slices.SortFunc(e.families, func(a, b family) int {
-		return cmp.Or(bytes.Compare(e.text(a.name), e.text(b.name)), cmp.Compare(a.lines.from, b.lines.from))
-	})
-}
-
-// leaveOut removes the families that are dropped, with samples that came before their TYPE.
-func (e *exposition) leaveOut() {
-	e.adopt()
-	dropped := map[string]bool{}
-	for _, f := range e.families {
-		if f.dropped {
-			dropped[string(e.text(f.name))] = true
-		}
-	}
-	e.dropped = len(dropped)
-	e.families = slices.DeleteFunc(e.families, func(f family) bool {
-		if dropped[string(e.text(f.name))] {
-			e.samples -= bytes.Count(e.text(f.lines), []byte("\n"))
-			return true
-		}
-		return false
-	})
-}
-
-// isGrouped reports whether each family has lines, and is there once, but for a counter of
-// OpenMetrics beside another family.
-func (e *exposition) isGrouped() bool {
-	for i, f := range e.families {
-		if f.lines.from == f.lines.to {
-			return false
-		}
-		if i > 0 && bytes.Equal(e.text(e.families[i-1].name), e.text(f.name)) {
-			others := e.families[i-1].metricType
-			if !e.openMetrics || (others == counter) == (f.metricType == counter) {
-				return false
-			}
-		}
-	}
-	return true
-}
-
-// adopt makes untyped families that another family of the body claims pieces of that.
-func (e *exposition) adopt() {
-	groups := groupsOf(e.parts(0))
-	var found []*family
-	for _, g := range groups {
-		if claimer(groups, g.name(), e.openMetrics) < 0 {
-			continue
-		}
-		for _, p := range g {
-			if p.metricType == untyped {
-				found = append(found, p.family)
-			}
-		}
-	}
-	for _, f := range found {
-		f.fold(e)
-	}
-	if len(found) > 0 {
-		e.sort()
-	}
-}
-
-// fold gives a family the name of the one that claims it.
-func (f *family) fold(e *exposition) {
-	name := e.text(f.name)
-	suffix := bytes.LastIndexByte(name, '_')
-	f.foreign = f.foreign || string(name[suffix:]) == "_created"
-	f.bare, f.unit = false, 0
-	f.name.to = f.name.from + uint32(suffix)
-	f.help.to = f.help.from // it says what h_count is, not what h is
-}
-
-// join appends one family of another exposition, and returns it: the first HELP text, the
-// type, and all lines.
-func (e *exposition) join(g group) family {
-	if len(g) == 0 {
-		return family{}
-	}
-	whole := family{name: e.add(g.name()), unit: g.unit(), metricType: g.types().agreed()}
-	for _, p := range g {
-		if whole.help.from == whole.help.to {
-			whole.help = e.add(p.text(p.help))
-		}
-		whole.quoted = whole.quoted || p.quoted
-		whole.bare = whole.bare || p.bare
-		whole.foreign = whole.foreign || p.foreign
-		whole.noHistogram = whole.noHistogram || p.noHistogram
-		whole.noSummary = whole.noSummary || p.noSummary
-	}
-	whole.lines.from = uint32(len(e.buf))
-	for _, p := range g {
-		e.add(p.text(p.run))
-	}
-	whole.lines.to = uint32(len(e.buf))
-	return whole
+	suffix, ok := bytes.CutPrefix(sample, e.text(f.base()))
+	return ok && (len(suffix) == 0 && e.openMetrics || claimers(string(suffix), e.openMetrics).has(f.metricType))
 }
 
 // typeSet has a bit for each type that was given to one family.
 type typeSet uint16
+
+// has reports whether the type is in the set.
+func (ts typeSet) has(t metricType) bool { return ts&(1<<t) != 0 }
 
 // agreed returns the one type in the set beside untyped, which is no opinion.
 func (ts typeSet) agreed() metricType {
@@ -1706,9 +1731,32 @@ func (ts typeSet) agreed() metricType {
 	return conflicting
 }
 
+// claimers returns the types whose families have samples with that suffix to their name. A switch
+// takes less time than a map.
+func claimers(suffix string, openMetrics bool) typeSet {
+	switch suffix {
+	case "_bucket":
+		return 1<<histogram | 1<<gaugeHistogram
+	case "_count", "_sum":
+		return 1<<histogram | 1<<summary
+	case "_gcount", "_gsum":
+		return 1 << gaugeHistogram
+	}
+	switch {
+	case openMetrics && suffix == "_created":
+		return 1<<counter | 1<<histogram | 1<<summary
+	case openMetrics && suffix == "_total":
+		return 1 << counter
+	case openMetrics && suffix == "_info":
+		return 1 << info
+	}
+	return 0
+}
+
 // form is how a page is written.
 type form struct {
 	openMetrics bool
+	strict      bool // the strictest parsers take it, and no label value is changed
 	quoted      bool // names that need quotes have them, not underscores
 }
 
@@ -1718,112 +1766,99 @@ func (e *exposition) as(f form) []*exposition {
 	if e.openMetrics == f.openMetrics && (f.quoted || !e.quoted) {
 		return []*exposition{e}
 	}
-	rest := &exposition{buf: e.buf, openMetrics: e.openMetrics, loose: e.loose, telling: e.telling}
-	anew := &exposition{openMetrics: f.openMetrics, loose: e.loose, telling: e.telling}
-	l := labeller{e: anew, added: &addedLabels{}, anew: true}
+	alike := &exposition{buf: e.buf, openMetrics: e.openMetrics, telling: e.telling}
+	l := newLabeller(&exposition{openMetrics: f.openMetrics, telling: e.telling}, &addedLabels{})
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
-	var rewritten []family
-	size := 0
-	for _, own := range e.families {
-		several := e.openMetrics && own.bare && (own.metricType == counter || own.metricType == info)
-		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && (own.foreign || several) {
-			rewritten = append(rewritten, own)
-			size += own.sizeAnew()
+	for i := range e.families {
+		own := &e.families[i]
+		stored := !e.openMetrics && f.openMetrics && e.losesSamples(own)
+		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && e.differs(own) || stored {
+			l.rewrite(e, own, stored, true)
 			continue
 		}
-		name, t := e.counterpart(&own, own.lines.from, f.openMetrics)
-		if name != own.name {
-			own.name, own.bare = name, !f.openMetrics
+		same := *own
+		if e.openMetrics && !f.openMetrics {
+			same.metricType, same.suffix, same.unit = same.metricType.inText(), 0, 0
 		}
-		own.metricType = t
-		rest.families = append(rest.families, own)
+		alike.families = append(alike.families, same)
 	}
-	rest.sort()
-	anew.buf = make([]byte, 0, size)
-	for i := range rewritten {
-		l.rewrite(e, &rewritten[i])
-	}
-	anew.regroup(math.MaxInt) // names may have become the same
-	return []*exposition{rest, anew}
+	l.finish()
+	return []*exposition{alike, l.e}
 }
 
-// counterpart returns the name and the type that a format has for a family, as far as the
-// sample in the line at is concerned.
-func (e *exposition) counterpart(f *family, at uint32, openMetrics bool) (span, metricType) {
-	name, t := f.name, f.metricType
-	switch {
-	case e.openMetrics == openMetrics:
-		return name, t
-	case openMetrics:
-		base, ok := bytes.CutSuffix(e.text(name), []byte("_total"))
-		if ok && t == counter && len(base) > 0 {
-			name.to = name.from + uint32(len(base))
+// differs reports whether the other format has the samples of a family in another way, or in
+// families of their own.
+func (e *exposition) differs(f *family) bool {
+	return f.moments || e.openMetrics && (f.created || f.several && openMetricsSuffix(f.metricType, true) != "")
+}
+
+// losesSamples reports whether Prometheus would take samples of a text family for start times if
+// its type stood on a page of OpenMetrics.
+func (e *exposition) losesSamples(f *family) bool {
+	return claimers("_created", true).has(f.metricType) && bytes.HasSuffix(e.text(f.name), []byte("_created"))
+}
+
+// inText returns the type that the text format has instead.
+func (t metricType) inText() metricType {
+	if t == info || t == stateset {
+		return gauge
+	}
+	return t
+}
+
+// rewrite adds the samples of a family of another exposition to those that they belong to here,
+// or, to split it, to an untyped one for each sample name. exact says that bounds are then written
+// as Prometheus 3 stores them for the type that is lost.
+func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
+	l.anew, l.stored = true, untyped
+	known := len(l.e.families)
+	if split && exact {
+		l.stored = f.metricType
+	}
+	respell := func(name []byte) []byte {
+		if l.bare != nil {
+			return underscores(name)
 		}
-		return name, t
+		return name
 	}
-	sample := e.sampleName(at)
-	created := string(e.text(sample)[name.to-name.from:]) == "_created"
-	switch {
-	case created && t.claims("_created", true):
-		return sample, untyped
-	case t == counter:
-		return sample, counter
-	case t == info:
-		return sample, gauge
-	case t == stateset:
-		return name, gauge
+	base, help := respell(from.text(f.base())), from.text(f.help)
+	whole := append(slices.Clone(base), from.text(f.name)[f.base().to-f.base().from:]...)
+	toText := from.openMetrics && !l.e.openMetrics
+	switch unit := respell(from.unitText(f)); {
+	case split:
+	case !toText:
+		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit)}
+	default:
+		l.described = description{name: whole, help: help, metricType: f.metricType.inText()}
 	}
-	return name, t
-}
-
-// sizeAnew is how many bytes the family is likely to take once its samples are written anew.
-func (f *family) sizeAnew() int {
-	n := int(f.name.to - f.name.from + f.help.to - f.help.from + f.lines.to - f.lines.from)
-	return n + n/16
-}
-
-// rewrite adds the samples of a family of another exposition to the families that they belong
-// to here, in pieces that regroup joins.
-func (l *labeller) rewrite(from *exposition, f *family) {
+	l.begin()
 	l.p = parserOf(from.text(f.lines), from.openMetrics)
-	help, unit := from.text(f.help), from.text(span{f.name.to - f.unit, f.name.to})
-	if l.bare != nil {
-		unit = underscores(unit)
-	}
-	var current []byte      // name of the family begun last
-	var before, bare []byte // name of the last sample, and as it is written here
+	var before, name []byte // of the last sample, as it was and as it is written here
 	for l.p.next() {
 		if bytes.Equal(l.p.name, before) {
-			l.p.name, l.p.repeated = bare, true
+			l.p.name, l.p.repeated = name, true
+			l.sample()
+			continue
 		}
-		if !l.p.repeated {
-			before = l.p.name
-			at := f.lines.from + uint32(l.p.start)
-			own, t := from.counterpart(f, at, l.e.openMetrics)
-			if l.lost != untyped {
-				own, t = from.sampleName(at), unknown
-			}
-			name := from.text(own)
-			isItself := len(name) == int(f.name.to-f.name.from)
-			if l.bare != nil {
-				l.p.name, name = underscores(l.p.name), underscores(name)
-			}
-			bare = l.p.name
-			if !bytes.Equal(name, current) {
-				piece := l.begin(name)
-				piece.metricType, current = t, name
-				if isItself {
-					piece.unit = uint32(len(unit))
-				}
-				isTotal := f.metricType == counter && bytes.HasSuffix(name, []byte("_total"))
-				if isItself || isTotal || t == gauge { // what the HELP text tells of; once will do
-					piece.help, help = l.e.add(help), nil
-					piece.lines = span{piece.help.to, piece.help.to}
-				}
-			}
+		before, name = l.p.name, respell(l.p.name)
+		l.p.name = name
+		isWhole, isBase := bytes.Equal(name, whole), bytes.Equal(name, base)
+		alone := description{name: name}
+		if isWhole || isBase {
+			alone.help = help
+		}
+		switch {
+		case split, toText && !isWhole && f.created && bytes.HasSuffix(name, []byte("_created")):
+			l.described = alone
+		case toText && !isWhole && openMetricsSuffix(f.metricType, true) != "": // a counter without _total
+			alone.metricType = f.metricType.inText()
+			l.described = alone
 		}
 		l.sample()
+	}
+	for i := known; i < len(l.e.families); i++ {
+		l.e.families[i].order = f.order
 	}
 }
