@@ -39,7 +39,6 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
-	"weak"
 )
 
 // ---- Sources
@@ -112,9 +111,7 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 	return s
 }
 
-// result is what one fetch yields. It does not change once a scrape can see it. It is shared by
-// all who hold it: its waterfall, scrapes and pages. When the last of them lets go, its buffers
-// serve the source's next fetch.
+// result is what one fetch yields. It does not change once a scrape can see it.
 type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
 	failure *failure      // nil if the source is up
@@ -127,54 +124,8 @@ type result struct {
 	end     time.Time
 	limit   time.Duration // that the source was told
 	standIn *result       // the last good result, whose bodies are served while fetches fail
-
-	holders  atomic.Int32
-	buffers  *buffers // nil until there is one to give back
-	budget   *budget  // nil if the result has a limit of its own
-	reserved int64    // bytes of budget
-}
-
-// reserve takes so much of the budget that the result may hold wanted bytes and some more.
-// It returns how many it may hold, or limit if that is all there is.
-func (r *result) reserve(wanted, limit int) int {
-	if r.charge(int64(wanted) + r.budget.most/256) {
-		return int(r.reserved)
-	}
-	return limit
-}
-
-// charge makes bytes what the result takes of its budget, unless there is less.
-func (r *result) charge(bytes int64) bool {
-	if r.budget == nil {
-		return true
-	}
-	more := bytes - r.reserved
-	if r.budget.spent.Add(more) > r.budget.most && more > 0 {
-		r.budget.spent.Add(-more)
-		return false
-	}
-	r.reserved = bytes
-	return true
-}
-
-// hold adds a holder. The caller must be one already, or have just made the result.
-func (r *result) hold() { r.holders.Add(1) }
-
-// release takes a holder away. A holder that forgets to leaves the buffers to the garbage
-// collector, but keeps its part of the budget.
-func (r *result) release() {
-	if r.holders.Add(-1) > 0 {
-		return
-	}
-	r.charge(0)
-	switch {
-	case r.standIn != nil:
-		r.standIn.release()
-	case r.buffers != nil:
-		for _, e := range r.bodies {
-			r.buffers.put(e.buf)
-		}
-	}
+	budget  *budget       // that it draws on; nil with default arguments
+	drawn   int64         // bytes, see budget
 }
 
 // samples counts the samples of all bodies.
@@ -353,7 +304,7 @@ func (w *waterfall) makeRoom(client string) bool {
 		}
 	}
 	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
-	fits := func() bool { return w.budget.spent.Load()+w.size() <= w.budget.most }
+	fits := func() bool { return w.budget.has(w.size()) }
 	for len(kept) > 0 && (len(kept)+len(wanted) >= w.places || !fits()) {
 		kept[0].replace(nil)
 		w.tidy(kept[0])
@@ -402,21 +353,19 @@ func (t *ticket) wait(ctx context.Context) {
 }
 
 // result returns the newest result of the key that ended after the ticket was handed out,
-// or was fresh enough then. The caller has to release it.
+// or was fresh enough then.
 func (t *ticket) result() *result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	r := late
 	switch {
 	case t.refused():
-		r = refused
+		return refused
 	case t.fetch == nil || t.fetch.ended:
-		r = t.key.newest
+		return t.key.newest
 	case t.fetch.started.IsZero():
-		r = queued
+		return queued
 	}
-	r.hold()
-	return r
+	return late
 }
 
 // refused reports whether the scrape found no place, or had to give it up.
@@ -492,10 +441,7 @@ const overdueAfter = time.Second
 
 // run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
-	r := w.retry(ctx, f)
-	r.hold()
-	w.finish(f, r)
-	r.release()
+	w.finish(f, w.retry(ctx, f))
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.cancel()
@@ -537,11 +483,11 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	r = &result{start: f.started, limit: w.limitOf(f)}
 	if !f.key.standard {
 		r.budget = w.budget
-		r.reserve(int(w.size()), 0)
+		r.budget.draw(r, w.size())
 	}
 	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
 	r.end = time.Now()
-	r.charge(r.held)
+	r.budget.draw(r, r.held)
 	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
 		timedOut := w.timedOut()
 		timedOut.detail = r.failure.detail
@@ -586,6 +532,7 @@ func margin(d time.Duration) time.Duration { return min(d/10, 500*time.Milliseco
 func (w *waterfall) finish(f *fetch, r *result) {
 	w.mu.Lock()
 	if f.overdue.Stop(); f.ended {
+		r.budget.draw(r, 0)
 		w.mu.Unlock()
 		return
 	}
@@ -606,6 +553,8 @@ func (w *waterfall) finish(f *fetch, r *result) {
 			t.wake.Signal()
 		}
 		w.tidy(f.key)
+	} else {
+		r.budget.draw(r, 0)
 	}
 	w.mu.Unlock()
 	if counts {
@@ -629,7 +578,6 @@ func (p *program) repeat(ctx context.Context, s *source) {
 			retry = min(max(2*retry, 5*time.Second), s.interval)
 			pause = retry
 		}
-		r.release()
 		if !sleep(ctx, pause) {
 			return
 		}
@@ -654,7 +602,6 @@ func (w *waterfall) keep(k *key, r *result) {
 		}
 		if good != nil && time.Since(good.end) < w.maxAge {
 			r.standIn, r.bodies = good, good.bodies
-			good.hold()
 		}
 	}
 	k.replace(r)
@@ -675,11 +622,8 @@ func (k *key) replace(r *result) {
 	if k.expiry != nil {
 		k.expiry.Stop() // or it would hold the one before
 	}
-	if r != nil {
-		r.hold()
-	}
 	if k.newest != nil {
-		k.newest.release()
+		k.newest.budget.draw(k.newest, 0)
 	}
 	k.newest = r
 }
@@ -1013,12 +957,12 @@ type intake struct {
 	*sourceConfig
 	budget  budget // of results with arguments that scrapers chose
 	added   addedLabels
-	windows *sync.Pool // of *workspace, shared by all sources
-	buffers buffers
+	windows *sync.Pool   // of *workspace, shared by all sources
+	size    atomic.Int64 // of the last body with its labels, and some more: the next is likely to fit in
 }
 
 // likelySize is what the next result is likely to take, in bytes.
-func (in *intake) likelySize() int64 { return max(in.buffers.size.Load(), in.budget.most/256) }
+func (in *intake) likelySize() int64 { return max(in.size.Load(), in.budget.most/256) }
 
 // newAddedLabels returns the labels that a source adds to its samples.
 func newAddedLabels(c *sourceConfig) addedLabels {
@@ -1036,14 +980,18 @@ func newAddedLabels(c *sourceConfig) addedLabels {
 // read reads one more body into a result.
 func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	b.limit = in.maxBytes - r.bytes
-	w := in.workspaceFor(r, b)
+	w, ok := in.windows.Get().(*workspace)
+	if !ok {
+		w = &workspace{}
+	}
 	defer in.windows.Put(w)
+	w.likely, w.more = int(cmp.Or(in.size.Load(), min(b.size, in.maxBytes)*3/2)), nil // a panic may have left one
+	if r.budget != nil {
+		w.more = r.extend
+	}
 	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, in.roomFor(r))
 	w.more = nil // it holds the result
 
-	if w.body != nil { // the exposition does not need it
-		in.buffers.put(w.body)
-	}
 	r.bytes += b.n
 	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(30) // large bodies leave large garbage, and have no pointers: to collect it is cheap
@@ -1052,89 +1000,70 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	case err == nil:
 		r.bodies = append(r.bodies, e)
 		r.held += int64(e.held())
+		in.size.Store(int64(len(e.buf) + len(e.buf)/16 + 2<<10)) // readLines wants 1 KiB free to the end
 		return nil
-	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.spent.Load() > r.reserved:
+	case errors.Is(err, errTooMuch) && r.budget.sharedWith(r):
 		return fail("busy", "results with other arguments take all the memory that there is for them")
 	}
 	return in.readFailure(err)
-}
-
-// workspaceFor returns the memory that one more body of a result is read with.
-func (in *intake) workspaceFor(r *result, b *body) *workspace {
-	w, ok := in.windows.Get().(*workspace)
-	if !ok {
-		w = &workspace{}
-	}
-	likely := min(b.size, in.maxBytes)
-	if len(in.added.names) > 0 {
-		likely += likely / 2
-	}
-	r.buffers, w.body, w.more = &in.buffers, in.buffers.get(likely), nil // a panic may have left one
-	if r.budget != nil {
-		w.more = r.reserve
-	}
-	return w
 }
 
 // roomFor returns how many bytes one more body of a result may take in memory.
 func (in *intake) roomFor(r *result) int {
 	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
 	if r.budget != nil {
-		room = min(room, r.reserved)
+		room = min(room, r.drawn)
 	}
 	return int(room)
 }
 
-// budget bounds the memory of the results of a source that are in flight or kept.
+// extend lets a result take wanted bytes and some more. It returns how many it may take then, or
+// limit if the budget has no more.
+func (r *result) extend(wanted, limit int) int {
+	if r.budget.draw(r, int64(wanted)+r.budget.most/256) {
+		return int(r.drawn)
+	}
+	return limit
+}
+
+// budget bounds the memory of the results of a source that are in flight or kept. Nil has no bound.
 type budget struct {
-	most  int64        // bytes
-	spent atomic.Int64 // of bytes
+	most  int64
+	mu    sync.Mutex // guards spent
+	spent int64
 }
 
-// buffers are what the bodies of a source are read into.
-type buffers struct {
-	size  atomic.Int64 // of the last body with its labels: the next is likely to be as large
-	spoil func([]byte) // overwrites what is given back; for tests
-
-	// Buffers that are not in use. The garbage collector may free them: those of a sync.Pool
-	// count as live, and 2 × 10 MB then peak at 119 to 135 MiB instead of 67 to 79.
-	spares []weak.Pointer[[]byte]
-	mu     sync.Mutex // guards spares
+// draw makes bytes what a result takes of the budget, 0 to give all back. It fails, and changes
+// nothing, if there is less.
+func (b *budget) draw(r *result, bytes int64) bool {
+	if b == nil {
+		return true
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	spent := b.spent + bytes - r.drawn
+	if spent > b.most {
+		return false
+	}
+	b.spent, r.drawn = spent, bytes
+	return true
 }
 
-// maxSpares is how many buffers a source keeps: a glob may give 100,000 back at once.
-const maxSpares = 2 * maxPages
-
-// get returns an empty buffer that the next body is likely to fit in. likely is a guess for
-// the first one, 0 for none.
-func (bs *buffers) get(likely int64) []byte {
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
-	for n := len(bs.spares); n > 0; n = len(bs.spares) {
-		spare := bs.spares[n-1].Value()
-		bs.spares = bs.spares[:n-1]
-		if spare != nil {
-			return (*spare)[:0]
-		}
-	}
-	return make([]byte, 0, cmp.Or(bs.size.Load(), likely))
+// has reports whether so many bytes are left.
+func (b *budget) has(bytes int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.spent+bytes <= b.most
 }
 
-// put keeps a buffer for the next body, unless most of it was not used.
-func (bs *buffers) put(buf []byte) {
-	if bs.spoil != nil {
-		bs.spoil(buf)
+// sharedWith reports whether other results than r take some of the budget.
+func (b *budget) sharedWith(r *result) bool {
+	if b == nil {
+		return false
 	}
-	bs.size.Store(int64(len(buf) + len(buf)/16))
-	if len(buf) < cap(buf)/4 {
-		return
-	}
-	bs.mu.Lock()
-	defer bs.mu.Unlock()
-	if len(bs.spares) == maxSpares {
-		bs.spares = slices.Delete(bs.spares, 0, 1)
-	}
-	bs.spares = append(bs.spares, weak.Make(&buf))
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.spent > r.drawn
 }
 
 // body reads what a source delivers, up to its limit or until its context is done.
@@ -1753,7 +1682,6 @@ func (fs *files) readAll(ctx context.Context, r *result, names []string) *failur
 	if n := len(names) - begun; n > 0 {
 		failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", n))
 	}
-	r.buffers = &fs.intake.buffers
 	return failed
 }
 

@@ -1782,7 +1782,7 @@ func await(ctx context.Context, tickets []*ticket) {
 	}
 }
 
-// resultsOf returns the newest results of the tickets. The caller has to release them.
+// resultsOf returns the newest results of the tickets.
 func resultsOf(tickets []*ticket) []*result {
 	results := make([]*result, len(tickets))
 	for i, t := range tickets {

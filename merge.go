@@ -822,7 +822,7 @@ type pageRequest struct {
 	sources []*source
 	forms   []form           // that it takes: OpenMetrics if it is as welcome as text, and text
 	gzip    bool             // it takes the page compressed
-	newest  func() []*result // holds the newest results of the sources
+	newest  func() []*result // the newest results of the sources
 	render  func(ctx context.Context, results []*result, f form) (*page, error)
 }
 
@@ -882,7 +882,6 @@ func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, erro
 // nil if there is none, or none compressed if it has to be.
 func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	results := want.newest()
-	defer releaseAll(results) // a page alive holds them
 	f := want.form(results)
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -897,22 +896,17 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 }
 
 // render renders a page once there is room for it.
-func (ps *pages) render(ctx context.Context, want *pageRequest) (sp *sharedPage, err error) {
+func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
 	if err := ps.makeRoom(ctx); err != nil {
 		return nil, err
 	}
 	results := want.newest()
-	defer func() { // after a panic, too
-		if sp == nil {
-			releaseAll(results)
-		}
-	}()
 	f := want.form(results)
 	pg, err := want.render(ctx, results, f)
 	if err != nil {
 		return nil, err
 	}
-	sp = &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
@@ -962,17 +956,9 @@ func (ps *pages) close(sp *sharedPage) {
 	}
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
-	releaseAll(sp.results)
 	select {
 	case ps.freed <- struct{}{}:
 	default:
-	}
-}
-
-// releaseAll releases the results of a page.
-func releaseAll(results []*result) {
-	for _, r := range results {
-		r.release()
 	}
 }
 

@@ -1030,7 +1030,7 @@ func (a *addedLabels) has(name []byte) bool {
 // it can be used to read another.
 type workspace struct {
 	window []byte // of the parser
-	body   []byte // of the exposition
+	likely int    // size of the exposition
 	index  map[uint64]int32
 	pieces []piece
 
@@ -1044,13 +1044,14 @@ type workspace struct {
 func labelBody(
 	src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int,
 ) (*exposition, error) {
-	l := newLabeller(&exposition{buf: w.body[:0], openMetrics: openMetrics, telling: added.telling}, added)
+	e := &exposition{buf: make([]byte, 0, w.likely), openMetrics: openMetrics, telling: added.telling}
+	l := newLabeller(e, added)
 	l.p = parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics}
 	if w.index != nil {
 		l.index, l.pieces = w.index, w.pieces[:0]
 	}
 	err := l.readLines(w.more, limit)
-	w.window, w.body, w.index = nil, l.e.buf, nil
+	w.window, w.index = nil, nil
 	if cap(l.p.buf) <= 2*windowSize { // a long line makes it larger, and is rare
 		w.window = l.p.buf
 	}
@@ -1063,8 +1064,6 @@ func labelBody(
 		return nil, err
 	case len(l.e.buf) < cap(l.e.buf)/4: // as it is, a thousand small files would hold a thousand large buffers
 		l.e.buf = slices.Clone(l.e.buf)
-	default:
-		w.body = nil // it is the exposition's now
 	}
 	return l.e, nil
 }
