@@ -81,9 +81,9 @@ type source struct {
 type fetcher interface {
 	// String returns where the source is, without secrets.
 	String() string
-	// arguments returns what a query says that the source lets a scraper choose. An
-	// error names a parameter, never a value.
-	arguments(query url.Values) (arguments, error)
+	// arguments returns what a query says that the source lets a scraper choose, and
+	// for an exporter what the scraper takes. An error names a parameter, never a value.
+	arguments(query url.Values, takes accept) (arguments, error)
 	// fetch gets all there is now, and adds it to the result.
 	fetch(ctx context.Context, r *result, values []string) *failure
 	// check finds what is wrong with the files that the flags name.
@@ -564,10 +564,11 @@ func (w *waterfall) finish(f *fetch, r *result) {
 
 // repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
 // failure it tries again sooner: after 5 s, then twice as long each time.
-func (p *program) repeat(ctx context.Context, s *source) {
+func (s *source) repeat(ctx context.Context) {
 	begin, retry := time.Now(), time.Duration(0)
+	standard, _ := s.arguments(nil, prometheus3)
 	for {
-		t := s.join(arguments{standard: true}, "", time.Time{})
+		t := s.join(standard, "", time.Time{})
 		t.wait(ctx)
 		r := t.result()
 		t.leave(false)
@@ -1156,10 +1157,39 @@ type exporter struct {
 	watched []*watched // what these are read from
 }
 
-// accept asks as Prometheus does since 3.4. Some exporters answer 406 without it.
-const accept = "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6," +
-	"application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4," +
-	"text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+// accept is what a scraper takes beside the text format.
+type accept struct {
+	openMetrics bool   // at least as gladly as text
+	escaping    string // one of escapings, or "" if it names none
+}
+
+// escapings are what a scraper can have done to names that need quotes.
+var escapings = []string{"allow-utf-8", "underscores", "dots", "values"}
+
+// prometheus3 is what Prometheus takes since 3.0, unless it is told otherwise.
+var prometheus3 = accept{openMetrics: true, escaping: "allow-utf-8"}
+
+// header returns the Accept header that Prometheus would send, 3.4 with an escaping and 2.53
+// without: exporters are tested with these, and some answer 406 to others.
+func (a accept) header() string {
+	escaping, weight := "", 5 // tenths, of the first item
+	if a.escaping != "" {
+		escaping, weight = ";escaping="+a.escaping, 6
+	}
+	var items []string
+	if a.openMetrics {
+		items = append(items, "application/openmetrics-text;version=1.0.0"+escaping,
+			"application/openmetrics-text;version=0.0.1")
+	}
+	if a.escaping != "" {
+		items = append(items, "text/plain;version=1.0.0"+escaping)
+	}
+	items = append(items, "text/plain;version=0.0.4", "*/*")
+	for i := range items {
+		items[i] += fmt.Sprintf(";q=0.%d", weight-i)
+	}
+	return strings.Join(items, ",")
+}
 
 // timeoutHeader tells how long a scraper waits, in seconds.
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
@@ -1221,11 +1251,12 @@ func (e *exporter) String() string {
 // found where they are read.
 func (e *exporter) check() error { return e.tls.checkExpiry() }
 
-// arguments returns the URL parameters that --params forwards. Those that the URL has
-// itself are not the scraper's to choose.
-func (e *exporter) arguments(query url.Values) (arguments, error) {
-	if e.params == nil {
-		return arguments{standard: true}, nil
+// arguments returns the URL parameters that --params forwards, and how to ask. Parameters that
+// the URL has itself are not the scraper's to choose. A result that others get, too, is asked
+// for in the form that loses nothing.
+func (e *exporter) arguments(query url.Values, takes accept) (arguments, error) {
+	if e.interval > 0 || e.maxAge > 0 {
+		takes = prometheus3
 	}
 	forwarded := url.Values{}
 	all, own := slices.Contains(e.params, "*"), e.url.Query()
@@ -1234,16 +1265,17 @@ func (e *exporter) arguments(query url.Values) (arguments, error) {
 			forwarded[name] = given
 		}
 	}
-	text := forwarded.Encode()
-	return arguments{id: text, values: []string{text}, standard: text == ""}, nil
+	values := []string{forwarded.Encode(), takes.header()}
+	standard := values[0] == "" && (takes == prometheus3 || takes.escaping == "")
+	return arguments{strings.Join(values, " "), values, standard}, nil
 }
 
-// fetch scrapes the exporter, with the query in values after its own.
+// fetch scrapes the exporter, with the query and the Accept header in values.
 func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failure {
 	u := *e.url
-	u.RawQuery = strings.Trim(u.RawQuery+"&"+strings.Join(values, ""), "&")
+	u.RawQuery = strings.Trim(u.RawQuery+"&"+values[0], "&")
 	header := http.Header{
-		"Accept":          {accept},
+		"Accept":          {values[1]},
 		"Accept-Encoding": {"identity"},
 		"User-Agent":      {e.userAgent},
 		timeoutHeader:     {seconds(r.limit)},
@@ -1615,7 +1647,9 @@ func (fs *files) check() error {
 }
 
 // arguments returns the default ones: a scraper has nothing to choose.
-func (fs *files) arguments(url.Values) (arguments, error) { return arguments{standard: true}, nil }
+func (fs *files) arguments(url.Values, accept) (arguments, error) {
+	return arguments{standard: true}, nil
+}
 
 // fetch reads the files that the pattern matches. The good ones are served even if others
 // fail.
@@ -2080,7 +2114,7 @@ func (c *commandLine) needs() string {
 
 // arguments returns the values that the parameters take from a query. The error names the
 // parameter, never the value.
-func (c *commandLine) arguments(query url.Values) (arguments, error) {
+func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 	a := arguments{standard: true}
 	for n, p := range c.params {
 		given, fault := query[p.name], ""

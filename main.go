@@ -498,7 +498,7 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 	}
 	for _, s := range p.sources {
 		if s.interval > 0 {
-			go p.repeat(ctx, s)
+			go s.repeat(ctx)
 		}
 	}
 	go func() { // a disk may be slow
@@ -1657,7 +1657,8 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		}
 	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
-	tickets, err := askAll(sources, query, clientOf(r.RemoteAddr), time.Now().Add(limit))
+	takes := accepted(r.Header.Values("Accept"))
+	tickets, err := askAll(sources, query, takes, clientOf(r.RemoteAddr), time.Now().Add(limit))
 	if err != nil {
 		p.refuse(w, err.Error(), http.StatusBadRequest)
 		return
@@ -1699,7 +1700,7 @@ func (p *program) openPage(
 	return p.pages.open(ctx, &pageRequest{
 		client:  clientOf(r.RemoteAddr),
 		sources: sources,
-		forms:   acceptedForms(r.Header.Values("Accept")),
+		takes:   accepted(r.Header.Values("Accept")),
 		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
 		newest:  func() []*result { return resultsOf(tickets) },
 		render: func(ctx context.Context, results []*result, f form) (*page, error) {
@@ -1760,11 +1761,13 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 }
 
 // askAll asks all sources at once, with the arguments that a query has for each.
-func askAll(sources []*source, query url.Values, client string, deadline time.Time) ([]*ticket, error) {
+func askAll(
+	sources []*source, query url.Values, takes accept, client string, deadline time.Time,
+) ([]*ticket, error) {
 	chosen := make([]arguments, len(sources))
 	for i, s := range sources {
 		var err error
-		if chosen[i], err = s.arguments(query); err != nil {
+		if chosen[i], err = s.arguments(query, takes); err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
 	}
@@ -2004,27 +2007,26 @@ func (f form) contentType() string {
 	return "text/plain; version=0.0.4; charset=utf-8"
 }
 
-// acceptedForms returns the forms that Accept admits: OpenMetrics first where it is named and
-// at least as welcome as the text format, which everyone gets otherwise.
-func acceptedForms(headers []string) []form {
-	text, openMetrics := form{strict: true}, form{openMetrics: true}
+// accepted reads from Accept what a scraper takes: OpenMetrics where it is named and at least as
+// welcome as the text format, and the escaping of the most welcome item that names one.
+func accepted(headers []string) accept {
+	var takes accept
+	most := 0.0 // weight of an item with an escaping
 	weights := map[string]float64{}
 	eachChoice(headers, func(mediaType string, params []string, weight float64) {
-		quoted := weight > 0 && slices.Contains(params, "escaping=allow-utf-8")
-		if slices.ContainsFunc(params, func(p string) bool { return strings.HasPrefix(p, "escaping=") }) && weight > 0 {
-			text.strict = false
-		}
 		otherVersion := func(param string) bool {
 			return strings.HasPrefix(param, "version=") && param != "version=1.0.0"
 		}
 		switch {
-		case mediaType == "text/plain":
-			text.quoted = text.quoted || quoted
-		case mediaType != "application/openmetrics-text":
-		case slices.ContainsFunc(params, otherVersion):
+		case mediaType == "application/openmetrics-text" && slices.ContainsFunc(params, otherVersion):
 			return
-		default:
-			openMetrics.quoted = openMetrics.quoted || quoted
+		case mediaType == "application/openmetrics-text", mediaType == "text/plain":
+			for _, param := range params {
+				escaping, ok := strings.CutPrefix(param, "escaping=")
+				if ok && slices.Contains(escapings, escaping) && weight > most {
+					takes.escaping, most = escaping, weight
+				}
+			}
 		}
 		weights[mediaType] = max(weights[mediaType], weight)
 	})
@@ -2032,10 +2034,9 @@ func acceptedForms(headers []string) []form {
 	if !named {
 		forText = max(weights["text/*"], weights["*/*"])
 	}
-	if weight := weights["application/openmetrics-text"]; weight > 0 && weight >= forText && !text.strict {
-		return []form{openMetrics, text}
-	}
-	return []form{text}
+	weight := weights["application/openmetrics-text"]
+	takes.openMetrics = weight > 0 && weight >= forText
+	return takes
 }
 
 // withoutBlanks removes what may stand around the words of a header.
@@ -2469,7 +2470,7 @@ func (p *program) once(stdout io.Writer) int {
 	}
 	sources := p.endpoints[path]
 	limit := p.timeLimit(sources, "")
-	tickets, err := askAll(sources, nil, "", time.Now().Add(limit))
+	tickets, err := askAll(sources, nil, prometheus3, "", time.Now().Add(limit))
 	if len(sources) == 0 {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}

@@ -135,7 +135,10 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 }
 
 // fetchOnce fetches a source, past its waterfall.
-func fetchOnce(s *source) *result { return s.guard(context.Background(), &fetch{key: &key{}}) }
+func fetchOnce(s *source) *result {
+	standard, _ := s.arguments(nil, prometheus3)
+	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}})
+}
 
 // writeFile writes a file of a test and returns its path.
 func writeFile(t testing.TB, dir, name, text string) string {
@@ -928,21 +931,21 @@ func TestHalfClosed(t *testing.T) {
 }
 
 // eachAccept calls do for the Accept headers in testdata/accept.txt.
-func eachAccept(t testing.TB, do func(name, accept string, quoted, openMetrics bool)) {
+func eachAccept(t testing.TB, do func(name, header string, want accept)) {
 	eachLine(readFiles(t, "testdata/accept.txt")[0], func(line string) error {
 		columns := strings.Split(line, "|")
 		column := func(i int) string { return strings.TrimSpace(columns[i]) }
-		do(column(0), column(3), column(1) == "quoted", column(2) == "OpenMetrics")
+		do(column(0), column(3), accept{column(2) == "OpenMetrics", column(1)})
 		return nil
 	})
 }
 
-// TestAccepts chooses the forms of pages that scrapers take.
+// TestAccepts reads what scrapers take, and asks exporters for the same.
 func TestAccepts(t *testing.T) {
-	eachAccept(t, func(name, accept string, quoted, openMetrics bool) {
-		forms := acceptedForms([]string{accept})
-		if last := forms[len(forms)-1]; last.openMetrics || last.quoted != quoted || forms[0].openMetrics != openMetrics {
-			t.Errorf("%s: %+v", name, forms)
+	eachAccept(t, func(name, header string, want accept) {
+		got := accepted([]string{header})
+		if asked := accepted([]string{got.header()}); got != want || asked != want {
+			t.Errorf("%s: %+v, asked for as %+v", name, got, asked)
 		}
 	})
 }
@@ -1243,7 +1246,7 @@ func TestBusy(t *testing.T) {
 			if left {
 				cancel()
 			}
-			tickets, _ := askAll(p.sources, url.Values{"a": {"c"}}, "", time.Now().Add(time.Hour))
+			tickets, _ := askAll(p.sources, url.Values{"a": {"c"}}, prometheus3, "", time.Now().Add(time.Hour))
 			await(ctx, tickets)
 			if r := resultsOf(tickets); r[0] != queued {
 				t.Errorf("got %v", r[0].failure)
@@ -1418,7 +1421,7 @@ func background(t *testing.T, do func(n int, r *result) *failure, flags ...strin
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	t.Cleanup(cancel)
-	go p.repeat(ctx, s)
+	go s.repeat(ctx)
 	synctest.Wait()
 	return began, func() *result {
 		tk := s.join(sceneVisit("-", ""))
@@ -1885,22 +1888,26 @@ func TestBudget(t *testing.T) {
 	s := p.sources[0]
 	var scrapes sync.WaitGroup
 	var served, busy atomic.Int32
-	scrape := func(id string) *result {
-		tk := s.join(sceneVisit(id, ""))
+	join := func(query url.Values) *ticket {
+		chosen, _ := s.arguments(query, prometheus3)
+		return s.join(chosen, "", time.Now().Add(time.Hour))
+	}
+	scrape := func(query url.Values) *result {
+		tk := join(query)
 		defer tk.leave(false)
 		tk.wait(t.Context())
 		return tk.result()
 	}
 	for i := range 30 {
 		scrapes.Go(func() {
-			if r := scrape(fmt.Sprintf("a=%d", i)); r.failure == nil {
+			if r := scrape(url.Values{"a": {strconv.Itoa(i)}}); r.failure == nil {
 				served.Add(1)
 			} else if r.failure.reason == "busy" {
 				busy.Add(1)
 			}
 		})
 	}
-	if r := scrape(""); r.failure != nil {
+	if r := scrape(nil); r.failure != nil {
 		t.Errorf("with default arguments: %v", r.failure)
 	}
 	scrapes.Wait()
@@ -1921,14 +1928,13 @@ func TestBudget(t *testing.T) {
 	s.waterfall.maxAge = 0
 	s.waterfall.mu.Unlock()
 	waiting.Add(1)
-	tk := s.join(sceneVisit("z", ""))
+	tk := join(url.Values{"z": {""}})
 	tk.wait(t.Context())
 	s.runs.Wait()
 	func() {
 		defer func() { recover() }()
 		p.pages.open(t.Context(), &pageRequest{
 			sources: p.sources,
-			forms:   []form{{}},
 			newest:  func() []*result { return []*result{tk.result()} },
 			render:  func(context.Context, []*result, form) (*page, error) { panic("as told") },
 		})
@@ -1955,7 +1961,7 @@ func TestHungSource(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		for range 200 {
-			tickets, _ := askAll(p.sources, nil, "", time.Now().Add(time.Hour))
+			tickets, _ := askAll(p.sources, nil, prometheus3, "", time.Now().Add(time.Hour))
 			go func() {
 				await(ctx, tickets)
 				leaveAll(tickets, false)
@@ -2662,10 +2668,10 @@ func newOpener(t *testing.T, args ...string) *opener {
 }
 
 // open opens a page as a scrape does.
-func (o *opener) open(ctx context.Context, r *result, f form, gzip bool) (*sharedPage, error) {
+func (o *opener) open(ctx context.Context, r *result, takes accept, gzip bool) (*sharedPage, error) {
 	return o.p.pages.open(ctx, &pageRequest{
 		sources: o.sources,
-		forms:   []form{f},
+		takes:   takes,
 		gzip:    gzip,
 		newest:  func() []*result { return []*result{r} },
 		render: func(ctx context.Context, results []*result, f form) (*page, error) {
@@ -2677,7 +2683,7 @@ func (o *opener) open(ctx context.Context, r *result, f form, gzip bool) (*share
 
 // page opens a page, for which there is to be room in the end.
 func (o *opener) page(r *result, gzip bool) *sharedPage {
-	sp, err := o.open(o.Context(), r, form{}, gzip)
+	sp, err := o.open(o.Context(), r, accept{}, gzip)
 	if err != nil {
 		o.Error(err)
 	}
@@ -2699,7 +2705,7 @@ func TestPages(t *testing.T) {
 		begin := time.Now()
 		soon, cancel := context.WithTimeout(t.Context(), readTime/10)
 		defer cancel()
-		if _, err := o.open(soon, &result{}, form{}, false); err != context.DeadlineExceeded || time.Since(begin) != readTime/10 {
+		if _, err := o.open(soon, &result{}, accept{}, false); err != context.DeadlineExceeded || time.Since(begin) != readTime/10 {
 			t.Errorf("waited %v for room: %v", time.Since(begin), err)
 		}
 		open()
@@ -2789,24 +2795,23 @@ func TestProcessNow(t *testing.T) {
 	})
 }
 
-// TestPagesDiffer gives scrapes pages of their own where the same results look different:
-// for other sources, and for scrapers that know quoted names if there are any.
+// TestPagesDiffer gives scrapes pages of their own where the same results look different: for
+// other sources, as it came and strict, and for scrapers that know quoted names if there are any.
 func TestPagesDiffer(t *testing.T) {
 	o := newOpener(t, "--file", "other=x")
 	quoted := &result{bodies: []*exposition{mustRead(t, "{\"a.b\"} 1\n", false, &addedLabels{})}}
-	plain := &result{}
 	var opened []*sharedPage
 	for _, want := range []struct {
-		source int
-		r      *result
-		quoted bool
-		page   int // which of those opened
+		source   int
+		r        *result
+		escaping string
+		page     int // which of those opened
 	}{
-		{0, late, false, 0}, {1, late, false, 1}, {0, late, true, 0}, {1, late, true, 1},
-		{0, quoted, false, 2}, {0, quoted, true, 3}, {0, quoted, false, 2}, {0, plain, true, 4}, {0, plain, false, 4},
+		{0, late, "", 0}, {1, late, "", 1}, {0, late, "", 0}, {0, late, "allow-utf-8", 2}, {0, late, "dots", 2},
+		{0, quoted, "dots", 3}, {0, quoted, "allow-utf-8", 4}, {0, quoted, "dots", 3}, {0, quoted, "", 5},
 	} {
 		o.sources = o.p.sources[want.source : want.source+1]
-		sp, err := o.open(t.Context(), want.r, form{quoted: want.quoted}, false)
+		sp, err := o.open(t.Context(), want.r, accept{escaping: want.escaping}, false)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -2819,8 +2824,9 @@ func TestPagesDiffer(t *testing.T) {
 			t.Errorf("%+v: page %d", want, i)
 		}
 	}
-	wantContains(t, pageText(opened[2].page), "\na_b 1\n")
-	wantContains(t, pageText(opened[3].page), "\n{\"a.b\"} 1\n")
+	wantContains(t, pageText(opened[3].page), "\na_b 1\n")
+	wantContains(t, pageText(opened[4].page), "\n{\"a.b\"} 1\n")
+	wantContains(t, pageText(opened[5].page), "\na_b 1\n")
 }
 
 // TestWaitingForPages lets scrapes wait for a page in the making: they hold no result and
@@ -2848,7 +2854,7 @@ func TestWaitingForPages(t *testing.T) {
 		soon, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		begin := time.Now()
-		if _, err := o.open(soon, r, form{}, false); err != context.DeadlineExceeded || time.Since(begin) != time.Second {
+		if _, err := o.open(soon, r, accept{}, false); err != context.DeadlineExceeded || time.Since(begin) != time.Second {
 			t.Errorf("%v after %v, want the deadline after a second", err, time.Since(begin))
 		}
 		if len(opened) != 0 {
@@ -2877,7 +2883,7 @@ func TestRenderEnds(t *testing.T) {
 	r := &result{bodies: []*exposition{body, body}} // which have the same series
 	for looks, ended := 0, true; ended; looks++ {
 		ctx := &endingContext{Context: context.Background(), looks: looks}
-		sp, err := o.open(ctx, r, form{}, true)
+		sp, err := o.open(ctx, r, accept{}, true)
 		if ended = err != nil; !ended {
 			if least := strings.Count(pageText(sp.page), "# TYPE ") + len(sp.chunks); looks < least {
 				t.Errorf("%d looks at the context, want one for each family and each chunk, %d", looks, least)
@@ -3482,21 +3488,21 @@ func leftOut(found *findings) (n int) {
 // FuzzAccept reads what scrapers accept: neither the case of letters nor how it is
 // spread over header lines changes what it means.
 func FuzzAccept(f *testing.F) {
-	eachAccept(f, func(_, accept string, _, _ bool) { f.Add(accept, "gzip") })
+	eachAccept(f, func(_, header string, _ accept) { f.Add(header, "gzip") })
 	for _, encoding := range []string{"gzip;q=0.5, identity;q=1", "*;q=0, gzip", "GZip; Q=0.000, *", "x-gzip;q=NaN"} {
 		f.Add("", encoding)
 	}
-	f.Fuzz(func(t *testing.T, accept, encoding string) {
-		quoted := func(headers []string) bool { f := acceptedForms(headers); return f[len(f)-1].quoted }
-		openMetrics := func(headers []string) bool { return acceptedForms(headers)[0].openMetrics }
+	f.Fuzz(func(t *testing.T, header, encoding string) {
+		escapes := func(headers []string) bool { return accepted(headers).escaping != "" }
+		openMetrics := func(headers []string) bool { return accepted(headers).openMetrics }
 		for _, c := range []struct {
 			header       string
 			accepts      func([]string) bool
 			needs        []string // one of them is in what accepts
 			sure, refuse string
 		}{
-			{accept, quoted, []string{"text/plain"}, "text/plain;escaping=allow-utf-8", ""},
-			{accept, openMetrics, []string{"application/openmetrics-text"}, "application/openmetrics-text", ""},
+			{header, escapes, escapings, "text/plain;escaping=dots", ""},
+			{header, openMetrics, []string{"application/openmetrics-text"}, "application/openmetrics-text", ""},
 			{encoding, acceptsGzip, []string{"gzip", "*"}, "gzip;q=1", "gzip;q=0"},
 		} {
 			if strings.ContainsFunc(c.header, func(c rune) bool { return c >= utf8.RuneSelf }) {
@@ -3533,7 +3539,7 @@ func FuzzCommand(f *testing.F) {
 		for _, p := range c.params {
 			query[p.name] = []string{value}
 		}
-		chosen, err := c.arguments(query)
+		chosen, err := c.arguments(query, accept{})
 		if err != nil {
 			if len(value) > 40 && strings.Contains(err.Error(), value) && !strings.Contains(line, value) { // longer than all words of it
 				t.Errorf("the error repeats the value: %v", err)

@@ -820,20 +820,18 @@ const maxPages, maxPageBytes, readTime = 8, 128 << 20, 500 * time.Millisecond
 type pageRequest struct {
 	client  string // see clientOf
 	sources []*source
-	forms   []form           // that it takes: OpenMetrics if it is as welcome as text, and text
+	takes   accept
 	gzip    bool             // it takes the page compressed
 	newest  func() []*result // the newest results of the sources
 	render  func(ctx context.Context, results []*result, f form) (*page, error)
 }
 
 // form returns the form that the scraper gets a page of these results in. Without a body in
-// OpenMetrics, nor a name that needs quotes, that is what every scraper takes.
+// OpenMetrics, nor a name that needs quotes, it is text 0.0.4.
 func (want *pageRequest) form(results []*result) form {
-	f := want.forms[len(want.forms)-1]
-	if slices.ContainsFunc(results, (*result).openMetrics) {
-		f = want.forms[0]
-	}
-	f.quoted = f.quoted && slices.ContainsFunc(results, (*result).quoted)
+	f := form{strict: want.takes.escaping == ""}
+	f.openMetrics = !f.strict && want.takes.openMetrics && slices.ContainsFunc(results, (*result).openMetrics)
+	f.quoted = want.takes.escaping == "allow-utf-8" && slices.ContainsFunc(results, (*result).quoted)
 	return f
 }
 
