@@ -178,8 +178,8 @@ func fail(reason, format string, args ...any) *failure {
 
 // waterfall lets many scrapes share few fetches: see join, wait, result and leave.
 // A key is one choice of arguments. Each key has at most one fetch that is waiting or
-// running and not cancelled. The keys of a command or of files share one lane, where as
-// many fetches run at once as --parallel says; each key of an exporter has its own lane.
+// running and not cancelled. Of a command or of files, as many fetches run at once as
+// --parallel says; of an exporter, one of each key.
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
@@ -189,12 +189,13 @@ type waterfall struct {
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
 
-	mu     sync.Mutex // guards all below, with the keys, fetches and tickets
-	status status
-	keys   map[string]*key
-	lane   lane // shared by the keys, unless the source is an exporter
-	closed bool // no fetch begins any more
-	runs   sync.WaitGroup
+	mu      sync.Mutex // guards all below, with the keys, fetches and tickets
+	status  status
+	keys    map[string]*key
+	waiting []*fetch // in order of arrival, but the standard key's first
+	running []*fetch // even if they are cancelled, until they have really ended
+	closed  bool     // no fetch begins any more
+	runs    sync.WaitGroup
 }
 
 // arguments are what a scraper chose of what a source lets it choose.
@@ -207,22 +208,14 @@ type arguments struct {
 // key is one choice of arguments, with the fetch under way and the result kept for it.
 type key struct {
 	arguments
-	lane    *lane
 	fetch   *fetch      // waiting, or running and not cancelled; nil if there is none
 	newest  *result     // nil before the first and once nobody needs it
 	tickets int         // handed out and not handed back
 	expiry  *time.Timer // drops newest, or what it holds, once it is older than --max-age
 }
 
-// lane is where fetches wait and run.
-type lane struct {
-	waiting queue
-	running []*fetch // even if they are cancelled, until they have really ended
-}
-
 // fetch is one run, from when it is queued.
 type fetch struct {
-	waiter
 	key      *key
 	deadline time.Time        // of the scrape that queued it, zero for none
 	tickets  map[*ticket]bool // of the scrapes that wait for it
@@ -230,7 +223,6 @@ type fetch struct {
 	started  time.Time // zero while it waits
 	overdue  *time.Timer
 	ended    bool // its outcome is known
-	evicted  bool // it had to make room, so it has no result
 	expired  bool // cancelled because the deadline of its last waiter passed
 }
 
@@ -251,20 +243,17 @@ var (
 
 // join gives a scrape a share in the fetch of a key that is waiting or running, queues
 // one if there is none, or lets a kept result do. A fetch in the background, which wants a
-// new result, has no client (see clientOf) and the zero deadline.
-func (w *waterfall) join(a arguments, client string, deadline time.Time) *ticket {
+// new result, has the zero deadline.
+func (w *waterfall) join(a arguments, deadline time.Time) *ticket {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	t := &ticket{waterfall: w, key: w.keys[a.id]}
 	t.wake.L = &w.mu
 	if t.key == nil {
-		if !a.standard && !w.makeRoom(client) {
+		if !a.standard && !w.makeRoom() {
 			return t
 		}
-		t.key = &key{arguments: a, lane: &w.lane}
-		if w.kind == "http" {
-			t.key.lane = &lane{}
-		}
+		t.key = &key{arguments: a}
 		w.keys[a.id] = t.key
 	}
 	k := t.key
@@ -273,68 +262,42 @@ func (w *waterfall) join(a arguments, client string, deadline time.Time) *ticket
 		return t
 	}
 	if k.fetch == nil {
-		f := &fetch{key: k, deadline: deadline, tickets: map[*ticket]bool{}}
-		f.waiter = waiter{client: client, first: a.standard, fetch: f}
-		k.fetch = f
-		k.lane.waiting.add(&f.waiter)
-		w.advance(k.lane)
+		k.fetch = &fetch{key: k, deadline: deadline, tickets: map[*ticket]bool{}}
+		place := len(w.waiting)
+		if k.standard {
+			place = 0
+		}
+		w.waiting = slices.Insert(w.waiting, place, k.fetch)
+		w.advance()
 	}
 	t.fetch = k.fetch
 	t.fetch.tickets[t] = true
 	return t
 }
 
-// makeRoom reports whether there is a place for another key that is not the standard one.
-// A running fetch of a lane that is shared takes no place. Results that are only kept make
-// room, the oldest first: two may have to go, for one may have ended since. After them the
-// client that has most gives way to one that has less.
-func (w *waterfall) makeRoom(client string) bool {
-	var kept, wanted []*key
-	taken := map[string]int{} // keys by client
+// makeRoom reports whether there is a place for another key of chosen arguments. A key that runs
+// takes none, except of an exporter, where all run at once. Results that are only kept make room,
+// the oldest first: two may have to go, for one may have ended since.
+func (w *waterfall) makeRoom() bool {
+	var kept []*key
+	wanted := 0
 	for _, k := range w.keys {
 		switch {
-		case k.standard || w.lane.runs(k):
-		case k.idle():
+		case k.standard || w.kind != "http" && w.isRunning(k):
+		case w.isIdle(k):
 			kept = append(kept, k)
 		default:
-			wanted = append(wanted, k)
-			if k.fetch != nil {
-				taken[k.fetch.client]++
-			}
+			wanted++
 		}
 	}
 	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
 	fits := func() bool { return w.budget.has(w.size()) }
-	for len(kept) > 0 && (len(kept)+len(wanted) >= w.places || !fits()) {
+	for len(kept) > 0 && (len(kept)+wanted >= w.places || !fits()) {
 		kept[0].replace(nil)
 		w.tidy(kept[0])
 		kept = kept[1:]
 	}
-	if len(wanted) < w.places {
-		return fits()
-	}
-	greedy, most := mostOf(taken)
-	if taken[client]+1 >= most {
-		return false
-	}
-	var last *fetch // of that client
-	for _, k := range wanted {
-		if f := k.fetch; f != nil && f.client == greedy && (last == nil || f.round > last.round) {
-			last = f
-		}
-	}
-	w.evict(last)
-	return true
-}
-
-// evict ends a fetch in favour of another client's. Its scrapes are told that the source is
-// busy.
-func (w *waterfall) evict(f *fetch) {
-	f.evicted, f.ended = true, true
-	for t := range f.tickets {
-		t.wake.Signal()
-	}
-	w.abandon(f, false)
+	return wanted < w.places && fits()
 }
 
 // wait waits until the fetch has ended or ctx is done.
@@ -358,7 +321,7 @@ func (t *ticket) result() *result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
-	case t.refused():
+	case t.key == nil:
 		return refused
 	case t.fetch == nil || t.fetch.ended:
 		return t.key.newest
@@ -368,17 +331,14 @@ func (t *ticket) result() *result {
 	return late
 }
 
-// refused reports whether the scrape found no place, or had to give it up.
-func (t *ticket) refused() bool { return t.key == nil || t.fetch != nil && t.fetch.evicted }
-
-// leave hands the ticket back. A fetch that nobody waits for any more leaves the lane, or
+// leave hands the ticket back. A fetch that nobody waits for any more leaves the line, or
 // is cancelled unless its result will be kept. expired says that the deadline of the
 // scrape passed: if the fetch then had a second at least, that is a timeout of the source.
 // A scrape that was refused, or spent its time waiting for its turn, found it busy.
 func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.refused() || expired && t.fetch != nil && t.fetch.started.IsZero() {
+	if t.key == nil || expired && t.fetch != nil && t.fetch.started.IsZero() {
 		t.status.addFailure("busy")
 	}
 	if t.key == nil {
@@ -398,7 +358,7 @@ func (t *ticket) leave(expired bool) {
 func (w *waterfall) abandon(f *fetch, expired bool) {
 	f.key.fetch = nil
 	if f.started.IsZero() {
-		f.key.lane.waiting.remove(&f.waiter)
+		w.waiting = without(w.waiting, f)
 		w.tidy(f.key)
 		return
 	}
@@ -406,22 +366,29 @@ func (w *waterfall) abandon(f *fetch, expired bool) {
 	f.cancel()
 }
 
-// advance starts the fetches that a lane has room for. Two runs of one key never go on at
+// advance starts the fetches that there is room for. Two runs of one key never go on at
 // once, even if the first is cancelled.
-func (w *waterfall) advance(l *lane) {
-	for len(l.running) < max(w.parallel, 1) && !w.closed {
-		next := l.waiting.next(func(next *waiter) bool { return !l.runs(next.fetch.key) })
-		if next == nil {
+func (w *waterfall) advance() {
+	for (w.kind == "http" || len(w.running) < max(w.parallel, 1)) && !w.closed {
+		i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return !w.isRunning(f.key) })
+		if i < 0 {
 			return
 		}
-		l.running = append(l.running, next.fetch)
-		w.start(next.fetch)
+		f := w.waiting[i]
+		w.waiting = slices.Delete(w.waiting, i, i+1)
+		w.running = append(w.running, f)
+		w.start(f)
 	}
 }
 
-// runs reports whether a fetch of the key runs in the lane.
-func (l *lane) runs(k *key) bool {
-	return slices.ContainsFunc(l.running, func(f *fetch) bool { return f.key == k })
+// isRunning reports whether a fetch of the key runs.
+func (w *waterfall) isRunning(k *key) bool {
+	return slices.ContainsFunc(w.running, func(f *fetch) bool { return f.key == k })
+}
+
+// without returns the fetches but one.
+func without(fetches []*fetch, f *fetch) []*fetch {
+	return slices.DeleteFunc(fetches, func(other *fetch) bool { return other == f })
 }
 
 // start starts a fetch.
@@ -445,9 +412,8 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	f.cancel()
-	l := f.key.lane
-	l.running = slices.DeleteFunc(l.running, func(other *fetch) bool { return other == f })
-	w.advance(l)
+	w.running = without(w.running, f)
+	w.advance()
 	w.tidy(f.key)
 }
 
@@ -568,7 +534,7 @@ func (s *source) repeat(ctx context.Context) {
 	begin, retry := time.Now(), time.Duration(0)
 	standard, _ := s.arguments(nil, prometheus3)
 	for {
-		t := s.join(standard, "", time.Time{})
+		t := s.join(standard, time.Time{})
 		t.wait(ctx)
 		r := t.result()
 		t.leave(false)
@@ -634,7 +600,7 @@ func (w *waterfall) tidy(k *key) {
 	if k.tickets == 0 && !w.keeps(k.newest) {
 		k.replace(nil)
 	}
-	if k.newest == nil && k.idle() && w.keys[k.id] == k {
+	if k.newest == nil && w.isIdle(k) && w.keys[k.id] == k {
 		delete(w.keys, k.id)
 	}
 }
@@ -645,82 +611,31 @@ func (w *waterfall) keeps(r *result) bool {
 	return r != nil && (w.interval > 0 || r.failure == nil && time.Since(r.end) < w.maxAge)
 }
 
-// idle reports whether nobody has a share in the key and nothing of it runs.
-func (k *key) idle() bool {
-	return k.tickets == 0 && k.fetch == nil && !k.lane.runs(k)
+// isIdle reports whether nobody has a share in the key and nothing of it runs.
+func (w *waterfall) isIdle(k *key) bool {
+	return k.tickets == 0 && k.fetch == nil && !w.isRunning(k)
 }
 
 // ---- Taking turns
 
-// queue orders those who wait for something scarce by client address: the second waiter of
-// a client comes after the first ones of all others, its third after their second, and so
-// on. So nobody waits longer because another client asks more often.
-type queue struct {
-	waiting []*waiter // in order of arrival
-	round   int       // of the last waiter that went in its turn
-	last    string    // its client
-}
-
-// waiter is what a queue knows of one who waits, and how to tell it that its turn has come.
-type waiter struct {
-	client string // see clientOf
-	first  bool   // it goes before all others
-	round  int
-	fetch  *fetch        // to start; nil for a turn
-	come   chan struct{} // to close; nil for a fetch
-}
-
-// add adds one who waits.
-func (q *queue) add(own *waiter) {
-	own.round = q.round
-	if own.client == q.last {
-		own.round++
-	}
-	for _, other := range q.waiting {
-		if other.client == own.client {
-			own.round = max(own.round, other.round+1)
-		}
-	}
-	q.waiting = append(q.waiting, own)
-}
-
-// next removes and returns the first waiter that is ready, nil if there is none.
-func (q *queue) next(ready func(*waiter) bool) *waiter {
-	var next *waiter
-	for _, other := range q.waiting {
-		if ready(other) && (next == nil || other.before(next)) {
-			next = other
-		}
-	}
-	if next == nil {
-		return nil
-	}
-	if !next.first {
-		q.round, q.last = next.round, next.client
-	}
-	q.remove(next)
-	return next
-}
-
-// before reports whether a waiter goes before one that came earlier.
-func (own *waiter) before(other *waiter) bool {
-	return own.first && !other.first || own.first == other.first && own.round < other.round
-}
-
-// remove removes one who waits, and reports whether it still did.
-func (q *queue) remove(own *waiter) bool {
-	n := len(q.waiting)
-	q.waiting = slices.DeleteFunc(q.waiting, func(other *waiter) bool { return other == own })
-	return len(q.waiting) < n
-}
-
-// turn is what only one can have at a time. Those who wait are served by their queue.
+// turn is what only one can have at a time. Those who wait are served by client address: the
+// second waiter of a client comes after the first ones of all others, its third after their
+// second, and so on. So nobody waits longer because another client asks more often.
 type turn struct {
 	most int // of one client that may wait, 0 for any number
 
 	mu      sync.Mutex // guards all below
 	taken   bool
-	waiting queue
+	waiting []*waiter // in order of arrival
+	round   int       // of the last waiter that got the turn
+	last    string    // its client
+}
+
+// waiter is one who waits for a turn.
+type waiter struct {
+	client string // see clientOf
+	round  int
+	come   chan struct{} // closed when its turn has come
 }
 
 // errTooManyWait is the failure of a wait because too many of the client wait already.
@@ -729,19 +644,10 @@ var errTooManyWait = errors.New("too many of this client wait already")
 // wait waits for the turn. It fails if ctx ends before it comes, or if too many of
 // the client wait already.
 func (t *turn) wait(ctx context.Context, client string) error {
-	t.mu.Lock()
-	if !t.taken {
-		t.taken, t.waiting.last = true, client
-		t.mu.Unlock()
-		return nil
+	own, err := t.join(client)
+	if err != nil {
+		return err
 	}
-	if t.most > 0 && t.waiting.count(client) >= t.most {
-		t.mu.Unlock()
-		return errTooManyWait
-	}
-	own := &waiter{client: client, come: make(chan struct{})}
-	t.waiting.add(own)
-	t.mu.Unlock()
 	select {
 	case <-own.come:
 		return nil
@@ -751,13 +657,37 @@ func (t *turn) wait(ctx context.Context, client string) error {
 	}
 }
 
+// join takes a place in the line. Where nobody has the turn, it has come.
+func (t *turn) join(client string) (*waiter, error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	own := &waiter{client: client, round: t.round, come: make(chan struct{})}
+	if client == t.last {
+		own.round++
+	}
+	n := 0 // of the client
+	for _, other := range t.waiting {
+		if other.client == client {
+			own.round = max(own.round, other.round+1)
+			n++
+		}
+	}
+	if t.most > 0 && n >= t.most {
+		return nil, errTooManyWait
+	}
+	t.waiting = append(t.waiting, own)
+	if !t.taken {
+		t.next()
+	}
+	return own, nil
+}
+
 // leave gives up waiting. If the turn has just come, it is passed on.
 func (t *turn) leave(own *waiter) {
 	t.mu.Lock()
-	waited := t.waiting.remove(own)
-	t.mu.Unlock()
-	if !waited {
-		t.pass()
+	defer t.mu.Unlock()
+	if !t.remove(own) {
+		t.next()
 	}
 }
 
@@ -765,21 +695,25 @@ func (t *turn) leave(own *waiter) {
 func (t *turn) pass() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	next := t.waiting.next(func(*waiter) bool { return true })
-	if t.taken = next != nil; t.taken {
-		close(next.come)
-	}
+	t.next()
 }
 
-// count returns how many of a client wait.
-func (q *queue) count(client string) int {
-	n := 0
-	for _, c := range q.waiting {
-		if c.client == client {
-			n++
-		}
+// next gives the turn to the first waiter of the lowest round. The caller holds mu.
+func (t *turn) next() {
+	if t.taken = len(t.waiting) > 0; !t.taken {
+		return
 	}
-	return n
+	first := slices.MinFunc(t.waiting, func(a, b *waiter) int { return cmp.Compare(a.round, b.round) })
+	t.round, t.last = first.round, first.client
+	t.remove(first)
+	close(first.come)
+}
+
+// remove takes a waiter out of the line, and reports whether it was there.
+func (t *turn) remove(own *waiter) bool {
+	n := len(t.waiting)
+	t.waiting = slices.DeleteFunc(t.waiting, func(other *waiter) bool { return other == own })
+	return len(t.waiting) < n
 }
 
 // mostOf returns the client that holds the most, and how many it holds.

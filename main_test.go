@@ -1060,7 +1060,7 @@ func (s *stand) empty(t *testing.T) {
 	synctest.Wait()
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
-	if len(s.keys) > 0 || len(s.lane.running) > 0 || len(s.lane.waiting.waiting) > 0 {
+	if len(s.keys) > 0 || len(s.running) > 0 || len(s.waiting) > 0 {
 		t.Errorf("%d keys are left", len(s.keys))
 	}
 }
@@ -1098,18 +1098,18 @@ type scene struct {
 // do does a step and returns what it shows and is to show.
 func (s *scene) do(t *testing.T, step []string) (got, want string) {
 	verb, args := step[0], strings.Join(step[1:], " ")
-	step = append(step, "", "", "")
-	name, value, client := step[1], step[2], step[3]
+	step = append(step, "", "")
+	name, value := step[1], step[2]
 	tk := s.tickets[name]
 	synctest.Wait()
 	switch verb {
 	case "source":
 		s.set(t, step[1:])
 	case "join":
-		tk = s.join(sceneVisit(value, client))
+		tk = s.join(sceneVisit(value))
 		s.tickets[name] = tk
 	case "full":
-		return fmt.Sprint(s.join(sceneVisit(name, value)).result() == refused), "true"
+		return fmt.Sprint(s.join(sceneVisit(name)).result() == refused), "true"
 	case "leave", "expire", "busy":
 		delete(s.tickets, name)
 		before := s.snapshot().failures["busy"]
@@ -1123,14 +1123,6 @@ func (s *scene) do(t *testing.T, step []string) (got, want string) {
 		time.Sleep(d)
 	case "got":
 		return s.got(tk), value
-	case "refused":
-		n := 0
-		for _, tk := range s.tickets {
-			if tk.result() == refused {
-				n++
-			}
-		}
-		return strconv.Itoa(n), name
 	case "runs":
 		return s.keysRun(), args
 	case "counted":
@@ -1178,8 +1170,6 @@ func (s *scene) got(tk *ticket) string {
 		return "late"
 	case r == queued:
 		return "queued"
-	case r == refused:
-		return "refused"
 	case r.failure != nil && r.failure.reason == "internal" && len(r.bodies) > 0:
 		return "what a panic left"
 	case r.failure != nil:
@@ -1190,9 +1180,9 @@ func (s *scene) got(tk *ticket) string {
 }
 
 // sceneVisit returns what a scrape joins with; the key - has the default arguments.
-func sceneVisit(key, client string) (arguments, string, time.Time) {
+func sceneVisit(key string) (arguments, time.Time) {
 	id := strings.Trim(key, "-")
-	return arguments{id, []string{id}, id == ""}, client, time.Now().Add(time.Hour)
+	return arguments{id, []string{id}, id == ""}, time.Now().Add(time.Hour)
 }
 
 // TestEvictedResultsAreFree drops what a key kept when it has to go.
@@ -1205,7 +1195,7 @@ func TestEvictedResultsAreFree(t *testing.T) {
 		return nil
 	}
 	for i := range 200 {
-		tk := s.join(sceneVisit(strconv.Itoa(i), ""))
+		tk := s.join(sceneVisit(strconv.Itoa(i)))
 		tk.wait(context.Background())
 		tk.leave(false)
 	}
@@ -1240,13 +1230,13 @@ func TestBusy(t *testing.T) {
 		s := p.sources[0]
 		release := make(chan struct{})
 		s.do = func(context.Context, *result, []string) *failure { <-release; return nil }
-		running := s.join(sceneVisit("-", ""))
+		running := s.join(sceneVisit("-"))
 		for _, left := range []bool{true, false} {
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 			if left {
 				cancel()
 			}
-			tickets, _ := askAll(p.sources, url.Values{"a": {"c"}}, prometheus3, "", time.Now().Add(time.Hour))
+			tickets, _ := askAll(p.sources, url.Values{"a": {"c"}}, prometheus3, time.Now().Add(time.Hour))
 			await(ctx, tickets)
 			if r := resultsOf(tickets); r[0] != queued {
 				t.Errorf("got %v", r[0].failure)
@@ -1307,11 +1297,11 @@ func modelSteps(t *testing.T, rnd *rand.Rand, serial bool) {
 			if running := lanes["all"]; len(running) > 0 && running[0].id != "" {
 				places++
 			}
-			tk := s.join(sceneVisit(id, ""))
-			if full := id != "" && !known && n >= places; full != tk.refused() {
-				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk.refused())
+			tk := s.join(sceneVisit(id))
+			if full := id != "" && !known && n >= places; full != (tk.key == nil) {
+				t.Fatalf("key %q with %d others, %d places: refused %v", id, n, places, tk.key == nil)
 			}
-			if tk.refused() {
+			if tk.key == nil {
 				continue
 			}
 			i := slices.IndexFunc(lanes[lane], func(f *modelFetch) bool { return f.id == id && !f.cancelled })
@@ -1377,16 +1367,11 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
 	for name, want := range lanes {
-		line := &s.lane
-		if k := s.keys[name]; k != nil {
-			line = k.lane
-		}
-		got := slices.Clone(line.running)
-		for _, first := range []bool{true, false} { // the standard key goes first
-			for _, c := range line.waiting.waiting {
-				if c.first == first {
-					got = append(got, c.fetch)
-				}
+		here := func(f *fetch) bool { return s.kind == "exec" || f.key.id == name }
+		got := slices.DeleteFunc(slices.Clone(s.running), func(f *fetch) bool { return !here(f) })
+		for _, f := range s.waiting {
+			if here(f) {
+				got = append(got, f)
 			}
 		}
 		if len(got) != len(want) {
@@ -1424,7 +1409,7 @@ func background(t *testing.T, do func(n int, r *result) *failure, flags ...strin
 	go s.repeat(ctx)
 	synctest.Wait()
 	return began, func() *result {
-		tk := s.join(sceneVisit("-", ""))
+		tk := s.join(sceneVisit("-"))
 		defer tk.leave(false)
 		tk.wait(context.Background())
 		return tk.result()
@@ -1827,8 +1812,8 @@ func TestLatePipe(t *testing.T) {
 	}
 }
 
-// waiting returns how many scrapes wait for the source.
-func (w *waterfall) waiting() (n int) {
+// waiters returns how many scrapes wait for the source.
+func (w *waterfall) waiters() (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, k := range w.keys {
@@ -1860,8 +1845,8 @@ func TestFloodOverHTTP(t *testing.T) {
 		})
 	}
 	s := p.sources[0]
-	if !eventually(func() bool { return s.waiting() == scrapers }) {
-		t.Fatalf("%d scrapes wait", s.waiting())
+	if !eventually(func() bool { return s.waiters() == scrapers }) {
+		t.Fatalf("%d scrapes wait", s.waiters())
 	}
 	if err := os.WriteFile(gate, []byte("go\n"), 0); err != nil {
 		t.Fatal(err)
@@ -1890,7 +1875,7 @@ func TestBudget(t *testing.T) {
 	var served, busy atomic.Int32
 	join := func(query url.Values) *ticket {
 		chosen, _ := s.arguments(query, prometheus3)
-		return s.join(chosen, "", time.Now().Add(time.Hour))
+		return s.join(chosen, time.Now().Add(time.Hour))
 	}
 	scrape := func(query url.Values) *result {
 		tk := join(query)
@@ -1961,7 +1946,7 @@ func TestHungSource(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(context.Background())
 		for range 200 {
-			tickets, _ := askAll(p.sources, nil, prometheus3, "", time.Now().Add(time.Hour))
+			tickets, _ := askAll(p.sources, nil, prometheus3, time.Now().Add(time.Hour))
 			go func() {
 				await(ctx, tickets)
 				leaveAll(tickets, false)
@@ -2341,7 +2326,7 @@ func TestPasswordFlood(t *testing.T) {
 	if !eventually(func() bool {
 		stretching.mu.Lock()
 		defer stretching.mu.Unlock()
-		return len(stretching.waiting.waiting) == most
+		return len(stretching.waiting) == most
 	}) {
 		t.Fatal("not all wait for their turn: an unknown user is to cost as much as a known one")
 	}
@@ -2953,7 +2938,7 @@ func TestTurn(t *testing.T) {
 			if got := strings.Join(got, " "); got != want {
 				t.Errorf("%s: %s, want %s", scene, got, want)
 			}
-			if turns.taken || len(turns.waiting.waiting) > 0 {
+			if turns.taken || len(turns.waiting) > 0 {
 				t.Errorf("%s: the turn is taken though nobody has it", scene)
 			}
 		})
@@ -2965,8 +2950,7 @@ func TestTurnComesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
 		turns.wait(t.Context(), "")
-		mine := &waiter{come: make(chan struct{})}
-		turns.waiting.add(mine)
+		mine, _ := turns.join("")
 		served := false
 		go func() { served = turns.wait(t.Context(), "") == nil }()
 		synctest.Wait()
