@@ -123,7 +123,7 @@ type result struct {
 	start   time.Time
 	end     time.Time
 	limit   time.Duration // that the source was told
-	standIn *result       // the last good result, whose bodies are served while fetches fail
+	fresh   time.Time     // until then the bodies are served to scrapes that come later
 	budget  *budget       // that it draws on; nil with default arguments
 	drawn   int64         // bytes, see budget
 }
@@ -177,9 +177,8 @@ func fail(reason, format string, args ...any) *failure {
 // ---- The waterfall
 
 // waterfall lets many scrapes share few fetches: see join, wait, result and leave.
-// A key is one choice of arguments. Each key has at most one fetch that is waiting or
-// running and not cancelled. Of a command or of files, as many fetches run at once as
-// --parallel says; of an exporter, one of each key.
+// A key is one choice of arguments. One fetch of a key runs at a time, and one may wait. Of a
+// command or of files, as many fetches run at once as --parallel says; of an exporter, all.
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
@@ -192,7 +191,7 @@ type waterfall struct {
 	mu      sync.Mutex // guards all below, with the keys, fetches and tickets
 	status  status
 	keys    map[string]*key
-	waiting []*fetch // in order of arrival, but the standard key's first
+	waiting []*fetch // in order of arrival, but those of default arguments first
 	running []*fetch // even if they are cancelled, until they have really ended
 	closed  bool     // no fetch begins any more
 	runs    sync.WaitGroup
@@ -205,73 +204,75 @@ type arguments struct {
 	standard bool // they are the defaults
 }
 
-// key is one choice of arguments, with the fetch under way and the result kept for it.
+// key is one choice of arguments, with who asked for it and the result kept for it.
 type key struct {
 	arguments
-	fetch   *fetch      // waiting, or running and not cancelled; nil if there is none
-	newest  *result     // nil before the first and once nobody needs it
-	tickets int         // handed out and not handed back
-	expiry  *time.Timer // drops newest, or what it holds, once it is older than --max-age
+	newest  *result          // nil before the first and once nobody needs it
+	tickets map[*ticket]bool // handed out and not handed back
+	expiry  *time.Timer      // drops newest, or its bodies, once they are older than --max-age
 }
 
 // fetch is one run, from when it is queued.
 type fetch struct {
-	key      *key
-	deadline time.Time        // of the scrape that queued it, zero for none
-	tickets  map[*ticket]bool // of the scrapes that wait for it
-	cancel   context.CancelFunc
-	started  time.Time // zero while it waits
-	overdue  *time.Timer
-	ended    bool // its outcome is known
-	expired  bool // cancelled because the deadline of its last waiter passed
+	key       *key
+	waiters   int           // tickets that wait for it
+	started   time.Time     // zero while it waits
+	limit     time.Duration // that the source is told
+	cancel    context.CancelFunc
+	overdue   *time.Timer
+	ended     bool // its outcome is known
+	cancelled bool // nobody waits for it any more
+	expired   bool // it is cancelled because the deadline of its last waiter passed
 }
 
 // ticket is one scrape's share in a key.
 type ticket struct {
 	*waterfall
-	key   *key      // nil if there was no place for it
-	fetch *fetch    // the one to wait for, nil if a kept result will do
-	wake  sync.Cond // waits for fetch.ended, or for the context of wait to be done
+	key         *key      // nil if it has no share
+	came, until time.Time // from when until when it waits
+	fetch       *fetch    // the one to wait for, nil if there is none
+	got         *result   // the newest for it, nil if there is none yet
+	wake        sync.Cond // waits for got, or for the context of wait to be done
 }
 
 // Results of scrapes that get none.
 var (
 	late    = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
 	queued  = &result{failure: fail("busy", "still waiting for its turn at the deadline of the scrape")}
+	hurried = &result{failure: fail("busy", "less than %v to the deadline of the scrape", leastTime)}
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
 )
 
-// join gives a scrape a share in the fetch of a key that is waiting or running, queues
-// one if there is none, or lets a kept result do. A fetch in the background, which wants a
-// new result, has the zero deadline.
-func (w *waterfall) join(a arguments, deadline time.Time) *ticket {
+// leastTime is what must be left to a scrape for a fetch to start.
+const leastTime = 50 * time.Millisecond
+
+// join gives a scrape, which waits until then, a share in a fetch of a key, or lets a kept
+// result do. A fetch in the background, which wants a new result, has the zero time.
+func (w *waterfall) join(a arguments, until time.Time) *ticket {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	t := &ticket{waterfall: w, key: w.keys[a.id]}
+	t := &ticket{waterfall: w, key: w.keys[a.id], came: time.Now(), until: until}
 	t.wake.L = &w.mu
-	if t.key == nil {
-		if !a.standard && !w.makeRoom() {
-			return t
+	background := until.IsZero()
+	if background {
+		t.until = t.came.Add(math.MaxInt64)
+	}
+	switch {
+	case !background && t.key != nil && w.keeps(t.key.newest):
+		t.got = t.key.newest
+		t.key.tickets[t] = true
+	case t.until.Sub(t.came) < leastTime:
+		t.key, t.got = nil, hurried
+	case t.key == nil && !a.standard && !w.makeRoom():
+		t.got = refused
+	default:
+		if t.key == nil {
+			t.key = &key{arguments: a, tickets: map[*ticket]bool{}}
+			w.keys[a.id] = t.key
 		}
-		t.key = &key{arguments: a}
-		w.keys[a.id] = t.key
+		t.key.tickets[t] = true
+		w.enter(t)
 	}
-	k := t.key
-	k.tickets++
-	if !deadline.IsZero() && w.keeps(k.newest) {
-		return t
-	}
-	if k.fetch == nil {
-		k.fetch = &fetch{key: k, deadline: deadline, tickets: map[*ticket]bool{}}
-		place := len(w.waiting)
-		if k.standard {
-			place = 0
-		}
-		w.waiting = slices.Insert(w.waiting, place, k.fetch)
-		w.advance()
-	}
-	t.fetch = k.fetch
-	t.fetch.tickets[t] = true
 	return t
 }
 
@@ -300,7 +301,52 @@ func (w *waterfall) makeRoom() bool {
 	return wanted < w.places && fits()
 }
 
-// wait waits until the fetch has ended or ctx is done.
+// enter has a ticket wait for a fetch of its key. It may share one that waits or runs, unless
+// that was told too little time; otherwise a new one is queued.
+func (w *waterfall) enter(t *ticket) {
+	all := slices.Concat(w.running, w.waiting)
+	i := slices.IndexFunc(all, func(f *fetch) bool {
+		runs := !f.started.IsZero()
+		return f.key == t.key && !(runs && (f.ended || f.cancelled || !t.enough(f.limit, f.started)))
+	})
+	switch {
+	case i >= 0:
+		t.fetch = all[i]
+	case t.key.standard:
+		t.fetch = &fetch{key: t.key}
+		w.waiting = slices.Insert(w.waiting, 0, t.fetch)
+	default:
+		t.fetch = &fetch{key: t.key}
+		w.waiting = append(w.waiting, t.fetch)
+	}
+	t.fetch.waiters++
+	w.advance()
+}
+
+// enough reports whether a run was told at least half of what the scrape would have told at its
+// start, or when it came later. A probe may report a failure if it is told too little.
+func (t *ticket) enough(limit time.Duration, start time.Time) bool {
+	if start.Before(t.came) {
+		start = t.came
+	}
+	return 2*limit >= t.tells(start, t.until)
+}
+
+// tells returns what a run that starts then tells a source of how long it has, if it is waited for
+// until then: so much less that an answer in that time is in time. A result that will be kept is
+// for others, too.
+func (w *waterfall) tells(start, until time.Time) time.Duration {
+	if w.interval > 0 || w.maxAge > 0 {
+		return w.timeout
+	}
+	d := min(w.timeout, until.Sub(start))
+	return d - margin(d)
+}
+
+// margin is how much earlier than a deadline an answer should be under way.
+func margin(d time.Duration) time.Duration { return min(d/10, 500*time.Millisecond) }
+
+// wait waits until there is a result or ctx is done.
 func (t *ticket) wait(ctx context.Context) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -310,21 +356,18 @@ func (t *ticket) wait(ctx context.Context) {
 		t.wake.Signal()
 	})
 	defer stop()
-	for t.fetch != nil && !t.fetch.ended && ctx.Err() == nil {
+	for t.got == nil && ctx.Err() == nil {
 		t.wake.Wait()
 	}
 }
 
-// result returns the newest result of the key that ended after the ticket was handed out,
-// or was fresh enough then.
+// result returns the newest result that ended after the ticket was handed out, or was kept then.
 func (t *ticket) result() *result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	switch {
-	case t.key == nil:
-		return refused
-	case t.fetch == nil || t.fetch.ended:
-		return t.key.newest
+	case t.got != nil:
+		return t.got
 	case t.fetch.started.IsZero():
 		return queued
 	}
@@ -338,16 +381,16 @@ func (t *ticket) result() *result {
 func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.key == nil || expired && t.fetch != nil && t.fetch.started.IsZero() {
+	f := t.fetch
+	if t.got == refused || expired && t.got == nil && f.started.IsZero() {
 		t.status.addFailure("busy")
 	}
 	if t.key == nil {
 		return
 	}
-	t.key.tickets--
-	if f := t.fetch; f != nil && !f.ended {
-		delete(f.tickets, t)
-		if len(f.tickets) == 0 && (f.started.IsZero() || t.maxAge == 0) {
+	delete(t.key.tickets, t)
+	if f != nil && !f.ended {
+		if f.waiters--; f.waiters == 0 && (f.started.IsZero() || t.maxAge == 0) {
 			t.abandon(f, expired)
 		}
 	}
@@ -356,21 +399,26 @@ func (t *ticket) leave(expired bool) {
 
 // abandon ends a fetch that nobody waits for.
 func (w *waterfall) abandon(f *fetch, expired bool) {
-	f.key.fetch = nil
 	if f.started.IsZero() {
 		w.waiting = without(w.waiting, f)
-		w.tidy(f.key)
 		return
 	}
-	f.expired = expired && time.Since(f.started) >= time.Second
+	f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
 	f.cancel()
+}
+
+// without returns the fetches but one.
+func without(fetches []*fetch, f *fetch) []*fetch {
+	return slices.DeleteFunc(fetches, func(other *fetch) bool { return other == f })
 }
 
 // advance starts the fetches that there is room for. Two runs of one key never go on at
 // once, even if the first is cancelled.
 func (w *waterfall) advance() {
 	for (w.kind == "http" || len(w.running) < max(w.parallel, 1)) && !w.closed {
-		i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return !w.isRunning(f.key) })
+		i := slices.IndexFunc(w.waiting, func(f *fetch) bool {
+			return !w.isRunning(f.key) && time.Until(f.until()) >= leastTime
+		})
 		if i < 0 {
 			return
 		}
@@ -386,19 +434,25 @@ func (w *waterfall) isRunning(k *key) bool {
 	return slices.ContainsFunc(w.running, func(f *fetch) bool { return f.key == k })
 }
 
-// without returns the fetches but one.
-func without(fetches []*fetch, f *fetch) []*fetch {
-	return slices.DeleteFunc(fetches, func(other *fetch) bool { return other == f })
+// until returns when the last scrape that waits for the fetch stops waiting.
+func (f *fetch) until() (last time.Time) {
+	for t := range f.key.tickets {
+		if t.fetch == f && t.until.After(last) {
+			last = t.until
+		}
+	}
+	return last
 }
 
 // start starts a fetch.
 func (w *waterfall) start(f *fetch) {
 	f.started = time.Now()
+	f.limit = w.tells(f.started, f.until())
 	ctx, cancel := context.WithTimeout(w.life, w.timeout)
 	f.cancel = cancel
 	// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
 	f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
-		w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now()})
+		w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), limit: f.limit})
 	})
 	w.runs.Go(func() { w.run(ctx, f) })
 }
@@ -446,7 +500,7 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // guard fetches, with what all fetches have in common: times, the deadline, and that
 // a panic is a failure of the source.
 func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
-	r = &result{start: f.started, limit: w.limitOf(f)}
+	r = &result{start: f.started, limit: f.limit}
 	if !f.key.standard {
 		r.budget = w.budget
 		r.budget.draw(r, w.size())
@@ -479,20 +533,6 @@ func (w *waterfall) timedOut() *failure {
 	return fail("timeout", "not done within %v, see --timeout", w.timeout)
 }
 
-// limitOf returns how long a source is told that it has: as long as the scrape that began
-// the fetch waits, but no longer than --timeout, less a margin to answer in time. A fetch in
-// the background has all of its --timeout.
-func (w *waterfall) limitOf(f *fetch) time.Duration {
-	if f.deadline.IsZero() {
-		return w.timeout
-	}
-	d := max(min(w.timeout, time.Until(f.deadline)), time.Millisecond)
-	return d - margin(d)
-}
-
-// margin is how much earlier than a deadline an answer should be under way.
-func margin(d time.Duration) time.Duration { return min(d/10, 500*time.Millisecond) }
-
 // finish makes the outcome of a fetch known, unless it is already. The fetch counts unless
 // its scrapers left it or the program ends.
 func (w *waterfall) finish(f *fetch, r *result) {
@@ -506,26 +546,36 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	if f.expired {
 		r.bodies, r.failure = nil, late.failure
 	}
-	cancelled := f.key.fetch != f
-	counts := (!cancelled || f.expired) && w.life.Err() == nil
+	counts := (!f.cancelled || f.expired) && w.life.Err() == nil
 	changes := 0
 	if counts { // before anybody gets the result, so that it is counted on its own page
 		changes = w.status.count(f.key.standard, r)
 	}
-	if !cancelled {
-		f.key.fetch = nil
-		w.keep(f.key, r)
-		for t := range f.tickets {
-			t.wake.Signal()
-		}
-		w.tidy(f.key)
-	} else {
+	if f.cancelled {
 		r.budget.draw(r, 0)
+	} else {
+		w.keep(f.key, r)
+		w.handOut(f, r)
 	}
 	w.mu.Unlock()
 	if counts {
 		w.report(r, changes)
 	}
+}
+
+// handOut gives the result of a fetch to all who may have it, whatever they waited for: it is then
+// the newest.
+func (w *waterfall) handOut(f *fetch, r *result) {
+	for t := range f.key.tickets {
+		switch {
+		case w.keeps(r), !r.end.Before(t.came) && t.enough(r.limit, r.start):
+			t.got = r
+			t.wake.Signal()
+		case t.fetch == f: // it came between the end of the run and this moment
+			w.enter(t)
+		}
+	}
+	w.tidy(f.key)
 }
 
 // repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
@@ -560,34 +610,36 @@ func (w *waterfall) drain() {
 }
 
 // keep makes a result the newest of its key, and has it dropped in time. While fetches in
-// the background fail, the last good result is served until it is older than --max-age.
+// the background fail, the last good bodies are served until they are older than --max-age.
 func (w *waterfall) keep(k *key, r *result) {
-	good := r
-	if w.interval > 0 && r.failure != nil && len(r.bodies) == 0 && k.newest != nil {
-		if good = k.newest; good.failure != nil {
-			good = good.standIn
-		}
-		if good != nil && time.Since(good.end) < w.maxAge {
-			r.standIn, r.bodies = good, good.bodies
-		}
+	if old := k.newest; r.failure == nil {
+		r.fresh = r.end.Add(w.maxAge)
+	} else if w.interval > 0 && len(r.bodies) == 0 && old != nil && time.Now().Before(old.fresh) {
+		r.bodies, r.fresh = old.bodies, old.fresh
 	}
 	k.replace(r)
-	if w.maxAge > 0 && good != nil && (r.failure == nil || r.standIn != nil) {
-		k.expiry = time.AfterFunc(w.maxAge-time.Since(good.end), func() {
-			w.mu.Lock()
-			defer w.mu.Unlock()
-			if k.newest == r && r.standIn != nil {
-				k.replace(&result{failure: r.failure, bytes: r.bytes, start: r.start, end: r.end})
-			}
-			w.tidy(k)
-		})
+	if left := time.Until(r.fresh); left > 0 {
+		k.expiry = time.AfterFunc(left, func() { w.expire(k) })
 	}
+}
+
+// expire drops what is older than --max-age of the newest result: the bodies that stand in for
+// those of a failed run, whose outcome stays, or all of it.
+func (w *waterfall) expire(k *key) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if r := k.newest; r != nil && r.failure != nil && !r.fresh.IsZero() && !time.Now().Before(r.fresh) {
+		alone := *r // a page may have the other
+		alone.bodies, alone.fresh = nil, time.Time{}
+		k.newest = &alone
+	}
+	w.tidy(k)
 }
 
 // replace makes a result the newest of the key, nil to have none.
 func (k *key) replace(r *result) {
 	if k.expiry != nil {
-		k.expiry.Stop() // or it would hold the one before
+		k.expiry.Stop() // or it would hold the key
 	}
 	if k.newest != nil {
 		k.newest.budget.draw(k.newest, 0)
@@ -597,7 +649,7 @@ func (k *key) replace(r *result) {
 
 // tidy drops what nobody needs any more of a key.
 func (w *waterfall) tidy(k *key) {
-	if k.tickets == 0 && !w.keeps(k.newest) {
+	if len(k.tickets) == 0 && !w.keeps(k.newest) {
 		k.replace(nil)
 	}
 	if k.newest == nil && w.isIdle(k) && w.keys[k.id] == k {
@@ -608,13 +660,11 @@ func (w *waterfall) tidy(k *key) {
 // keeps reports whether a result is served to scrapes that come after it: that of a
 // fetch in the background, until there is another, or a success within --max-age.
 func (w *waterfall) keeps(r *result) bool {
-	return r != nil && (w.interval > 0 || r.failure == nil && time.Since(r.end) < w.maxAge)
+	return r != nil && (w.interval > 0 || time.Now().Before(r.fresh))
 }
 
 // isIdle reports whether nobody has a share in the key and nothing of it runs.
-func (w *waterfall) isIdle(k *key) bool {
-	return k.tickets == 0 && k.fetch == nil && !w.isRunning(k)
-}
+func (w *waterfall) isIdle(k *key) bool { return len(k.tickets) == 0 && !w.isRunning(k) }
 
 // ---- Taking turns
 

@@ -1658,7 +1658,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
 	takes := accepted(r.Header.Values("Accept"))
-	tickets, err := askAll(sources, query, takes, time.Now().Add(limit))
+	tickets, err := askAll(sources, query, takes, time.Now().Add(limit-margin(limit)))
 	if err != nil {
 		p.refuse(w, err.Error(), http.StatusBadRequest)
 		return
@@ -1760,8 +1760,9 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	return d
 }
 
-// askAll asks all sources at once, with the arguments that a query has for each.
-func askAll(sources []*source, query url.Values, takes accept, deadline time.Time) ([]*ticket, error) {
+// askAll asks all sources at once, with the arguments that a query has for each. The scrape waits
+// until then.
+func askAll(sources []*source, query url.Values, takes accept, until time.Time) ([]*ticket, error) {
 	chosen := make([]arguments, len(sources))
 	for i, s := range sources {
 		var err error
@@ -1771,7 +1772,7 @@ func askAll(sources []*source, query url.Values, takes accept, deadline time.Tim
 	}
 	tickets := make([]*ticket, len(sources))
 	for i, s := range sources {
-		tickets[i] = s.join(chosen[i], deadline)
+		tickets[i] = s.join(chosen[i], until)
 	}
 	return tickets, nil
 }
@@ -2468,7 +2469,7 @@ func (p *program) once(stdout io.Writer) int {
 	}
 	sources := p.endpoints[path]
 	limit := p.timeLimit(sources, "")
-	tickets, err := askAll(sources, nil, prometheus3, time.Now().Add(limit))
+	tickets, err := askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit)))
 	if len(sources) == 0 {
 		err = errors.New("no source is served there, and there are several other endpoints")
 	}

@@ -137,7 +137,7 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 // fetchOnce fetches a source, past its waterfall.
 func fetchOnce(s *source) *result {
 	standard, _ := s.arguments(nil, prometheus3)
-	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}})
+	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, limit: s.timeout})
 }
 
 // writeFile writes a file of a test and returns its path.
@@ -969,6 +969,7 @@ type stand struct {
 	waterfall
 	mu      sync.Mutex
 	begun   []string            // keys in the order of their runs
+	told    []string            // how long each of them was told to have
 	release map[string]chan int // ends the run of a key, which delivers so many bytes
 	active  int
 	most    int // runs at one time
@@ -998,6 +999,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	s.do = func(ctx context.Context, r *result, values []string) (f *failure) {
 		s.mu.Lock()
 		s.begun = append(s.begun, values[0])
+		s.told = append(s.told, r.limit.String())
 		released := make(chan int, 1)
 		s.release[values[0]] = released
 		s.active++
@@ -1098,22 +1100,24 @@ type scene struct {
 // do does a step and returns what it shows and is to show.
 func (s *scene) do(t *testing.T, step []string) (got, want string) {
 	verb, args := step[0], strings.Join(step[1:], " ")
-	step = append(step, "", "")
-	name, value := step[1], step[2]
+	step = append(step, "", "", "")
+	name, value, within := step[1], step[2], cmp.Or(step[3], "1h")
 	tk := s.tickets[name]
 	synctest.Wait()
 	switch verb {
 	case "source":
 		s.set(t, step[1:])
 	case "join":
-		tk = s.join(sceneVisit(value))
+		chosen, _ := sceneVisit(value)
+		d, _ := time.ParseDuration(within)
+		tk = s.join(chosen, time.Now().Add(d))
 		s.tickets[name] = tk
 	case "full":
 		return fmt.Sprint(s.join(sceneVisit(name)).result() == refused), "true"
 	case "leave", "expire", "busy":
 		delete(s.tickets, name)
 		before := s.snapshot().failures["busy"]
-		tk.leave(verb == "expire")
+		tk.leave(verb != "leave")
 		return fmt.Sprint(s.snapshot().failures["busy"] - before), fmt.Sprint(oneIf(verb == "busy"))
 	case "end":
 		n, _ := strconv.Atoi(value)
@@ -1125,6 +1129,8 @@ func (s *scene) do(t *testing.T, step []string) (got, want string) {
 		return s.got(tk), value
 	case "runs":
 		return s.keysRun(), args
+	case "told":
+		return strings.Join(s.told, " "), args
 	case "counted":
 		return strings.Join(s.counted, " "), args
 	case "keys":
@@ -1378,15 +1384,15 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 			t.Fatalf("lane %s: %d fetches, want %d", name, len(got), len(want))
 		}
 		for i, f := range got {
-			if f.key.id != want[i].id || (f.key.fetch != f) != want[i].cancelled || len(f.tickets) != len(want[i].tickets) {
+			if f.key.id != want[i].id || f.cancelled != want[i].cancelled || f.waiters != len(want[i].tickets) {
 				t.Fatalf("lane %s, %d: key %q, cancelled %v, %d tickets, want %q, %v, %d",
-					name, i, f.key.id, f.key.fetch != f, len(f.tickets), want[i].id, want[i].cancelled, len(want[i].tickets))
+					name, i, f.key.id, f.cancelled, f.waiters, want[i].id, want[i].cancelled, len(want[i].tickets))
 			}
 		}
 	}
 	for id, k := range s.keys {
-		if k.tickets != held[id] || k.tickets == 0 && k.newest != nil {
-			t.Fatalf("key %q: %d tickets, want %d, result held: %v", id, k.tickets, held[id], k.newest != nil)
+		if n := len(k.tickets); n != held[id] || n == 0 && k.newest != nil {
+			t.Fatalf("key %q: %d tickets, want %d, result held: %v", id, n, held[id], k.newest != nil)
 		}
 	}
 }
@@ -1424,7 +1430,7 @@ func TestInterval(t *testing.T) {
 		start := time.Now()
 		began, last := background(t, func(n int, _ *result) *failure {
 			time.Sleep(takes[min(n, 6)])
-			if n >= 2 && n <= 4 {
+			if n >= 2 && n <= 4 || n == 6 {
 				return fail("exit", "as told")
 			}
 			return nil
@@ -1443,7 +1449,7 @@ func TestInterval(t *testing.T) {
 		}
 		time.Sleep(36 * time.Second)
 		synctest.Wait()
-		if got, want := fmt.Sprint(*began), "[0s 10s 30s 35s 45s 55s 1m0s 1m10s]"; got != want {
+		if got, want := fmt.Sprint(*began), "[0s 10s 30s 35s 45s 55s 1m0s 1m5s 1m10s]"; got != want {
 			t.Errorf("runs began at %v, want %v", got, want)
 		}
 	})
@@ -1461,6 +1467,7 @@ func TestStandIn(t *testing.T) {
 			case n == 8: // at 75 s: a glob with one broken file
 				r.bodies = []*exposition{{samples: 3}}
 			}
+			r.exit, r.files = new(int), []fileTime{{"x", time.Now()}}
 			return fail("exit", "as told")
 		}, "--max-age", "1m")
 		for _, c := range []struct {
@@ -1472,14 +1479,73 @@ func TestStandIn(t *testing.T) {
 			synctest.Wait()
 			if r := last(); r.samples() != c.samples || (r.failure == nil) != c.up {
 				t.Errorf("at %v: %d samples, %v; want %d, up %v", c.at, r.samples(), r.failure, c.samples, c.up)
+			} else if !c.up && (r.exit == nil || len(r.files) != 1) {
+				t.Errorf("at %v: what else the failed run told is gone", c.at)
 			}
 		}
 	})
 }
 
+// TestTooLate gives a scrape nothing that ended before it came, though it was not known yet.
+func TestTooLate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, false)
+		first := s.join(sceneVisit("a"))
+		time.Sleep(time.Second)
+		end := time.Now()
+		time.Sleep(time.Nanosecond)
+		second := s.join(sceneVisit("a"))
+		s.finish(first.fetch, &result{start: first.came, end: end, limit: time.Hour})
+		if first.result().end != end || second.result() != queued {
+			t.Errorf("the first got %v, the second %v", first.result(), second.result())
+		}
+		s.end("a", 1)
+		s.end("a", 2)
+		if second.result().end.Before(second.came) || s.keysRun() != "a a" {
+			t.Errorf("the second got %v", second.result())
+		}
+		first.leave(false)
+		second.leave(false)
+		s.empty(t)
+	})
+}
+
+// TestOldTimer lets a timer that comes late do no harm to the newer result of its key, nor to
+// the key that has taken the place of its own.
+func TestOldTimer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newStand(t, true, false)
+		s.maxAge, s.places = time.Minute, 1
+		keep := func(id string) *key {
+			tk := s.join(sceneVisit(id))
+			s.end(id, 1)
+			tk.leave(false)
+			return tk.key
+		}
+		old := keep("a")
+		time.Sleep(time.Second)
+		s.expire(old)
+		if s.keys["a"] != old || old.newest == nil {
+			t.Error("a result that is young is dropped")
+		}
+		keep("b")
+		keep("a")
+		s.expire(old)
+		if s.keys["a"] == nil || s.keys["a"] == old || s.keys["a"].newest == nil {
+			t.Error("a key is dropped in the place of the one before")
+		}
+		time.Sleep(time.Hour)
+		s.empty(t)
+	})
+}
+
 // TestPlaces gives an exporter more places for chosen arguments than what runs one at a time.
 func TestPlaces(t *testing.T) {
-	p, _ := newTestProgram(t, "--exec", "command=x", "--file", "files=x", "--http", "exporter=http://x")
+	p, _ := newTestProgram(t, "--exec", "command=x {a=b}", "--parallel", "command:3", "--file", "files=x",
+		"--http", "exporter=http://x")
+	if s := p.sources[0]; s.parallel != 3 {
+		t.Errorf("%d runs at once", s.parallel)
+	}
 	for i, want := range []int{16, 16, 128} {
 		if s := p.sources[i]; s.places != want || s.budget.most != 4*s.maxBytes {
 			t.Errorf("%s has %d places and %d bytes for them", s.name, s.places, s.budget.most)
@@ -1817,7 +1883,7 @@ func (w *waterfall) waiters() (n int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, k := range w.keys {
-		n += k.tickets
+		n += len(k.tickets)
 	}
 	return n
 }
