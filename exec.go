@@ -462,10 +462,13 @@ const overdueAfter = time.Second
 
 // run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
-	w.finish(f, w.retry(ctx, f))
+	r := w.retry(ctx, f)
+	w.finish(f, r)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	f.cancel()
+	if f.cancel(); f.key.newest != r {
+		r.budget.draw(r, 0)
+	}
 	w.running = without(w.running, f)
 	w.advance()
 	w.tidy(f.key)
@@ -538,7 +541,6 @@ func (w *waterfall) timedOut() *failure {
 func (w *waterfall) finish(f *fetch, r *result) {
 	w.mu.Lock()
 	if f.overdue.Stop(); f.ended {
-		r.budget.draw(r, 0)
 		w.mu.Unlock()
 		return
 	}
@@ -551,9 +553,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	if counts { // before anybody gets the result, so that it is counted on its own page
 		changes = w.status.count(f.key.standard, r)
 	}
-	if f.cancelled {
-		r.budget.draw(r, 0)
-	} else {
+	if !f.cancelled {
 		w.keep(f.key, r)
 		w.handOut(f, r)
 	}

@@ -1104,19 +1104,23 @@ func (s *scene) do(t *testing.T, step []string) (got, want string) {
 	name, value, within := step[1], step[2], cmp.Or(step[3], "1h")
 	tk := s.tickets[name]
 	synctest.Wait()
-	switch verb {
-	case "source":
+	if verb == "source" {
 		s.set(t, step[1:])
+		return "", ""
+	}
+	before := s.snapshot().failures["busy"]
+	switch verb {
 	case "join":
 		chosen, _ := sceneVisit(value)
 		d, _ := time.ParseDuration(within)
 		tk = s.join(chosen, time.Now().Add(d))
 		s.tickets[name] = tk
 	case "full":
-		return fmt.Sprint(s.join(sceneVisit(name)).result() == refused), "true"
+		tk = s.join(sceneVisit(name))
+		tk.leave(false)
+		return fmt.Sprint(tk.result() == refused, s.snapshot().failures["busy"]-before), "true 1"
 	case "leave", "expire", "busy":
 		delete(s.tickets, name)
-		before := s.snapshot().failures["busy"]
 		tk.leave(verb != "leave")
 		return fmt.Sprint(s.snapshot().failures["busy"] - before), fmt.Sprint(oneIf(verb == "busy"))
 	case "end":
@@ -1529,11 +1533,23 @@ func TestOldTimer(t *testing.T) {
 			t.Error("a result that is young is dropped")
 		}
 		keep("b")
-		keep("a")
+		now := keep("a")
 		s.expire(old)
-		if s.keys["a"] == nil || s.keys["a"] == old || s.keys["a"].newest == nil {
+		if s.keys["a"] != now || now == old || now.newest == nil {
 			t.Error("a key is dropped in the place of the one before")
 		}
+		s.interval = time.Hour
+		s.waterfall.keep(now, &result{failure: fail("exit", "as told")})
+		s.expire(now)
+		if len(now.newest.bodies) == 0 {
+			t.Error("bodies that stand in are dropped while they are young")
+		}
+		s.waterfall.keep(now, &result{failure: fail("exit", "as told"), bodies: make([]*exposition, 2)})
+		if len(now.newest.bodies) != 2 {
+			t.Error("others stand in for the bodies of a run that failed in part")
+		}
+		s.interval = 0
+		s.expire(now)
 		time.Sleep(time.Hour)
 		s.empty(t)
 	})
@@ -1991,6 +2007,9 @@ func TestBudget(t *testing.T) {
 		})
 	}()
 	tk.leave(false)
+	waiting.Add(1)
+	join(url.Values{"y": {""}}).leave(false) // cancels its run
+	s.runs.Wait()
 	if spent := s.budget.spent; spent != 0 || p.pages.turn.taken {
 		t.Errorf("%d bytes are spent though nothing is kept, the turn is taken: %v", spent, p.pages.turn.taken)
 	}
