@@ -74,12 +74,12 @@ func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) 
 	}
 	m := &merged{form: f, names: names}
 	m.findings = &findings{map[string]int{}, map[string]int{}, map[pair]*concern{}}
-	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)))
+	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)), f.strict)
 	m.groups = groups
 	if err := m.settle(ctx, judge(m.groups, f)); err != nil {
 		return nil, err
 	}
-	if !f.strict {
+	if len(empty) > 0 {
 		m.addEmpty(empty)
 	}
 	return m, m.dropRepeats(ctx)
@@ -160,31 +160,43 @@ func (g group) types() typeSet {
 	return types
 }
 
-// withoutEmpty takes apart what only metadata tells of: it has no say in what has samples.
-func withoutEmpty(all []group) (groups []group, empty []*part) {
-	hasNoLines := func(p *part) bool { return p.run.from == p.run.to }
+// withoutEmpty takes apart the families that only metadata tells of, and from others metadata without
+// samples: from a strict page all, otherwise that of another type. It has no say in what has samples.
+func withoutEmpty(all []group, strict bool) (groups, empty []group) {
+	isEmpty := func(p *part) bool { return p.run.from == p.run.to }
 	for _, g := range all {
-		first := g[0]
-		if slices.ContainsFunc(g, hasNoLines) {
-			g = slices.DeleteFunc(g, hasNoLines)
-		}
-		if len(g) > 0 {
+		if !slices.ContainsFunc(g, isEmpty) {
 			groups = append(groups, g)
-		} else {
-			empty = append(empty, first)
+			continue
+		}
+		full := slices.DeleteFunc(slices.Clone(g), isEmpty)
+		t := full.types().agreed()
+		for _, p := range g {
+			t = cmp.Or(t, p.metricType)
+		}
+		g = slices.DeleteFunc(g, func(p *part) bool {
+			return isEmpty(p) && (strict || p.metricType != untyped && p.metricType != t)
+		})
+		switch {
+		case len(full) > 0:
+			groups = append(groups, g)
+		case len(g) > 0:
+			empty = append(empty, g)
 		}
 	}
 	return groups, empty
 }
 
-// addEmpty adds families without samples, but for those whose name another one claims: for the
-// OpenTelemetry receiver they would end it.
-func (m *merged) addEmpty(empty []*part) {
+// addEmpty adds families without samples, but for those whose name another one has in metadata or
+// claims: for the OpenTelemetry receiver they would end it.
+func (m *merged) addEmpty(empty []group) {
 	known := m.groups
-	for _, p := range empty {
-		name := p.text(p.name)
-		if _, found := find(known, name); !found && claimer(known, name) < 0 {
-			m.groups = append(m.groups, group{p})
+	for _, g := range empty {
+		_, found := find(known, g.name())
+		_, isTotal := find(known, append(slices.Clone(g.name()), "_total"...))
+		isHelp := isTotal && g.types().agreed() == untyped
+		if !found && !isHelp && claimer(known, g.name()) < 0 {
+			m.groups = append(m.groups, g)
 		}
 	}
 	slices.SortFunc(m.groups, func(a, b group) int { return bytes.Compare(a.name(), b.name()) })
@@ -277,7 +289,7 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 				rest = append(rest, p)
 			case verdicts[i] == joins:
 				joined = append(joined, p.joining())
-			case p.several:
+			case p.several || !m.form.strict && (p.metricType == histogram || p.metricType == summary):
 				split.add(p, !m.form.strict)
 			default:
 				f := *p.family
@@ -526,25 +538,22 @@ func (pg *page) addFamily(g group) {
 
 // addMetadata adds the HELP, TYPE and UNIT lines of a family: of each the first that there is.
 func (pg *page) addMetadata(g group) {
-	t, names, named := g.types().agreed(), &typeNames, g[0]
-	var help, unit []byte
-	for _, p := range g {
-		if len(help) == 0 {
-			help = p.text(p.help)
-		}
-		if p.suffix > 0 {
-			named = p
-		}
-		if len(unit) == 0 {
-			unit = p.body.unitText(p.family)
-		}
-	}
-	name := named.text(named.base())
+	named := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.suffix > 0 }))]
+	name, names := named.text(named.base()), &typeNames
 	if pg.form.strict {
 		name = named.text(named.name)
 	}
 	if pg.form.openMetrics {
 		names = &openMetricsNames
+	}
+	var help, unit []byte
+	for _, p := range g {
+		if len(help) == 0 {
+			help = p.text(p.help)
+		}
+		if len(unit) == 0 && p.suffix == named.suffix {
+			unit = p.body.unitText(p.family)
+		}
 	}
 	if len(help) > 0 && pg.form.openMetrics {
 		help = []byte(quoteHelp.Replace(string(help)))
@@ -552,7 +561,7 @@ func (pg *page) addMetadata(g group) {
 	if len(help) > 0 {
 		pg.addLine("# HELP ", name, help)
 	}
-	pg.addLine("# TYPE ", name, []byte(names[t]))
+	pg.addLine("# TYPE ", name, []byte(names[g.types().agreed()]))
 	if len(unit) > 0 && pg.form.openMetrics {
 		pg.addLine("# UNIT ", name, unit)
 	}

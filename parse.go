@@ -1191,9 +1191,14 @@ func (l *labeller) begin() {
 	}
 	f := &l.e.families[i]
 	if d.metricType != untyped {
-		f.metricType, f.suffix = d.metricType, uint8(len(d.suffix))
+		f.metricType = d.metricType
+		if int(f.suffix) != len(d.suffix) {
+			f.suffix, f.unit = uint8(len(d.suffix)), 0
+		}
 	}
-	f.unit = cmp.Or(f.unit, uint32(d.unit))
+	if int(f.suffix) == len(d.suffix) {
+		f.unit = cmp.Or(f.unit, uint32(d.unit))
+	}
 	if f.help.from == f.help.to {
 		f.help = l.e.append(d.help)
 	}
@@ -1303,19 +1308,22 @@ func (l *labeller) enter() {
 	}
 }
 
-// familyOf returns the number of the family that a sample belongs to, a new one if there is none.
+// familyOf returns the number of the family that a sample belongs to, a new one if there is none:
+// one of its name that has a type goes before one that claims it, and that before one without.
 func (l *labeller) familyOf(sample []byte) int {
-	i := l.lookUp(sample)
-	if end := bytes.LastIndexByte(sample, '_'); i < 0 && end > 0 && claimers(string(sample[end:]), l.e.openMetrics) != 0 {
-		i = l.lookUp(sample[:end])
-		if i >= 0 && !l.e.covers(&l.e.families[i], sample) {
-			i = -1
+	own := l.lookUp(sample)
+	if own >= 0 && l.e.families[own].metricType != untyped {
+		return own
+	}
+	if end := bytes.LastIndexByte(sample, '_'); end > 0 && claimers(string(sample[end:]), l.e.openMetrics) != 0 {
+		if i := l.lookUp(sample[:end]); i >= 0 && l.e.covers(&l.e.families[i], sample) {
+			return i
 		}
 	}
-	if i < 0 {
-		return l.add(l.e.append(sample))
+	if own < 0 {
+		own = l.add(l.e.append(sample))
 	}
-	return i
+	return own
 }
 
 // boundNames are the bits of the labels that bound a bucket or a quantile.
@@ -1772,9 +1780,16 @@ func (e *exposition) as(f form) []*exposition {
 	}
 	for i := range e.families {
 		own := &e.families[i]
-		stored := !e.openMetrics && f.openMetrics && e.losesSamples(own)
-		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && e.differs(own) || stored {
-			l.rewrite(e, own, stored, true)
+		if f.openMetrics && !e.openMetrics && e.losesSamples(own) {
+			known := len(l.e.families)
+			l.rewrite(e, own, true, true)
+			for i := known; i < len(l.e.families); i++ {
+				l.e.families[i].metricType = unknown
+			}
+			continue
+		}
+		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && e.differs(own) {
+			l.rewrite(e, own, false, false)
 			continue
 		}
 		same := *own
