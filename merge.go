@@ -193,8 +193,8 @@ func (m *merged) addEmpty(empty []group) {
 	known := m.groups
 	for _, g := range empty {
 		_, found := find(known, g.name())
-		_, isTotal := find(known, append(slices.Clone(g.name()), "_total"...))
-		isHelp := isTotal && g.types().agreed() == untyped
+		i, isTotal := find(known, append(slices.Clone(g.name()), "_total"...))
+		isHelp := isTotal && g.types().agreed() == untyped && known[i][0].suffix > 0
 		if !found && !isHelp && claimer(known, g.name()) < 0 {
 			m.groups = append(m.groups, g)
 		}
