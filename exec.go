@@ -246,7 +246,7 @@ var (
 // leastTime is what must be left to a scrape for a fetch to start.
 const leastTime = 50 * time.Millisecond
 
-// join gives a scrape, which waits until then, a share in a fetch of a key, or lets a kept
+// join gives a scrape that stops waiting at until a share in a fetch of a key, or lets a kept
 // result do. A fetch in the background, which wants a new result, has the zero time.
 func (w *waterfall) join(a arguments, until time.Time) *ticket {
 	w.mu.Lock()
@@ -323,8 +323,8 @@ func (w *waterfall) enter(t *ticket) {
 	w.advance()
 }
 
-// enough reports whether a run was told at least half of what the scrape would have told at its
-// start, or when it came later. A probe may report a failure if it is told too little.
+// enough reports whether a run was told at least half of what it would have been for this scrape
+// alone, at its start or when the scrape came. A probe that is told too little reports a failure.
 func (t *ticket) enough(limit time.Duration, start time.Time) bool {
 	if start.Before(t.came) {
 		start = t.came
@@ -332,9 +332,8 @@ func (t *ticket) enough(limit time.Duration, start time.Time) bool {
 	return 2*limit >= t.tells(start, t.until)
 }
 
-// tells returns what a run that starts then tells a source of how long it has, if it is waited for
-// until then: so much less that an answer in that time is in time. A result that will be kept is
-// for others, too.
+// tells returns how long a source is told that it has by a run between two times: less than that,
+// so that who answers when told is in time. A result that will be kept is worth the whole timeout.
 func (w *waterfall) tells(start, until time.Time) time.Duration {
 	if w.interval > 0 || w.maxAge > 0 {
 		return w.timeout

@@ -2114,6 +2114,15 @@ func TestBudget(t *testing.T) {
 	}
 }
 
+// TestNextBuffer reads a body into a buffer that it just fits in once its size is known.
+func TestNextBuffer(t *testing.T) {
+	p, _ := newTestProgram(t, "--file", "x="+writeFile(t, t.TempDir(), "m.prom", strings.Repeat("metric 1\n", 1e5)))
+	fetchOnce(p.sources[0])
+	if buf := fetchOnce(p.sources[0]).bodies[0].buf; cap(buf)-len(buf) > cap(buf)/8 {
+		t.Errorf("%d bytes are in a buffer of %d", len(buf), cap(buf))
+	}
+}
+
 // TestHungSource scrapes a source that delivers 10 MB beside one that hangs: what
 // is waiting holds no more than the newest result.
 func TestHungSource(t *testing.T) {
