@@ -1754,8 +1754,8 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces, so that a slow source may miss it",
-			"timeout", longest, "deadline", d)
+		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces, so that a slow source"+
+			" may miss it", "timeout", longest, "deadline", d)
 	}
 	return d
 }
