@@ -91,14 +91,14 @@ type fetcher interface {
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
-func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, watch watcher) *source {
+func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
 	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: windows}
 	s.intake.budget.most = 4 * c.maxBytes
 	switch c.kind {
 	case "http":
 		s.places = 128
-		s.fetcher = newExporter(&s.intake, watch)
+		s.fetcher = newExporter(&s.intake, log)
 	case "file":
 		s.fetcher = &files{intake: &s.intake}
 	case "exec":
@@ -817,9 +817,6 @@ func (t *tlsFiles) checkExpiry() error {
 	return nil
 }
 
-// watcher has files read at start and when they change: set gets what they hold.
-type watcher func(set func(files []flagFile) error, files ...flagFile) *watched
-
 // flagFile is a file that a flag names.
 type flagFile struct {
 	flag, name string
@@ -829,16 +826,18 @@ type flagFile struct {
 // fault says where a fault in the text is.
 func (f flagFile) fault(err error) error { return fmt.Errorf("%s: %s: %w", f.flag, f.name, err) }
 
-// watched are files that are read again when they change on disk. If a new one is
-// broken, that is logged once and what they held before stays in use.
+// watched are files that are read again when they change on disk. While a new one is broken,
+// what they held before stays in use.
 type watched struct {
-	files []flagFile
-	set   func(files []flagFile) error // keeps what they hold
-	log   *slog.Logger
+	files   []flagFile
+	set     func(files []flagFile) error // keeps what they hold
+	changed func()                       // called after each time that set has kept something
+	log     *slog.Logger
 
-	checking atomic.Bool   // a goroutine looks at the files, and no other does
-	seen     []os.FileInfo // when they were last read, nil for one that was not there
-	broken   atomic.Bool   // what was last read could not be used
+	looking atomic.Bool   // a goroutine looks at the files, which guards seen and fault
+	seen    []os.FileInfo // when they were last read, nil for one that was not there
+	fault   string        // why what was last read could not be used, "" if it could
+	broken  atomic.Bool   // there is a fault
 }
 
 // load reads the files for the first time.
@@ -847,24 +846,28 @@ func (w *watched) load() error {
 	return w.read()
 }
 
-// refresh rereads the files if one has changed. If another goroutine is already checking,
-// it returns at once: the disk may be slow.
+// refresh rereads the files if one has changed. Broken ones are reread each time: a chmod or
+// a mount can mend them without a change that look would see. If the disk still keeps an
+// earlier call waiting, refresh returns at once.
 func (w *watched) refresh() {
-	if w == nil || !w.checking.CompareAndSwap(false, true) {
+	if !w.looking.CompareAndSwap(false, true) {
 		return
 	}
-	defer w.checking.Store(false)
+	defer w.looking.Store(false)
 	now := w.look()
-	if slices.EqualFunc(now, w.seen, sameFile) {
+	if w.fault == "" && slices.EqualFunc(now, w.seen, sameFile) {
 		return
 	}
 	w.seen = now
-	err := w.read()
-	if w.broken.Store(err != nil); err != nil {
-		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
-	} else {
+	switch err := w.read(); {
+	case err == nil:
+		w.fault = ""
 		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
+	case err.Error() != w.fault:
+		w.fault = err.Error()
+		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
 	}
+	w.broken.Store(w.fault != "")
 }
 
 // look returns what shows whether the files have changed.
@@ -901,7 +904,11 @@ func (w *watched) read() error {
 	if len(faults) > 0 {
 		return errors.Join(faults...)
 	}
-	return w.set(files)
+	if err := w.set(files); err != nil {
+		return err
+	}
+	w.changed()
+	return nil
 }
 
 // read reads the file, without a byte order mark.
@@ -1129,7 +1136,9 @@ type exporter struct {
 	*intake
 	url    *url.URL
 	socket string // path of the Unix socket that it is at, "" for TCP
-	client http.Client
+
+	mu        sync.Mutex                     // makes one transport at a time
+	transport atomic.Pointer[http.Transport] // see reconnect
 
 	userAgent string
 
@@ -1177,9 +1186,8 @@ func (a accept) header() string {
 // timeoutHeader tells how long a scraper waits, in seconds.
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
-// newExporter makes an exporter of flags that are good. watch has the files that they name
-// read when they change.
-func newExporter(in *intake, watch watcher) *exporter {
+// newExporter makes an exporter of flags that are good.
+func newExporter(in *intake, log *slog.Logger) *exporter {
 	e, c := &exporter{intake: in, fixed: http.Header{}}, in.sourceConfig
 	e.userAgent = "reverse_exporter/" + readBuild().version
 	e.url, e.socket, _ = parseURL(c.target)
@@ -1194,32 +1202,45 @@ func newExporter(in *intake, watch watcher) *exporter {
 		e.fixed.Add(key, value)
 	}
 	e.headers.Store(&e.fixed)
-	watchFiles := func(flag string, set func(files []flagFile) error, names ...string) {
-		var files []flagFile
+	watch := func(flag string, set func(files []flagFile) error, names ...string) {
+		w := &watched{set: set, changed: e.reconnect, log: log}
 		for _, name := range names {
-			files = append(files, flagFile{flag: "--" + flag + " " + c.name, name: name})
+			w.files = append(w.files, flagFile{flag: "--" + flag + " " + c.name, name: name})
 		}
 		if len(names) > 0 && names[0] != "" {
-			e.watched = append(e.watched, watch(func(files []flagFile) error {
-				defer e.client.CloseIdleConnections() // the next fetch is to verify anew
-				return set(files)
-			}, files...))
+			e.watched = append(e.watched, w)
 		}
 	}
-	watchFiles("header", e.setHeaders, c.headerFiles...)
-	watchFiles("bearer-token-file", e.setToken, c.tokenFile)
-	watchFiles("ca-file", e.tls.setCAs, c.caFile)
-	watchFiles("cert-file", e.tls.setCert, c.certFile, cmp.Or(c.keyFile, c.certFile))
-	e.client = http.Client{CheckRedirect: stayThere, Transport: &http.Transport{ // without a proxy from the environment
+	watch("header", e.setHeaders, c.headerFiles...)
+	watch("bearer-token-file", e.setToken, c.tokenFile)
+	watch("ca-file", e.tls.setCAs, c.caFile)
+	watch("cert-file", e.tls.setCert, c.certFile, cmp.Or(c.keyFile, c.certFile))
+	e.reconnect()
+	return e
+}
+
+// reconnect closes kept connections: the next fetch looks the address up, logs in and verifies
+// anew, with what the files hold now. A connection in use is closed after its answer.
+func (e *exporter) reconnect() {
+	e.mu.Lock() // or a transport could take the place of a newer one
+	config := &tls.Config{RootCAs: e.tls.cas.Load(), ServerName: e.serverName, InsecureSkipVerify: e.insecure}
+	if cert := e.tls.cert.Load(); cert != nil { // even if the exporter names other CAs
+		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+	}
+	old := e.transport.Swap(&http.Transport{ // without a proxy from the environment
 		DialContext:            e.dial,
-		DialTLSContext:         e.dialTLS,
+		TLSClientConfig:        config,
+		TLSHandshakeTimeout:    e.timeout,
 		DisableCompression:     true, // it would hide that the body was compressed
 		MaxResponseHeaderBytes: 64 << 10,
 		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        5 * time.Minute,
 		DisableKeepAlives:      maxConnections() < 24, // idle ones would take the last file descriptors
-	}}
-	return e
+	})
+	e.mu.Unlock()
+	if old != nil {
+		old.CloseIdleConnections()
+	}
 }
 
 // String returns the URL without its user, password and query.
@@ -1263,15 +1284,13 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		"User-Agent":      {e.userAgent},
 		timeoutHeader:     {seconds(r.limit)},
 	}
-	for _, w := range e.watched {
-		w.refresh()
-	}
 	maps.Copy(header, *e.headers.Load())
 	if token := e.token.Load(); token != nil {
 		header.Set("Authorization", "Bearer "+*token)
 	}
 	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
-	resp, err := e.client.Do(req)
+	client := http.Client{Transport: e.transport.Load(), CheckRedirect: stayThere}
+	resp, err := client.Do(req)
 	if err != nil {
 		return e.failure(err)
 	}
@@ -1447,30 +1466,6 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 		}
 	}
 	return conn, err
-}
-
-// dialTLS connects to an https exporter, with what the files for TLS hold now.
-func (e *exporter) dialTLS(ctx context.Context, network, addr string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, e.timeout)
-	defer cancel()
-	conn, err := e.dial(ctx, network, addr)
-	if err != nil {
-		return nil, err
-	}
-	config := &tls.Config{
-		ServerName:         cmp.Or(e.serverName, e.url.Hostname()),
-		RootCAs:            e.tls.cas.Load(),
-		InsecureSkipVerify: e.insecure,
-	}
-	if cert := e.tls.cert.Load(); cert != nil { // even if the exporter names other CAs
-		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
-	}
-	secure := tls.Client(conn, config)
-	if err := secure.HandshakeContext(ctx); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return secure, nil
 }
 
 // errRedirect is the failure of an exporter that sends the program elsewhere, or in circles.

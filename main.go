@@ -221,12 +221,12 @@ func appendUsage(dst []byte) []byte {
 }
 
 func main() {
-	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
+	hangup := make(chan os.Signal, 1)
+	signal.Notify(hangup, syscall.SIGHUP) // before all else: until then, one ends the program
 	// ctx is never stopped: after that, a second signal would kill the program before it could
 	// return its exit status.
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	hangup := make(chan os.Signal, 1)
-	signal.Notify(hangup, syscall.SIGHUP)
+	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
 	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard
 	// error has gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
@@ -277,11 +277,19 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	if c.modes["check"] {
 		return unlessDone(ctx, func() int { return p.check(stdout) })
 	}
-	if err := p.loadFiles(); err != nil {
-		return complain(lines, 1, strings.Split(err.Error(), "\n")...)
-	}
-	if c.modes["once"] {
+	status := unlessDone(ctx, func() int {
+		if err := p.loadFiles(); err != nil {
+			return complain(lines, 1, strings.Split(err.Error(), "\n")...)
+		}
+		return 0
+	})
+	switch {
+	case c.modes["once"] && status == 0:
 		return unlessDone(ctx, func() int { return p.once(stdout) })
+	case ctx.Err() != nil && !c.modes["once"]:
+		return 0 // as later, in serve
+	case status != 0:
+		return status
 	}
 	listeners, err := p.listenAll()
 	if err != nil {
@@ -363,6 +371,7 @@ type program struct {
 	build       build
 	log         *slog.Logger
 	sources     []*source            // in the order of the flags
+	exporters   []*exporter          // those of the http sources
 	endpoints   map[string][]*source // by path
 	started     time.Time
 	pages       pages
@@ -372,7 +381,6 @@ type program struct {
 	lastScrape  atomic.Pointer[scraped]
 	found       sync.Map // by path: the *findings of its last page
 	tls         tlsFiles
-	tlsWatched  []*watched     // what it is read from
 	passwords   *passwords     // nil if none are demanded
 	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
@@ -397,25 +405,29 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = newLog(c, stderr)
 	for _, sc := range c.sources {
-		s := newSource(life, sc, p.log, &p.windows, p.watch)
+		s := newSource(life, sc, p.log, &p.windows)
 		p.sources = append(p.sources, s)
+		if e, ok := s.fetcher.(*exporter); ok {
+			p.exporters = append(p.exporters, e)
+			p.watched = append(p.watched, e.watched...)
+		}
 		for _, path := range s.paths {
 			p.endpoints[path] = append(p.endpoints[path], s)
 		}
 	}
-	if c.tlsCert != "" {
-		p.tlsWatched = append(p.tlsWatched, p.watch(p.tls.setCert,
-			flagFile{flag: "--web.tls-cert-file", name: c.tlsCert}, flagFile{flag: "--web.tls-key-file", name: c.tlsKey}))
+	watch := func(set func(files []flagFile) error, changed func(), files ...flagFile) {
+		if files[0].name != "" {
+			p.watched = append(p.watched, &watched{files: files, set: set, changed: changed, log: p.log})
+		}
 	}
-	if c.tlsClientCA != "" {
-		p.tlsWatched = append(p.tlsWatched, p.watch(p.tls.setCAs,
-			flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA}))
-	}
+	watch(p.tls.setCert, func() {}, flagFile{flag: "--web.tls-cert-file", name: c.tlsCert},
+		flagFile{flag: "--web.tls-key-file", name: c.tlsKey})
+	watch(p.tls.setCAs, p.connections.end, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
 	if c.basicAuth != "" {
 		p.passwords = &passwords{key: make([]byte, 32), turn: turn{most: 16}}
 		p.passwords.users.Store(&map[string]*user{})
 		rand.Read(p.passwords.key)
-		p.passwords.watched = p.watch(p.passwords.set, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
+		watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	}
 	return p
 }
@@ -471,13 +483,6 @@ func (l *logWriter) flush() {
 	<-written
 }
 
-// watch has files read at start, by loadFiles, and again when they change.
-func (p *program) watch(set func(files []flagFile) error, files ...flagFile) *watched {
-	w := &watched{files: files, set: set, log: p.log}
-	p.watched = append(p.watched, w)
-	return w
-}
-
 // loadFiles reads the files that flags name. Its error has a line for each that is wrong.
 func (p *program) loadFiles() error {
 	var faults []error
@@ -501,13 +506,7 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 			go s.repeat(ctx)
 		}
 	}
-	go func() { // a disk may be slow
-		for range hangup {
-			for _, w := range p.watched {
-				w.refresh()
-			}
-		}
-	}()
+	go p.follow(ctx, hangup)
 	code, why := 0, "a signal"
 	select {
 	case err := <-failed:
@@ -523,6 +522,30 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 		server.Close()
 	}
 	return code
+}
+
+// follow looks at the files that flags name every 5 s and at SIGHUP, so that no request has to
+// wait for a disk. At SIGHUP and every five minutes the exporters' addresses are followed, too.
+func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
+	look, reconnect := time.Tick(5*time.Second), time.Tick(5*time.Minute)
+	for {
+		var leave []*exporter
+		select {
+		case <-ctx.Done():
+			return
+		case <-look:
+		case <-reconnect:
+			leave = p.exporters
+		case <-hangup:
+			leave = p.exporters
+		}
+		for _, e := range leave {
+			e.reconnect()
+		}
+		for _, w := range p.watched {
+			go w.refresh() // in a goroutine of its own, for its disk may hang
+		}
+	}
 }
 
 // logStart says what begins to run.
@@ -1305,9 +1328,6 @@ func removeStale(path string) error {
 // tlsConfig returns what a handshake is done with. A client without a certificate may
 // connect, so that it can be told what is missing.
 func (p *program) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
-	for _, w := range p.tlsWatched {
-		w.refresh()
-	}
 	c := &tls.Config{
 		Certificates: []tls.Certificate{*p.tls.cert.Load()},
 		ClientCAs:    p.tls.cas.Load(),
@@ -1370,6 +1390,7 @@ func clientOf(remoteAddr string) string {
 type connection struct {
 	client string // see clientOf
 	served bool   // a request is being answered
+	ending bool   // it is closed after that
 	since  time.Time
 }
 
@@ -1406,10 +1427,25 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) (full bool) 
 		cs.all[conn] = c
 	case state == http.StateClosed:
 		delete(cs.all, conn)
+	case c.ending && state == http.StateIdle:
+		cs.close(conn)
 	case here: // it may have been closed to make room
-		cs.all[conn] = connection{c.client, state == http.StateActive, time.Now()}
+		cs.all[conn] = connection{c.client, state == http.StateActive, c.ending, time.Now()}
 	}
 	return full
+}
+
+// end closes all connections, as who may ask has changed. Answers that are under way end first.
+func (cs *connections) end() {
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	for conn, c := range cs.all {
+		if c.ending = true; c.served {
+			cs.all[conn] = c
+		} else {
+			cs.close(conn)
+		}
+	}
 }
 
 // maxConnections is how many connections there may be at once: 1,024, or half of the files
@@ -1435,11 +1471,16 @@ func (cs *connections) evict(client string) {
 			first = conn
 		}
 	}
-	delete(cs.all, first)
-	if secure, ok := first.(*tls.Conn); ok {
-		first = secure.NetConn() // tls.Conn's Close writes to the client, which may block
+	cs.close(first)
+}
+
+// close closes a connection. The caller holds mu.
+func (cs *connections) close(conn net.Conn) {
+	delete(cs.all, conn)
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn() // tls.Conn's Close writes to the client, which may block
 	}
-	first.Close()
+	conn.Close()
 }
 
 // ---- Who may ask
@@ -1514,11 +1555,9 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 // passwords are those that --web.basic-auth-file demands. Stretching one takes about a
 // quarter of a second. So one is stretched at a time, and one found right is remembered.
 type passwords struct {
-	watched *watched
-	users   atomic.Pointer[map[string]*user] // by name
-
-	key  []byte // of digests
-	turn turn   // to stretch
+	users atomic.Pointer[map[string]*user] // by name
+	key   []byte                           // of digests
+	turn  turn                             // to stretch
 }
 
 // user is one user's password, stretched.
@@ -1592,7 +1631,6 @@ const minIterations, maxIterations = 100_000, 2_000_000
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
 // wait to be checked or ctx is done. An unknown user costs as much as a known one.
 func (ps *passwords) check(ctx context.Context, client, name, password string) int {
-	ps.watched.refresh()
 	us := *ps.users.Load()
 	u, known := us[name]
 	digest := ps.digest(password)

@@ -258,6 +258,13 @@ func (s *script) do(line string) (err error) {
 	}
 	switch verb {
 	case "", "#":
+	case "reload":
+		lines := func() int { return strings.Count(s.program.log.String(), "reload") }
+		before := lines()
+		s.program.Process.Signal(syscall.SIGHUP)
+		if !eventually(func() bool { return lines() > before }) {
+			err = errors.New("no changed file is taken up")
+		}
 	case "start":
 		s.program = newStarted(programCommand(s.dir, s.env, words...))
 		s.program.listen(s)
@@ -1703,6 +1710,42 @@ func TestSameAuthority(t *testing.T) {
 	f("http://[fe80::1%25eth0]:9100/metrics", "", "http://[fe80::1%25eth0]:9100/m", true)
 }
 
+// TestReconnect closes the kept connection to an exporter at SIGHUP and every five minutes.
+func TestReconnect(t *testing.T) {
+	closed := make(chan bool, 1)
+	exporter := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") }))
+	exporter.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			closed <- true
+		}
+	}
+	exporter.Start()
+	defer exporter.Close()
+	p, _ := newTestProgram(t, "--http", "x="+exporter.URL)
+	if r := fetchOnce(p.sources[0]); r.failure != nil {
+		t.Fatal(r.failure.err)
+	}
+	p.exporters[0].reconnect()
+	<-closed
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		hangup := make(chan os.Signal)
+		go p.follow(ctx, hangup)
+		for _, wait := range []time.Duration{4 * time.Minute, 0, 5*time.Minute - 1} {
+			before := p.exporters[0].transport.Load()
+			if wait == 0 {
+				hangup <- syscall.SIGHUP
+			}
+			time.Sleep(wait)
+			synctest.Wait()
+			if p.exporters[0].transport.Load() == before != (wait == 4*time.Minute) {
+				t.Errorf("after %v: connections are kept or not against the rule", wait)
+			}
+		}
+		cancel()
+	})
+}
+
 // TestZone asks an exporter at a link-local address.
 func TestZone(t *testing.T) {
 	exporter := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") })
@@ -2330,6 +2373,23 @@ func TestEmptyRoot(t *testing.T) {
 	}
 }
 
+// TestEnd ends at SIGTERM while it reads the files that flags name, and --once while a command runs.
+func TestEnd(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ran, status := filepath.Join(t.TempDir(), "ran"), make(chan int, 1)
+	go func() {
+		status <- run(ctx, nil, []string{"", "--once", "--timeout", "1h", "--exec", "x=sh -c ': >" + ran + "; exec sleep 100'"}, nil, io.Discard, io.Discard)
+	}()
+	eventually(func() bool { _, err := os.Stat(ran); return err == nil })
+	cancel()
+	if !eventually(func() bool { return len(status) > 0 }) || <-status != 1 {
+		t.Error("--once does not end with status 1")
+	}
+	if code := run(ctx, nil, []string{"", backup, "--web.basic-auth-file", "/nowhere"}, nil, io.Discard, io.Discard); code != 0 {
+		t.Errorf("while it read a file: %d", code)
+	}
+}
+
 // TestPrinting fails if standard output is closed or full. Who does not want it may discard it,
 // also as programs do that start others with nothing but /dev/null.
 func TestPrinting(t *testing.T) {
@@ -2538,6 +2598,7 @@ func TestPasswordFlood(t *testing.T) {
 	}
 	text, _ := os.ReadFile(auth)
 	replaceFile(t, dir, "auth", string(text)+"third:"+string(appendHash(nil, "x", minIterations))+"\n")
+	p.watched[0].refresh()
 	stretching.wait(t.Context(), "")
 	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
 		t.Errorf("a known password after another user came: %d", w.Code)
@@ -2596,26 +2657,64 @@ func TestSilentHandshake(t *testing.T) {
 	}
 }
 
-// TestRefreshWhileSlow does not wait for another goroutine that reads the files.
-func TestRefreshWhileSlow(t *testing.T) {
-	dir, last := t.TempDir(), ""
+// TestRefresh takes a changed file up, tells each fault of a broken one once, and tries that
+// again until it is good, also when nothing shows that it has changed. It waits for no disk.
+func TestRefresh(t *testing.T) {
+	dir, log, last := t.TempDir(), &syncBuffer{}, ""
 	name := writeFile(t, dir, "file", "one")
-	w := &watched{files: []flagFile{{flag: "--flag", name: name}}, log: slog.New(slog.DiscardHandler)}
+	fault := error(nil)
+	w := &watched{files: []flagFile{{flag: "--flag", name: name}}, changed: func() {}, log: slog.New(slog.NewTextHandler(log, nil))}
 	w.set = func(files []flagFile) error {
-		last = string(files[0].text)
-		return nil
+		if fault == nil {
+			last = string(files[0].text)
+		}
+		return fault
+	}
+	f := func(want string, logged int) {
+		t.Helper()
+		for range 3 {
+			w.refresh()
+		}
+		if n := strings.Count(log.String(), "\n"); last != want || n != logged || w.broken.Load() != (fault != nil) {
+			t.Errorf("holds %q, want %q, broken %v, %d lines, want %d:\n%s", last, want, w.broken.Load(), n, logged, log)
+		}
 	}
 	if err := w.load(); err != nil {
 		t.Fatal(err)
 	}
 	replaceFile(t, dir, "file", "two")
-	w.checking.Store(true) // the disk is slow
-	if w.refresh(); last != "one" {
-		t.Errorf("it holds %q while another reads", last)
+	w.looking.Store(true) // the disk is slow
+	f("one", 0)
+	w.looking.Store(false)
+	f("two", 1)
+	same, _ := os.Stat(name)
+	os.WriteFile(name, []byte("three"), 0o644)
+	os.Chtimes(name, time.Time{}, same.ModTime()) // so that the size alone has changed
+	f("three", 2)
+	replaceFile(t, dir, "file", "four")
+	fault = errors.New("cannot be read")
+	f("three", 3)
+	fault = errors.New("is broken")
+	f("three", 4)
+	fault = nil
+	f("four", 5)
+}
+
+// TestWhoMayAsk ends open connections when the CA of the clients or the users change.
+func TestWhoMayAsk(t *testing.T) {
+	dir := t.TempDir()
+	certFile, keyFile := newAuthority(t, dir, "ca").issue(t, dir, "server")
+	p, _ := newTestProgram(t, backup, "--web.tls-cert-file", certFile, "--web.tls-key-file", keyFile, "--web.tls-client-ca-file", dir+"/ca.pem", "--web.basic-auth-file", withAuth(t, dir, "user", "right"))
+	if err := p.loadFiles(); err != nil {
+		t.Fatal(err)
 	}
-	w.checking.Store(false)
-	if w.refresh(); last != "two" {
-		t.Errorf("it holds %q after a change", last)
+	for i, want := range []string{"", "conn", "conn"} {
+		closed, name := "", filepath.Base(p.watched[i].files[0].name)
+		p.connections.changed(&namedConn{name: "conn", addr: "@", closed: &closed}, http.StateNew)
+		replaceFile(t, dir, name, string(readFiles(t, dir+"/"+name)[0]))
+		if p.watched[i].refresh(); closed != want {
+			t.Errorf("after a change of %s: closed %q, want %q", name, closed, want)
+		}
 	}
 }
 
@@ -3230,7 +3329,7 @@ func TestStuckLog(t *testing.T) {
 
 // TestConnections closes a connection to make room for another, of the client that has most: an
 // idle one, then one without a request, then one that is served. In a scene each word is a connection, followed by what happens to it: + it is new, !
-// its request is being served, . it has been answered, - it is closed; half a second passes.
+// its request is being served, . it has been answered, - it is closed, ~ all are to end; half a second passes.
 func TestConnections(t *testing.T) {
 	addrs := map[byte]string{'a': "10.0.0.1:1", 'b': "10.0.0.2:1", 'c': "10.0.0.3:1", 'd': "@",
 		'1': "[2001:db8::1]:1", '2': "[2001:db8::2]:1", '3': "[2001:db8::3]:1"} // 1 to 3 are one network
@@ -3247,6 +3346,7 @@ func TestConnections(t *testing.T) {
 		"a1+ a1! b1+ b1! c1+ c1! d1+":         "a1",    // all are served, but the new one
 		"a1+ a2+ a3+ a4+ a1. a1! a5+":         "a1 a2", // what was closed does not come back
 		"a1+ a2+ a2- a3+ a4+ a4- b1+ b2+":     "a1",    // what has gone needs no room
+		"a1+ a1! b1+ c1+ c1! b1~ a1. c1-":     "b1 a1", // an answer comes to its end before
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			cs := connections{all: map[net.Conn]connection{}, room: 3}
@@ -3256,7 +3356,11 @@ func TestConnections(t *testing.T) {
 				if event == '+' {
 					conns[name] = &namedConn{name: name + " ", addr: addrs[name[0]], closed: &closed}
 				}
-				cs.changed(conns[name], states[event])
+				if event == '~' {
+					cs.end()
+				} else {
+					cs.changed(conns[name], states[event])
+				}
 				time.Sleep(time.Second / 2)
 			}
 			if strings.TrimSpace(closed) != want {
