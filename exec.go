@@ -91,7 +91,7 @@ type fetcher interface {
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
-func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool) *source {
+func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, starts *sync.Mutex) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
 	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: windows}
 	s.intake.budget.most = 4 * c.maxBytes
@@ -103,7 +103,7 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 		s.fetcher = &files{intake: &s.intake}
 	case "exec":
 		line, _ := parseCommand(c.target)
-		s.fetcher = &command{&s.intake, *line}
+		s.fetcher = &command{&s.intake, *line, starts}
 	}
 	s.do = s.fetcher.fetch
 	s.budget, s.size = &s.intake.budget, s.intake.likelySize
@@ -1859,6 +1859,7 @@ func readEnd(file *os.File, size int64) []byte {
 type command struct {
 	*intake
 	commandLine
+	starts *sync.Mutex // shared by all commands: one is started at a time
 }
 
 // String returns the command without its arguments. If its first word holds a blank, the
@@ -2150,42 +2151,42 @@ func (c *commandLine) args(values []string) []string {
 	return args
 }
 
-// run runs the command in a process group of its own until its first process
-// ends or ctx is done. Then the whole group is killed, and what was written by
-// then is read. It returns standard output, which has --max-bytes at most.
+// run runs the command in a process group of its own until its first process ends or ctx is
+// done. Then the whole group is killed, and what was written by then is read. It returns
+// standard output, which has --max-bytes at most.
 func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, *failure) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	args := c.args(values)
 	cmd := inGroup(ctx, args)
 	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(r.limit))
-	out, errs, err := start(cmd)
+	out, errs, err := c.start(cmd)
 	if err != nil {
 		return nil, startFailure(args[0], err)
 	}
 	defer out.Close()
 	defer errs.Close()
 
-	var body, tail []byte
+	var body []byte
+	var last tail
 	var open bool
 	var readers sync.WaitGroup
 	readers.Go(func() {
-		body, open = readPipe(out, c.maxBytes+1)
-		if int64(len(body)) > c.maxBytes {
+		if body, open = readPipe(out, c.maxBytes+1); int64(len(body)) > c.maxBytes {
 			end()
 		}
 	})
-	readers.Go(func() { tail = readTail(errs) })
+	readers.Go(func() { io.Copy(&last, errs) })
 	err = cmd.Wait()
 	killed := ctx.Err() != nil
 	// The first process is reaped, so its number could be another group's by now. That takes
 	// a whole round of numbers within microseconds; waitid(WNOWAIT) is not in every syscall package.
 	left := signalGroup(cmd, syscall.SIGKILL)
-	// A process that left the group may still hold the pipes.
-	out.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
-	errs.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	patience := time.Now().Add(100 * time.Millisecond) // with one that left the group and holds a pipe
+	out.SetReadDeadline(patience)
+	errs.SetReadDeadline(patience)
 	readers.Wait()
-	r.stderr = string(tail)
+	r.stderr = string(last)
 	if code := cmd.ProcessState.ExitCode(); !killed && code >= 0 { // no signal ended it
 		r.exit = &code
 	}
@@ -2223,9 +2224,29 @@ func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 	return syscall.Kill(-cmd.Process.Pid, signal) == nil
 }
 
+// start starts a command and returns the pipes that it writes to. It reads them itself: os/exec
+// would close them at a deadline, with all that a starved program had not read yet.
+func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
+	c.starts.Lock() // or another one could get copies of the pipes, and hold them until its exec is over
+	defer c.starts.Unlock()
+	out, outside, err1 := os.Pipe()
+	errs, errside, err2 := os.Pipe()
+	if err = cmp.Or(err1, err2); err == nil {
+		cmd.Stdin = strings.NewReader("") // there may be no /dev/null
+		cmd.Stdout, cmd.Stderr = outside, errside
+		err = cmd.Start()
+	}
+	outside.Close() // to close a pipe that there is not does no harm
+	errside.Close()
+	if err != nil {
+		out.Close()
+		errs.Close()
+	}
+	return out, errs, err
+}
+
 // readPipe reads a pipe to its end, its limit or its deadline, and then what it still holds: that
-// was written in time, though the reader may have been scheduled late. open reports whether the
-// pipe could still be written to.
+// was written in time. open reports whether somebody holds the other end.
 func readPipe(pipe *os.File, limit int64) (text []byte, open bool) {
 	text, err := io.ReadAll(io.LimitReader(pipe, limit))
 	raw, fault := pipe.SyscallConn()
@@ -2242,25 +2263,13 @@ func readPipe(pipe *os.File, limit int64) (text []byte, open bool) {
 	return text, open
 }
 
-// start starts a command and returns the pipes that it writes to. Its standard input is an
-// empty pipe, for there may be no /dev/null.
-func start(cmd *exec.Cmd) (out, errs *os.File, err error) {
-	in, none, err1 := os.Pipe()
-	out, outside, err2 := os.Pipe()
-	errs, errside, err3 := os.Pipe()
-	none.Close()
-	if err = cmp.Or(err1, err2, err3); err == nil {
-		cmd.Stdin, cmd.Stdout, cmd.Stderr = in, outside, errside
-		err = cmd.Start()
-	}
-	for _, f := range []*os.File{in, outside, errside} { // to close a pipe that there is not does no harm
-		f.Close()
-	}
-	if err != nil {
-		out.Close()
-		errs.Close()
-	}
-	return out, errs, err
+// tail keeps the last 4 KiB of what is written to it.
+type tail []byte
+
+func (t *tail) Write(b []byte) (int, error) {
+	*t = append(*t, b...)
+	*t = append((*t)[:0], (*t)[max(0, len(*t)-4<<10):]...)
+	return len(b), nil
 }
 
 // startFailure says why a command did not start.
@@ -2323,22 +2332,6 @@ func hasWindowsEnds(path string) bool {
 	n, _ := io.ReadFull(file, start)
 	line, _, _ := bytes.Cut(start[:n], []byte("\n"))
 	return bytes.HasPrefix(line, []byte("#!")) && bytes.HasSuffix(line, []byte("\r"))
-}
-
-// readTail reads to the end and returns the last 4 KiB.
-func readTail(r io.Reader) []byte {
-	const size = 4 << 10
-	buf := make([]byte, 2*size)
-	n := 0
-	for {
-		m, err := r.Read(buf[n:])
-		if n += m; err != nil {
-			return buf[max(0, n-size):n]
-		}
-		if n == len(buf) {
-			n = copy(buf, buf[size:])
-		}
-	}
 }
 
 // ---- Counts

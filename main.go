@@ -385,8 +385,9 @@ type program struct {
 	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
 
-	withoutProcess bool      // it leaves out process_* and go_*
-	windows        sync.Pool // of *workspace
+	withoutProcess bool       // it leaves out process_* and go_*
+	windows        sync.Pool  // of *workspace
+	starts         sync.Mutex // held while a command is started
 
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
@@ -405,7 +406,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.log = newLog(c, stderr)
 	for _, sc := range c.sources {
-		s := newSource(life, sc, p.log, &p.windows)
+		s := newSource(life, sc, p.log, &p.windows, &p.starts)
 		p.sources = append(p.sources, s)
 		if e, ok := s.fetcher.(*exporter); ok {
 			p.exporters = append(p.exporters, e)

@@ -2036,6 +2036,31 @@ func TestLatePipe(t *testing.T) {
 	}
 }
 
+// TestManyCommands has no pipe of a command that has ended held by others that are being started.
+func TestManyCommands(t *testing.T) {
+	p, _ := newTestProgram(t, "--exec", "x=true")
+	c := p.sources[0].fetcher.(*command)
+	var runs sync.WaitGroup
+	for range 200 {
+		runs.Go(func() {
+			cmd := exec.Command("true")
+			out, errs, err := c.start(cmd)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer out.Close()
+			defer errs.Close()
+			cmd.Wait()
+			out.SetReadDeadline(time.Unix(1, 0))
+			if _, open := readPipe(out, 1); open {
+				t.Error("somebody holds the pipe")
+			}
+		})
+	}
+	runs.Wait()
+}
+
 // waiters returns how many scrapes wait for the source.
 func (w *waterfall) waiters() (n int) {
 	w.mu.Lock()
