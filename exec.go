@@ -1896,8 +1896,14 @@ func (c *command) fetch(ctx context.Context, r *result, values []string) *failur
 // take.
 type commandLine struct {
 	program string // the first word, which has no placeholder
-	words   []string
+	words   [][]piece
 	params  []param
+}
+
+// piece is a part of a word: some text, then the value of a parameter.
+type piece struct {
+	text  string
+	param int // index of params, -1 for none
 }
 
 // param is a URL parameter that a command takes.
@@ -1905,6 +1911,7 @@ type param struct {
 	name    string
 	choices []string // the default first; none if there is no default
 	listed  bool     // no other values than the choices are taken
+	begins  bool     // a word may begin with its value
 }
 
 // parseCommand parses a command line: words by the shell's rules of quoting, and
@@ -1917,23 +1924,18 @@ func parseCommand(line string) (*commandLine, error) {
 	if len(words) == 0 || words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	c := &commandLine{words: words}
+	c := &commandLine{}
 	for i, word := range words {
-		var fault error
-		filled, err := fillIn(word, func(placeholder string) string {
-			fault = cmp.Or(fault, c.addParam(placeholder))
-			return ""
-		})
-		if err := cmp.Or(err, fault); err != nil {
+		pieces, err := c.parseWord(word)
+		if err != nil {
 			return nil, err
 		}
 		if i == 0 && len(c.params) > 0 {
 			return nil, errors.New("the command itself cannot be a placeholder")
 		}
-		if i == 0 {
-			c.program = filled
-		}
+		c.words = append(c.words, pieces)
 	}
+	c.program = c.words[0][0].text
 	return c, nil
 }
 
@@ -2018,54 +2020,56 @@ func refuseShell(line, shape string) error {
 	return nil
 }
 
-// fillIn returns a word with a value for each placeholder in it, and {{ and }} as braces.
-func fillIn(word string, value func(placeholder string) string) (string, error) {
-	var filled strings.Builder
+// parseWord parses a word: {{ and }} are braces, others enclose placeholders.
+func (c *commandLine) parseWord(word string) (pieces []piece, err error) {
+	text, begins := "", true
 	for {
 		i := strings.IndexAny(word, "{}")
 		if i < 0 {
-			filled.WriteString(word)
-			return filled.String(), nil
+			return append(pieces, piece{text + word, -1}), nil
 		}
-		filled.WriteString(word[:i])
-		word = word[i:]
+		text, word = text+word[:i], word[i:]
 		if strings.HasPrefix(word, "{{") || strings.HasPrefix(word, "}}") {
-			filled.WriteByte(word[0])
-			word = word[2:]
+			text, word = text+word[:1], word[2:]
 			continue
 		}
 		placeholder, rest, closed := strings.Cut(word[1:], "}")
 		if word[0] == '}' || !closed {
-			return "", errors.New("a brace without its other half: {{ and }} are literal braces")
+			return nil, errors.New("a brace without its other half: {{ and }} are literal braces")
 		}
-		filled.WriteString(value(placeholder))
-		word = rest
+		n, err := c.addParam(placeholder)
+		if err != nil {
+			return nil, err
+		}
+		begins = begins && text == "" // other values before it may be empty
+		c.params[n].begins = c.params[n].begins || begins
+		pieces = append(pieces, piece{text, n})
+		text, word = "", rest
 	}
 }
 
-// addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or NAME=ONE|OTHER.
-func (c *commandLine) addParam(placeholder string) error {
-	name, choices, hasDefault := strings.Cut(placeholder, "=")
+// addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or NAME=ONE|OTHER, and returns
+// its index.
+func (c *commandLine) addParam(placeholder string) (int, error) {
+	name, text, hasDefault := strings.Cut(placeholder, "=")
+	choices := strings.Split(text, "|")
+	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
 	switch {
 	case !isParamName(name):
-		return errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
+		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
 			" {{ and }} are literal braces")
-	case strings.ContainsAny(choices, `'"`):
-		return errQuotedDefault
+	case strings.ContainsAny(text, `'"`):
+		return 0, errQuotedDefault
+	case i < 0:
+		i = len(c.params)
+		c.params = append(c.params, param{name: name})
+	case hasDefault && c.params[i].choices != nil && !slices.Equal(c.params[i].choices, choices):
+		return 0, fmt.Errorf("the placeholder {%s} has two different defaults", name)
 	}
-	p := param{name: name, listed: strings.Contains(choices, "|")}
 	if hasDefault {
-		p.choices = strings.Split(choices, "|")
+		c.params[i].choices, c.params[i].listed = choices, len(choices) > 1
 	}
-	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
-	if i < 0 {
-		c.params = append(c.params, p)
-	} else if len(c.params[i].choices) == 0 {
-		c.params[i] = p
-	} else if hasDefault && !slices.Equal(c.params[i].choices, p.choices) {
-		return fmt.Errorf("the placeholder {%s} has two different defaults", name)
-	}
-	return nil
+	return i, nil
 }
 
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
@@ -2095,7 +2099,7 @@ func (c *commandLine) needs() string {
 // parameter, never the value.
 func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 	a := arguments{standard: true}
-	for n, p := range c.params {
+	for _, p := range c.params {
 		given, fault := query[p.name], ""
 		switch {
 		case len(given) > 1:
@@ -2107,7 +2111,7 @@ func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 		case p.listed && !slices.Contains(p.choices, given[0]):
 			fault = "has none of its values"
 		case !slices.Contains(p.choices, given[0]):
-			fault = c.refuses(n, given[0])
+			fault = p.refuses(given[0])
 		}
 		if fault != "" {
 			return arguments{}, fmt.Errorf("the parameter %s %s", p.name, fault)
@@ -2119,13 +2123,8 @@ func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 	return a, nil
 }
 
-// refuses says why a value from outside may not become part of the command; "" says that it
-// may.
-func (c *commandLine) refuses(n int, value string) string {
-	const mark = "\x00"
-	values := make([]string, len(c.params)) // the others may be empty
-	values[n] = mark
-	begins := func(arg string) bool { return strings.HasPrefix(arg, mark) }
+// refuses says why a value from outside may not become part of a command; "" says that it may.
+func (p param) refuses(value string) string {
 	switch {
 	case len(value) > 1<<10:
 		return "is longer than 1 KiB"
@@ -2133,7 +2132,7 @@ func (c *commandLine) refuses(n int, value string) string {
 		return "is not UTF-8"
 	case strings.ContainsFunc(value, unicode.IsControl):
 		return "holds a control character"
-	case strings.HasPrefix(value, "-") && slices.ContainsFunc(c.args(values), begins):
+	case strings.HasPrefix(value, "-") && p.begins:
 		return "begins with -"
 	}
 	return ""
@@ -2142,11 +2141,12 @@ func (c *commandLine) refuses(n int, value string) string {
 // args returns the words of the command with the values of the parameters filled in.
 func (c *commandLine) args(values []string) []string {
 	args := make([]string, len(c.words))
-	for i, word := range c.words {
-		args[i], _ = fillIn(word, func(placeholder string) string {
-			name, _, _ := strings.Cut(placeholder, "=")
-			return values[slices.IndexFunc(c.params, func(p param) bool { return p.name == name })]
-		})
+	for i, pieces := range c.words {
+		for _, p := range pieces {
+			if args[i] += p.text; p.param >= 0 {
+				args[i] += values[p.param]
+			}
+		}
 	}
 	return args
 }
@@ -2280,7 +2280,7 @@ func startFailure(name string, err error) *failure {
 		err = fault
 	case errors.Is(err, syscall.ENOENT):
 		err = errors.New("the interpreter that its #! line names, or its loader, is missing" +
-			" (an image from scratch has no shell)")
+			" (an image from scratch has no shell; a #! line needs Unix line ends)")
 	case errors.Is(err, syscall.ENOEXEC):
 		err = errors.New("it has no #! line, or is built for another kind of machine")
 	case errors.As(err, &withPath):
@@ -2299,7 +2299,7 @@ func (c *command) exitFailure(err error) *failure {
 
 // checkProgram says what is wrong with a program, without starting it.
 func checkProgram(name string) error {
-	path, err := exec.LookPath(name)
+	_, err := exec.LookPath(name)
 	info, statErr := os.Stat(name)
 	var withPath *os.PathError
 	var withName *exec.Error
@@ -2314,24 +2314,8 @@ func checkProgram(name string) error {
 		return withPath.Err // without the name once more
 	case errors.As(err, &withName):
 		return withName.Err
-	case err == nil && hasWindowsEnds(path):
-		return errors.New("its #! line ends in a carriage return: give it Unix line ends")
 	}
 	return err
-}
-
-// hasWindowsEnds reports whether the #! line of a script ends in a carriage return, which
-// becomes part of the interpreter's name.
-func hasWindowsEnds(path string) bool {
-	file, _, err := openRegular(path)
-	if err != nil {
-		return false
-	}
-	defer file.Close()
-	start := make([]byte, 256)
-	n, _ := io.ReadFull(file, start)
-	line, _, _ := bytes.Cut(start[:n], []byte("\n"))
-	return bytes.HasPrefix(line, []byte("#!")) && bytes.HasSuffix(line, []byte("\r"))
 }
 
 // ---- Counts
