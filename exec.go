@@ -28,7 +28,7 @@ import (
 	"net/url"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"path"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -100,7 +100,8 @@ func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows 
 		s.places = 128
 		s.fetcher = newExporter(&s.intake, log)
 	case "file":
-		s.fetcher = &files{intake: &s.intake}
+		pattern, _ := goGlob(c.target)
+		s.fetcher = &files{intake: &s.intake, pattern: pattern, hangs: map[string]bool{}}
 	case "exec":
 		line, _ := parseCommand(c.target)
 		s.fetcher = &command{&s.intake, *line, starts}
@@ -1588,25 +1589,42 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 
 // files reads the files of a file source.
 type files struct {
-	*intake // whose target is the name of one, or a glob
+	*intake        // whose target is the name of one, or a glob
+	pattern string // the target as filepath.Match takes it
 
-	mu      sync.Mutex           // guards reading
-	reading map[string]*fileRead // those that have not come back, by the name of the file
+	mu    sync.Mutex      // guards hangs
+	hangs map[string]bool // files of a glob whose read has not come back
 }
 
 // checkPattern says why a file source cannot have the pattern.
 func checkPattern(pattern string) error {
-	_, err := filepath.Match(pattern, "")
+	_, err := goGlob(pattern)
 	name, isURL := strings.CutPrefix(pattern, "file://")
 	switch {
-	case err != nil || pattern == "":
+	case err != nil:
+		return err
+	case pattern == "":
 		return errors.New("want a file name or a glob")
 	case isURL:
 		return fmt.Errorf("want a file name, not a URL: write %s", name)
 	case len(pattern) > 1 && strings.ContainsAny(pattern[:1], `"'`) && pattern[0] == pattern[len(pattern)-1]:
 		return errors.New("the quotes are part of the name: in a JSON CMD or an env file they are not needed")
+	case strings.Contains(pattern, "**"):
+		return fmt.Errorf("** is not known: write %s", strings.ReplaceAll(pattern, "**", "*"))
 	}
 	return nil
+}
+
+// goGlob returns a shell's glob as path.Match takes it.
+func goGlob(glob string) (string, error) {
+	glob = strings.NewReplacer(`\\`, `\\`, `\[`, `\[`, "[!", "[^").Replace(glob)
+	if _, err := path.Match(glob, ""); err != nil {
+		return "", errors.New("the glob is malformed: [ needs its ], and \\ something after it")
+	}
+	if strings.Contains(glob, "[:") {
+		return "", errors.New("classes like [:alpha:] are not known: write [a-z]")
+	}
+	return glob, nil
 }
 
 func (fs *files) String() string { return fs.target }
@@ -1614,10 +1632,10 @@ func (fs *files) String() string { return fs.target }
 // check opens the file, or looks into the folders of a glob. What matches may come later.
 func (fs *files) check() error {
 	if hasMeta(fs.target) {
-		_, err := expand(fs.target)
+		_, err := fs.expand(context.Background())
 		return err
 	}
-	file, _, err := openRegular(fs.target)
+	file, _, err := fs.open(fs.target)
 	if err != nil {
 		return err
 	}
@@ -1629,129 +1647,90 @@ func (fs *files) arguments(url.Values, accept) (arguments, error) {
 	return arguments{standard: true}, nil
 }
 
-// fetch reads the files that the pattern matches. The good ones are served even if others
-// fail.
+// fetch reads the files that the pattern matches, in the order of their names. The good ones are
+// served even if others fail, or some folders could not be read.
 func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	if !hasMeta(fs.target) {
 		return fs.read(ctx, r, fs.target)
 	}
-	names, err := expand(fs.target)
-	failed := fs.readAll(ctx, r, names) // also if some folders could not be read
-	if err != nil {
+	names, err := fs.expand(ctx)
+	var failed *failure
+	switch {
+	case errors.Is(err, errTooLarge):
+		return fs.tooLarge(err)
+	case err != nil:
 		failed = &failure{reason: "file", err: err}
 	}
-	return failed
-}
-
-// fileRead is the reading of one file of a glob.
-type fileRead struct {
-	result // with its start
-	file   int
-	back   chan struct{} // closed when it has come back
-}
-
-// slowRead is how long a read may take before the next file is read, too, or it counts as hanging.
-const slowRead = time.Second
-
-// readAll reads the files of a glob. A read that does not come back, from a dead disk say,
-// costs its own file only: the others are read meanwhile.
-func (fs *files) readAll(ctx context.Context, r *result, names []string) *failure {
-	came := make(chan *fileRead, len(names))
-	reads := make([]*fileRead, len(names)) // those that came, by file
-	taken := 0
-	take := func(over <-chan time.Time) bool {
-		select {
-		case fr := <-came:
-			if r.bytes += fr.bytes; r.bytes > fs.intake.maxBytes { // slow reads do not know of each other
-				fr.bodies, fr.failure = nil, cmp.Or(fr.failure, fs.intake.tooLarge(errTooLarge))
-			}
-			r.held += fr.held
-			reads[fr.file] = fr
-			taken++
-			return true
-		case <-over:
-		case <-ctx.Done():
+	for i, name := range names {
+		if ctx.Err() != nil {
+			failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", len(names)-i))
+			break
 		}
-		return false
-	}
-	begun := 0
-	for ; begun < len(names) && ctx.Err() == nil; begun++ {
-		fs.begin(ctx, r, names[begun], begun, came)
-		take(time.After(slowRead))
-	}
-	for taken < begun && take(nil) {
-	}
-	var failed *failure
-	for i, fr := range reads[:begun] {
-		if fr == nil {
-			failed = cmp.Or(failed, fail("timeout", "%s: its read does not come back", names[i]))
-			continue
-		}
-		r.bodies = append(r.bodies, fr.bodies...)
-		r.files = append(r.files, fr.files...)
-		failed = cmp.Or(failed, fr.failure)
-	}
-	if n := len(names) - begun; n > 0 {
-		failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", n))
+		part := fs.readApart(ctx, r, name)
+		r.bodies, r.files = append(r.bodies, part.bodies...), append(r.files, part.files...)
+		r.bytes, r.held = part.bytes, part.held
+		failed = cmp.Or(failed, part.failure)
 	}
 	return failed
 }
 
-// begin begins to read a file, unless an earlier read of it hangs or too many others have not
-// come back.
-func (fs *files) begin(ctx context.Context, r *result, name string, file int, came chan<- *fileRead) {
-	const most = 16
+// readApart reads a file of a glob into a result of its own, which goes on from r. A read that
+// does not come back, from a dead disk say, costs the rest of its fetch. The next fetches leave
+// the file out, until it has come back.
+func (fs *files) readApart(ctx context.Context, r *result, name string) *result {
+	const most = 16 // reads that hang: each keeps a thread
 	fs.mu.Lock()
-	defer fs.mu.Unlock()
-	if earlier := fs.reading[name]; earlier != nil { // of a fetch that was cancelled, if it does not hang
-		fs.mu.Unlock()
-		select {
-		case <-earlier.back:
-		case <-time.After(time.Until(earlier.start.Add(slowRead))):
-		case <-ctx.Done():
-		}
-		fs.mu.Lock()
+	hangs := fs.hangs[name] || len(fs.hangs) >= most
+	if !hangs {
+		fs.hangs[name] = true // for all one knows
 	}
-	if fs.reading[name] != nil || len(fs.reading) >= most {
-		f := fail("timeout", "%s: an earlier read, or %d of other files, do not come back", name, most)
-		came <- &fileRead{result: result{failure: f}, file: file}
-		return
+	fs.mu.Unlock()
+	part, back := &result{bytes: r.bytes, held: r.held}, make(chan struct{})
+	missing := &result{bytes: r.bytes, held: r.held, failure: fail("timeout", "%s: its read does not come back", name)}
+	if hangs {
+		return missing
 	}
-	if fs.reading == nil {
-		fs.reading = map[string]*fileRead{}
-	}
-	bytesBefore, heldBefore := r.bytes, r.held // which bound the read
-	fr := &fileRead{result{bytes: bytesBefore, held: heldBefore, start: time.Now()}, file, make(chan struct{})}
-	fs.reading[name] = fr
 	go func() {
-		fr.failure = recovered(&fr.result, func() *failure { return fs.read(ctx, &fr.result, name) })
-		fr.bytes -= bytesBefore
-		fr.held -= heldBefore
+		defer close(back)
+		part.failure = recovered(part, func() *failure { return fs.read(ctx, part, name) })
 		fs.mu.Lock()
-		delete(fs.reading, name)
-		fs.mu.Unlock()
-		close(fr.back)
-		came <- fr
+		defer fs.mu.Unlock()
+		delete(fs.hangs, name)
 	}()
+	select {
+	case <-back:
+	case <-ctx.Done():
+		select {
+		case <-back: // what does not hang ends with ctx
+		case <-time.After(overdueAfter / 2):
+			return missing
+		}
+	}
+	return part
 }
 
-// expand returns what a glob matches. As in a shell, a leading * matches no dot files.
-// A folder that cannot be read is an error, and so is a missing one before the first *;
-// a missing one after that is not a match. The other matches are returned even then.
-func expand(pattern string) (matches []string, err error) {
-	fixed := pattern[:strings.IndexAny(pattern, meta)]
+// expand returns what the glob matches, sorted folder by folder. As in a shell, a leading * matches
+// no dot files. A folder that cannot be read is an error, and so is a missing one before the first
+// *; a missing one after that is not a match. The other matches are returned even then.
+func (fs *files) expand(ctx context.Context) (matches []string, err error) {
+	fixed := fs.pattern[:strings.IndexAny(fs.pattern, meta)]
 	fixed = fixed[:strings.LastIndexByte(fixed, '/')+1]
 	matches = []string{fixed}
-	for i, element := range strings.Split(pattern[len(fixed):], "/") {
+	room := fs.maxBytes // for all names, so that folders that hold each other are no flood
+	for i, element := range strings.Split(fs.pattern[len(fixed):], "/") {
 		var next []string
-		for _, path := range matches {
+		for _, folder := range matches {
 			if i > 0 {
-				path += "/"
+				folder += "/"
 			}
-			found, fault := matchIn(path, element)
-			missing := errors.Is(fault, os.ErrNotExist) || errors.Is(fault, syscall.ENOTDIR)
-			if fault != nil && err == nil && (i == 0 || !missing) {
-				err = fault
+			found, fault := matchIn(ctx, folder, element, &room)
+			switch missing := errors.Is(fault, os.ErrNotExist) || errors.Is(fault, syscall.ENOTDIR); {
+			case room < 0:
+				return nil, fmt.Errorf("the names that %s matches: %w", fs.target, errTooLarge)
+			case ctx.Err() != nil:
+				return nil, ctx.Err()
+			case fault != nil && (i == 0 || !missing):
+				err = cmp.Or(err, fault)
 			}
 			next = append(next, found...)
 		}
@@ -1760,8 +1739,9 @@ func expand(pattern string) (matches []string, err error) {
 	return matches, err
 }
 
-// matchIn returns what one element of a glob matches in a folder; "" is the current one.
-func matchIn(folder, element string) (found []string, err error) {
+// matchIn returns what one element of a glob matches in a folder; "" is the current one. It takes
+// the names' memory from room, and ends once there is none.
+func matchIn(ctx context.Context, folder, element string, room *int64) (found []string, err error) {
 	if !hasMeta(element) {
 		if _, err = os.Lstat(folder + element); err != nil {
 			return nil, err
@@ -1773,13 +1753,20 @@ func matchIn(folder, element string) (found []string, err error) {
 		return nil, err
 	}
 	defer dir.Close()
-	names, err := dir.Readdirnames(-1)
-	slices.Sort(names)
-	for _, name := range names {
-		hidden := strings.HasPrefix(name, ".") && !strings.HasPrefix(strings.TrimPrefix(element, `\`), ".")
-		if matches, _ := filepath.Match(element, name); matches && !hidden {
-			found = append(found, folder+name)
+	for err == nil && ctx.Err() == nil && *room >= 0 {
+		var names []string
+		names, err = dir.Readdirnames(1000) // then EOF
+		for _, name := range names {
+			hidden := strings.HasPrefix(name, ".") && !strings.HasPrefix(strings.TrimPrefix(element, `\`), ".")
+			if matches, _ := path.Match(element, name); matches && !hidden {
+				found = append(found, folder+name)
+				*room -= int64(len(folder+name)) + 16 // and the string's own
+			}
 		}
+	}
+	slices.Sort(found)
+	if err == io.EOF {
+		err = nil
 	}
 	return found, err
 }
@@ -1792,7 +1779,7 @@ const meta = `*?[\`
 
 // read adds one file to a result. A file that changes while it is read has failed.
 func (fs *files) read(ctx context.Context, r *result, name string) *failure {
-	file, before, err := openRegular(name)
+	file, before, err := fs.open(name)
 	if err != nil {
 		return &failure{reason: "file", err: err}
 	}
@@ -1816,6 +1803,15 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	return nil
 }
 
+// open opens a file of the source.
+func (fs *files) open(name string) (*os.File, os.FileInfo, error) {
+	file, info, err := openRegular(name)
+	if errors.Is(err, errFolder) {
+		err = fmt.Errorf("%w: write %s/*.prom", err, strings.TrimRight(name, "/"))
+	}
+	return file, info, err
+}
+
 // readable returns the name of a file in UTF-8. Different names stay different.
 func readable(name string) string {
 	if utf8.ValidString(name) {
@@ -1828,7 +1824,10 @@ func readable(name string) string {
 // a device can have side effects, and opening a FIFO blocks.
 func openRegular(name string) (*os.File, os.FileInfo, error) {
 	info, err := os.Stat(name)
-	if err == nil && !info.Mode().IsRegular() {
+	switch {
+	case err == nil && info.IsDir():
+		return nil, nil, fmt.Errorf("%s %w", name, errFolder)
+	case err == nil && !info.Mode().IsRegular():
 		return nil, nil, fmt.Errorf("%s is not a regular file", name)
 	}
 	file, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // in case it has just become one of these
@@ -1844,6 +1843,9 @@ func openRegular(name string) (*os.File, os.FileInfo, error) {
 	}
 	return file, info, nil
 }
+
+// errFolder is the failure to open a folder as a file.
+var errFolder = errors.New("is a folder")
 
 // readEnd returns the last bytes of a file, enough to hold a short last line and some blank
 // ones.

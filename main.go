@@ -1130,11 +1130,12 @@ func setParallel(s *sourceConfig, value string) error {
 }
 
 func setDrop(s *sourceConfig, value string) error {
-	if _, err := path.Match(value, ""); err != nil || value == "" || strings.ContainsAny(value, `{}"= `) {
+	glob, err := goGlob(value)
+	if value == "" || strings.ContainsAny(value, `{}"= `) {
 		return errors.New("want a glob like go_* for the names of metric families (labels cannot be dropped)")
 	}
-	s.drop = append(s.drop, value)
-	return nil
+	s.drop = append(s.drop, glob)
+	return err
 }
 
 // setPath adds the path of an endpoint.

@@ -1788,66 +1788,81 @@ func TestFileFaults(t *testing.T) {
 	}
 }
 
-// TestSlowFiles bounds what the files of a glob have together, however long their reads take.
-func TestSlowFiles(t *testing.T) {
-	dir := t.TempDir()
-	for _, name := range []string{"a", "b", "c"} {
+// TestFileOrder reads the files of a glob in the order of their names, until they have more than
+// --max-bytes together.
+func TestFileOrder(t *testing.T) {
+	dir, order := t.TempDir(), ""
+	for _, name := range []string{"c", "a", "d", "b"} {
 		writeFile(t, dir, name+".prom", strings.Repeat(name+"{l=\""+strings.Repeat("v", 90)+"\"} 1\n", 40)) // 4,000 bytes
 	}
-	for _, slow := range []time.Duration{0, 1500 * time.Millisecond} {
-		synctest.Test(t, func(t *testing.T) {
-			p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--max-bytes", "9000B")
-			p.windows.New = func() any {
-				time.Sleep(slow)
-				return nil
-			}
-			r := fetchOnce(p.sources[0])
-			if r.failure == nil || r.failure.reason != "too_large" || r.samples() != 80 {
-				t.Errorf("slow by %v: %d samples, %v", slow, r.samples(), r.failure)
-			}
-			wantContains(t, fmt.Sprint(r.failure.err), "--max-bytes x:SIZE")
-		})
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--max-bytes", "9000B")
+	r := fetchOnce(p.sources[0])
+	for _, e := range r.bodies {
+		order += string(e.buf[:1])
 	}
+	if r.failure == nil || r.failure.reason != "too_large" || order != "ab" {
+		t.Errorf("read %s, %v", order, r.failure)
+	}
+	wantContains(t, fmt.Sprint(r.failure.err), "--max-bytes x:SIZE")
 }
 
-// TestHungFile reads the other files of a glob though the read of one does not come back, and
-// that one again once it does.
+// TestHungFile leaves out the file of a glob whose read has cost an earlier fetch its time, until it
+// comes back.
 func TestHungFile(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a", "b", "c"} {
 		writeFile(t, dir, name+".prom", name+" 1\n")
 	}
-	p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom", "--timeout", "2s")
-	fs := p.sources[0].fetcher.(*files)
-	fs.reading = map[string]*fileRead{dir + "/b.prom": {}} // as if it were on a dead disk
-	fetch := func() *result { return fetchOnce(p.sources[0]) }
-	r := fetch()
-	if r.failure == nil || r.failure.reason != "timeout" || r.samples() != 2 || len(r.files) != 2 {
-		t.Errorf("%d samples, %v", r.samples(), r.failure)
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
+		disk := make(chan bool)
+		var reads atomic.Int32
+		p.windows.New = func() any {
+			if reads.Add(1) == 1 {
+				<-disk
+			}
+			return nil
+		}
+		f := func(ctx context.Context, samples int, fault string) {
+			t.Helper()
+			r := &result{}
+			r.failure = p.sources[0].do(ctx, r, nil)
+			if r.samples() != samples || (r.failure == nil) != (fault == "") {
+				t.Errorf("%d samples, want %d, %v", r.samples(), samples, r.failure)
+			} else if fault != "" {
+				wantContains(t, r.failure.err.Error(), fault)
+			}
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		f(ctx, 0, "a.prom: its read does not come back")
+		f(t.Context(), 2, "a.prom: its read does not come back")
+		close(disk)
+		synctest.Wait()
+		f(t.Context(), 3, "")
+		hangs := p.sources[0].fetcher.(*files).hangs
+		for i := range 16 {
+			hangs[strconv.Itoa(i)] = true
+		}
+		f(t.Context(), 0, "a.prom")
+	})
+}
+
+// TestGlobFlood bounds the names that a glob matches in folders that hold each other, by
+// --max-bytes and by its time.
+func TestGlobFlood(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 100 {
+		os.Symlink(".", fmt.Sprintf("%s/x%d.prom", dir, i))
 	}
-	delete(fs.reading, dir+"/b.prom")
-	if r := fetch(); r.failure != nil || r.samples() != 3 {
-		t.Errorf("after it came back: %d samples, %v", r.samples(), r.failure)
+	p, _ := newTestProgram(t, "--file", "x="+dir+"/*/*/*/*/*.prom", "--max-bytes", "1MiB")
+	if f := p.sources[0].do(t.Context(), &result{}, nil); f == nil || f.reason != "too_large" {
+		t.Error(f)
 	}
-	if len(fs.reading) > 0 {
-		t.Errorf("%d reads are under way", len(fs.reading))
-	}
-	left := &fileRead{result: result{start: time.Now().Add(time.Hour)}, back: make(chan struct{})}
-	fs.reading[dir+"/b.prom"] = left // of a fetch that was cancelled
-	go func() {
-		fs.mu.Lock()
-		defer fs.mu.Unlock()
-		delete(fs.reading, dir+"/b.prom")
-		close(left.back)
-	}()
-	if r := fetch(); r.failure != nil || r.samples() != 3 {
-		t.Errorf("after a fetch that was cancelled: %d samples, %v", r.samples(), r.failure)
-	}
-	for i := range 16 {
-		fs.reading[strconv.Itoa(i)] = &fileRead{}
-	}
-	if r := fetch(); r.failure == nil || r.samples() != 0 {
-		t.Errorf("while 16 reads hang: %d samples, %v", r.samples(), r.failure)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if _, err := p.sources[0].fetcher.(*files).expand(ctx); err != context.Canceled {
+		t.Error(err)
 	}
 }
 
