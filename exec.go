@@ -2341,8 +2341,8 @@ type status struct {
 	lastFailure     *failure  // of a fetch with default arguments; nil before the first
 	lastFailureTime time.Time
 
-	changes  []time.Time // of the source's state, the latest ones
-	unlogged int         // changes that the log does not know
+	changes  [flapping + 1]time.Time // of the source's state, the latest first
+	unlogged int                     // changes that the log does not know
 }
 
 // lastFetch is what the last fetch with default arguments came to.
@@ -2400,12 +2400,12 @@ const flapping, flappingTime = 5, 10 * time.Minute
 // there are too many, those that were not logged are once there are fewer.
 func (st *status) follow(changed bool) (toLog int) {
 	now := time.Now()
-	st.changes = slices.DeleteFunc(st.changes, func(t time.Time) bool { return now.Sub(t) >= flappingTime })
 	if changed {
-		st.changes = append(st.changes, now)
+		copy(st.changes[1:], st.changes[:])
+		st.changes[0] = now
 		st.unlogged++
 	}
-	if len(st.changes) <= flapping {
+	if now.Sub(st.changes[flapping]) >= flappingTime {
 		toLog, st.unlogged = st.unlogged, 0
 	}
 	return toLog

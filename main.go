@@ -313,28 +313,10 @@ type printer struct {
 }
 
 func (p *printer) Write(b []byte) (n int, err error) {
-	if isClosed(p.file) && !isClosed(os.Stderr) {
-		err = errors.New("standard output is closed; to discard what is printed: >/dev/null")
-	} else {
-		n, err = p.file.Write(b)
-	}
-	if err != nil {
+	if n, err = p.file.Write(b); err != nil {
 		p.fault.Store(&err)
 	}
 	return n, err
-}
-
-// isClosed reports whether a file is what Go opens in the place of a standard file that is
-// closed when a program begins: /dev/null, for reading, too. Other programs also start some
-// with that. Where standard error is the same, it is such a one: nobody would know the reason.
-func isClosed(file *os.File) bool {
-	info, _ := file.Stat()
-	null, _ := os.Stat(os.DevNull)
-	if !os.SameFile(info, null) {
-		return false
-	}
-	_, err := file.Read(make([]byte, 1))
-	return err == io.EOF
 }
 
 // unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input or output,
@@ -650,10 +632,9 @@ const (
 // flags gathers what stands on the command line, and every fault in it.
 type flags struct {
 	config
-	given   map[string][]string // values by flag
-	general sourceConfig        // what the flags say of all sources
-	number  int                 // of sources given, good or bad
-	faults  []string
+	given  map[string][]string // values by flag
+	number int                 // of sources given, good or bad
+	faults []string
 }
 
 // parseFlags turns a command line into what it says, and all that is wrong in it. A fault
@@ -662,7 +643,6 @@ func parseFlags(args []string) (*config, []string) {
 	f := &flags{given: map[string][]string{}}
 	f.modes = map[string]bool{}
 	f.logFormat = "logfmt"
-	f.general = sourceConfig{timeout: 10 * time.Second, maxBytes: 32 << 20}
 	f.readArgs(args)
 	if f.modes["help"] || f.modes["version"] {
 		return &f.config, nil
@@ -832,7 +812,7 @@ func (f *flags) addSource(o *option, value string) {
 		f.fault("--%s %s: another source has this name", o.name, name)
 		return
 	}
-	s := &sourceConfig{kind: o.name, name: name, target: target}
+	s := &sourceConfig{kind: o.name, name: name, target: target, timeout: 10 * time.Second, maxBytes: 32 << 20}
 	f.sources = append(f.sources, s)
 	if err := o.set(s, target); err != nil {
 		f.fault("--%s %s: %v", o.name, name, err) // without the target, which may hold a secret
@@ -859,37 +839,33 @@ func isSourceName(name string) bool {
 	return name != ""
 }
 
-// setOptions sets the options of the server and of the sources: the general ones of all
-// sources, then of each its own, which override them.
+// setOptions sets the options of the server and of the sources: of each option the general values
+// first, so that a source's own override them.
 func (f *flags) setOptions() {
-	var specific []setting
 	for _, o := range options {
-		for _, st := range f.settings(o) {
+		all := f.settings(o)
+		for _, st := range all {
 			switch {
 			case o.scope == server:
 				f.check(st, o.setServer(&f.config, st.value))
 			case st.source == nil:
-				f.set(st, &f.general)
-			default:
-				specific = append(specific, st)
+				f.check(st, o.set(&sourceConfig{}, st.value)) // told once, whatever the number of sources
+				for _, s := range f.sources {
+					own := func(other setting) bool { return other.source == s }
+					if o.name != "path" || !slices.ContainsFunc(all, own) { // own paths replace the general ones
+						o.set(s, st.value)
+					}
+				}
+			}
+		}
+		for _, st := range all {
+			if st.source != nil {
+				f.set(st, st.source)
 			}
 		}
 	}
 	for _, s := range f.sources {
-		kind, name, target := s.kind, s.name, s.target
-		*s = f.general
-		s.kind, s.name, s.target = kind, name, target
-		s.labels, s.drop = maps.Clone(s.labels), slices.Clone(s.drop)
-		s.paths = nil // a source's own replace the general ones
-	}
-	for _, st := range specific {
-		f.set(st, st.source)
-	}
-	for _, s := range f.sources {
-		if len(s.paths) == 0 {
-			s.paths = f.general.paths
-		}
-		if len(s.paths) == 0 {
+		if s.paths == nil {
 			s.paths = []string{"/metrics"}
 		}
 	}

@@ -2430,11 +2430,10 @@ func TestEnd(t *testing.T) {
 	}
 }
 
-// TestPrinting fails if standard output is closed or full. Who does not want it may discard it,
-// also as programs do that start others with nothing but /dev/null.
+// TestPrinting fails if standard output is full, not if it is discarded.
 func TestPrinting(t *testing.T) {
 	for _, mode := range []string{`--once --exec "x=echo x 1"`, `--check --exec "x=echo x 1"`, "--version", "--help", "--hash-password"} {
-		for redirection, want := range map[string]int{">&-": 1, ">/dev/full": 1, ">/dev/null": 0, "1<>/dev/null 2>&1": 0} {
+		for redirection, want := range map[string]int{">/dev/full": 1, ">/dev/null": 0} {
 			cmd := programCommand("", nil, "-c", `echo x | "$0" `+mode+" "+redirection)
 			cmd.Args = slices.Insert(cmd.Args, 3, cmd.Path)
 			cmd.Path, cmd.Stderr = "/bin/sh", t.Output()
