@@ -25,6 +25,7 @@ import (
 	"math"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -1141,6 +1142,7 @@ type exporter struct {
 	mu        sync.Mutex                     // makes one transport at a time
 	transport atomic.Pointer[http.Transport] // see reconnect
 
+	lookup    func(ctx context.Context, version, host string) ([]netip.Addr, error)
 	userAgent string
 
 	fixed   http.Header // from the command line
@@ -1189,7 +1191,7 @@ const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // newExporter makes an exporter of flags that are good.
 func newExporter(in *intake, log *slog.Logger) *exporter {
-	e, c := &exporter{intake: in, fixed: http.Header{}}, in.sourceConfig
+	e, c := &exporter{intake: in, fixed: http.Header{}, lookup: net.DefaultResolver.LookupNetIP}, in.sourceConfig
 	e.userAgent = "reverse_exporter/" + readBuild().version
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
@@ -1412,8 +1414,13 @@ func (e *exporter) failure(err error) *failure {
 	var otherName x509.HostnameError
 	var record tls.RecordHeaderError
 	var timeout net.Error
+	var dns *net.DNSError
 	switch {
-	// The timer of the dial may be the first to fire. That of the system is another.
+	case errors.As(err, &dns) && dns.IsTimeout:
+		return fail("connect", "lookup %s: no answer", dns.Name)
+	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
+		return &failure{reason: "connect", err: withLimit(err)}
+	// That of the system is another.
 	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
 		return fail("timeout", "not done within %v, see --timeout", e.timeout)
 	case errors.Is(err, errRedirect):
@@ -1431,12 +1438,18 @@ func (e *exporter) failure(err error) *failure {
 		return fail("tls", "%w; if it wants a client certificate: --cert-file %s:FILE", op, e.name)
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
 		return &failure{reason: "tls", err: op}
-	case errors.As(err, &op) && op.Op == "dial":
-		return &failure{reason: "connect", err: err}
 	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fail("read", "failed to read the answer: %w", err)
 	}
 	return fail("read", "the answer is not valid HTTP, or its headers are too long")
+}
+
+// withLimit adds to an error what to do if there are no file descriptors left.
+func withLimit(err error) error {
+	if errors.Is(err, syscall.EMFILE) {
+		return fmt.Errorf("%w: raise the limit of open files (ulimit -n)", err)
+	}
+	return err
 }
 
 // withoutURL removes the URL from the error of a request: it may hold secrets.
@@ -1448,25 +1461,53 @@ func withoutURL(err error) error {
 	return err
 }
 
-// dial connects to the exporter. Its context is not that of the fetch: the connection may
+// dial connects to the exporter, first at its IPv4 addresses: some name servers never answer for
+// the others. Each has a share of the time, as it may hang, and all is over before the deadline of
+// the fetch, so that the error says more. The context is not that of the fetch: the connection may
 // serve another one.
 func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, e.timeout-e.timeout/10)
+	defer cancel()
+	var dialer net.Dialer
 	if e.socket != "" {
-		network, addr = "unix", e.socket
+		return dialer.DialContext(ctx, "unix", e.socket)
 	}
-	dialer := net.Dialer{Timeout: e.timeout}
-	port, isLocal := strings.CutPrefix(strings.ToLower(addr), "localhost:")
-	if !isLocal {
-		return dialer.DialContext(ctx, network, addr)
-	}
-	// A resolver would ask a name server for localhost if there is no /etc/hosts.
-	conn, err := dialer.DialContext(ctx, network, "127.0.0.1:"+port)
-	if err != nil {
-		if conn, err := dialer.DialContext(ctx, network, "[::1]:"+port); err == nil {
-			return conn, nil
+	host, port, _ := net.SplitHostPort(addr)
+	var refused, unknown error // the first of each
+	for _, version := range []string{"ip4", "ip6"} {
+		hosts, err := e.addresses(ctx, version, host)
+		unknown = cmp.Or(unknown, err)
+		for _, host := range hosts {
+			dialer.Timeout = e.timeout / 2 / time.Duration(len(hosts))
+			conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, port))
+			if err == nil {
+				return conn, nil
+			}
+			refused = cmp.Or(refused, err)
 		}
 	}
-	return conn, err
+	return nil, cmp.Or(refused, unknown)
+}
+
+// addresses returns the addresses of a host. It asks no resolver for localhost, which would ask a
+// name server if there is no /etc/hosts.
+func (e *exporter) addresses(ctx context.Context, version, host string) (hosts []string, err error) {
+	_, notIP := netip.ParseAddr(host) // may have a zone
+	switch isLocal := strings.EqualFold(host, "localhost"); {
+	case isLocal && version == "ip6":
+		return []string{"::1"}, nil
+	case isLocal:
+		return []string{"127.0.0.1"}, nil
+	case notIP == nil && version == "ip6":
+		return nil, nil
+	case notIP == nil:
+		return []string{host}, nil
+	}
+	ips, err := e.lookup(ctx, version, host)
+	for _, ip := range ips {
+		hosts = append(hosts, ip.String())
+	}
+	return hosts, err
 }
 
 // errRedirect is the failure of an exporter that sends the program elsewhere, or in circles.
@@ -1505,6 +1546,9 @@ func (e *exporter) setHeaders(files []flagFile) error {
 	for _, f := range files {
 		err := eachLine(f.text, func(line string) error {
 			key, value, err := parseHeader(line)
+			if key == "Authorization" && (e.fixed.Get(key) != "" || e.tokenFile != "") {
+				err = errors.New("a flag gives another login")
+			}
 			headers.Add(key, value)
 			return err
 		})
@@ -1534,6 +1578,8 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		text = "http://localhost" + rest
 	}
 	u, err = url.Parse(text)
+	_, afterScheme, _ := strings.Cut(text, "://")
+	afterHost := strings.TrimLeftFunc(afterScheme, func(c rune) bool { return !strings.ContainsRune("/?#", c) })
 	switch {
 	case strings.ContainsAny(text, " \t\"'`"):
 		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
@@ -1542,6 +1588,10 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 			text += "/metrics" // most likely
 		}
 		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", text)
+	case isSocket && rest != "" && rest[0] != '/' && rest[0] != '?':
+		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
+	case strings.Contains(afterHost, "@"):
+		return nil, "", errors.New("an @ after the host: write %40, and in a password %2F for /, %3F for ? and %23 for #")
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
@@ -1574,6 +1624,7 @@ func parseHeader(line string) (key, value string, err error) {
 		err = errors.New("want a header like 'Authorization: Bearer x', or @FILE for a file of such lines")
 	case strings.ContainsFunc(value, control):
 		err = fmt.Errorf("the value of %s has a control character", key)
+	case key == "Connection" && strings.EqualFold(value, "close"): // net/http does so
 	case slices.Contains(ownHeaders, key):
 		err = fmt.Errorf("%s is set by the program", key)
 	}
@@ -1659,7 +1710,7 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	case errors.Is(err, errTooLarge):
 		return fs.tooLarge(err)
 	case err != nil:
-		failed = &failure{reason: "file", err: err}
+		failed = &failure{reason: "file", err: withLimit(err)}
 	}
 	for i, name := range names {
 		if ctx.Err() != nil {
@@ -1781,7 +1832,7 @@ const meta = `*?[\`
 func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	file, before, err := fs.open(name)
 	if err != nil {
-		return &failure{reason: "file", err: err}
+		return &failure{reason: "file", err: withLimit(err)}
 	}
 	defer file.Close()
 	r.files = append(r.files, fileTime{readable(name), before.ModTime()})
@@ -2288,7 +2339,7 @@ func startFailure(name string, err error) *failure {
 	case errors.As(err, &withPath):
 		err = withPath.Err // without the whole path once more
 	}
-	return fail("start", "failed to start %s: %w", shownName(name), err)
+	return fail("start", "failed to start %s: %w", shownName(name), withLimit(err))
 }
 
 // exitFailure says how a command ended.

@@ -1022,8 +1022,8 @@ func (f *flags) checkSources() {
 		if s.keyFile != "" && s.certFile == "" {
 			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
 		}
-		if s.tokenFile != "" && s.hasLogin() {
-			f.fault("--bearer-token-file %s: not together with a user in the URL or --header Authorization", s.name)
+		if s.logins() > 1 {
+			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
 		}
 		if needs != "" && f.modes["once"] {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
@@ -1035,13 +1035,20 @@ func (f *flags) checkSources() {
 	}
 }
 
-// hasLogin reports whether the flags say how to log in to an exporter.
-func (s *sourceConfig) hasLogin() bool {
-	u, _, err := parseURL(s.target)
-	return err == nil && u.User != nil || slices.ContainsFunc(s.headers, func(line string) bool {
-		key, _, _ := parseHeader(line)
-		return key == "Authorization"
-	})
+// logins counts how often the flags say how to log in to an exporter.
+func (s *sourceConfig) logins() (n int) {
+	if s.tokenFile != "" {
+		n++
+	}
+	if u, _, err := parseURL(s.target); err == nil && u.User != nil {
+		n++
+	}
+	for _, line := range s.headers {
+		if key, _, _ := parseHeader(line); key == "Authorization" {
+			n++
+		}
+	}
+	return n
 }
 
 // alone reports whether no other source is served where s is.

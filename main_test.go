@@ -27,6 +27,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -1699,6 +1700,7 @@ func TestSameAuthority(t *testing.T) {
 	f("https://h/metrics", "", "https://h:443/m", true)
 	f("http://h:9100/metrics", "", "http://h/m", false)
 	f("http://h/metrics", "", "https://h/m", false)
+	f("https://h/metrics", "", "http://h:443/m", false)
 	f("http://h/metrics", "", "//h2/m", false)
 	f("http://h/metrics", "", "http://h:8080/m", false)
 	f("http://h:9100/metrics", "app.example", "http://app.example/m", true)
@@ -1710,7 +1712,8 @@ func TestSameAuthority(t *testing.T) {
 	f("http://[fe80::1%25eth0]:9100/metrics", "", "http://[fe80::1%25eth0]:9100/m", true)
 }
 
-// TestReconnect closes the kept connection to an exporter at SIGHUP and every five minutes.
+// TestReconnect closes the kept connection to an exporter at SIGHUP and every five minutes, or after
+// each answer if a header says so.
 func TestReconnect(t *testing.T) {
 	closed := make(chan bool, 1)
 	exporter := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") }))
@@ -1721,10 +1724,13 @@ func TestReconnect(t *testing.T) {
 	}
 	exporter.Start()
 	defer exporter.Close()
-	p, _ := newTestProgram(t, "--http", "x="+exporter.URL)
-	if r := fetchOnce(p.sources[0]); r.failure != nil {
-		t.Fatal(r.failure.err)
+	p, _ := newTestProgram(t, "--http", "x="+exporter.URL, "--http", "single="+exporter.URL, "--header", "single:Connection: close")
+	for _, s := range p.sources {
+		if r := fetchOnce(s); r.failure != nil {
+			t.Fatal(r.failure.err)
+		}
 	}
+	<-closed // of the second
 	p.exporters[0].reconnect()
 	<-closed
 	synctest.Test(t, func(t *testing.T) {
@@ -1744,6 +1750,50 @@ func TestReconnect(t *testing.T) {
 		}
 		cancel()
 	})
+}
+
+// TestAddresses tries all addresses of an exporter's name, though some hang or IPv6 ones are not
+// told, and names the name server if it says nothing.
+func TestAddresses(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.77:0")
+	if err != nil {
+		t.Skip(err)
+	}
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "a 1\n") }))
+	defer l.Close()
+	port := l.Addr().(*net.TCPAddr).Port
+	hangs, _ := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	defer syscall.Close(hangs)
+	if err := cmp.Or(syscall.Bind(hangs, &syscall.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 78}}), syscall.Listen(hangs, 0)); err != nil {
+		t.Skip(err)
+	}
+	for range 2 { // its queue is full then
+		if conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.78:%d", port), time.Second); err == nil {
+			defer conn.Close()
+		}
+	}
+	p, _ := newTestProgram(t, "--http", fmt.Sprintf("x=http://many.test:%d", port), "--timeout", "3s")
+	var known []netip.Addr
+	p.exporters[0].lookup = func(ctx context.Context, version, host string) ([]netip.Addr, error) {
+		if version == "ip4" && known != nil {
+			return known, nil
+		}
+		<-ctx.Done()
+		return nil, &net.DNSError{Name: host, Err: "i/o timeout", IsTimeout: true}
+	}
+	for range 9 {
+		known = append(known, netip.MustParseAddr("127.0.0.78"))
+	}
+	known = append(known, netip.MustParseAddr("127.0.0.77"))
+	if r := fetchOnce(p.sources[0]); r.failure != nil {
+		t.Errorf("after 9 others: %v", r.failure.err)
+	}
+	known = nil
+	p.exporters[0].reconnect()
+	wantContains(t, get(t, p, "/metrics").Body.String(), `failures_total{exporter_name="x",reason="connect"} 1`)
+	if f := p.sources[0].status.last.failure; f.err.Error() != "lookup many.test: no answer" {
+		t.Error(f.err)
+	}
 }
 
 // TestZone asks an exporter at a link-local address.
@@ -2458,6 +2508,9 @@ func TestFewFiles(t *testing.T) {
 	s := startIn(t, []string{"/bin/sh", "-c", `ulimit -n 20; exec "$@"`, "sh"}, args...)
 	if page := httpGet(t, s.url+"/metrics"); strings.Count(page, "\nx{") != 22 {
 		t.Errorf("not all sources are up:\n%s", page)
+	}
+	if err := withLimit(&os.PathError{Op: "open", Err: syscall.EMFILE}); !strings.Contains(err.Error(), "ulimit -n") {
+		t.Error(err)
 	}
 }
 
