@@ -1032,7 +1032,7 @@ type workspace struct {
 	window []byte // of the parser
 	likely int    // size of the exposition
 	index  map[uint64]int32
-	pieces []piece
+	blocks []block
 
 	// more returns a larger limit for an exposition that is to take so many bytes, or the
 	// old one if there is no more to be had. Nil if the limit is fixed.
@@ -1048,7 +1048,7 @@ func labelBody(
 	l := newLabeller(e, added)
 	l.p = parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics}
 	if w.index != nil {
-		l.index, l.pieces = w.index, w.pieces[:0]
+		l.index, l.blocks = w.index, w.blocks[:0]
 	}
 	err := l.readLines(w.more, limit)
 	w.window, w.index = nil, nil
@@ -1057,7 +1057,7 @@ func labelBody(
 	}
 	if len(l.e.families) < 1<<12 { // to clear a large map takes long, however few it holds
 		clear(l.index)
-		w.index, w.pieces = l.index, l.pieces
+		w.index, w.blocks = l.index, l.blocks
 	}
 	switch {
 	case err != nil:
@@ -1074,7 +1074,7 @@ type labeller struct {
 	e         *exposition
 	added     *addedLabels
 	index     map[uint64]int32  // numbers of the families, see slot
-	pieces    []piece           // all lines, as they came
+	blocks    []block           // all lines, as they came
 	at        int               // number of the family of the last line, -1 before the first
 	described description       // what metadata says of the lines that follow; without a name if there is none
 	prefix    []byte            // what samples of this name begin with: name, brace and added labels
@@ -1085,8 +1085,8 @@ type labeller struct {
 	stored    metricType        // histogram or summary if bounds are written as Prometheus 3 stores them for it
 }
 
-// piece is where lines of one family stand together.
-type piece struct {
+// block is where lines of one family stand together.
+type block struct {
 	family int32
 	span
 }
@@ -1139,7 +1139,7 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 
 // held is the memory that the exposition so far and a page made of it take, in bytes.
 func (l *labeller) held() int {
-	return len(l.e.buf) + len(l.e.families)*familySize + len(l.pieces)*2*12 // pieces may have grown to double
+	return len(l.e.buf) + len(l.e.families)*familySize + len(l.blocks)*2*12 // blocks may have grown to double
 }
 
 // describe keeps what a line of metadata says until the samples come, for in OpenMetrics the
@@ -1270,7 +1270,7 @@ func (l *labeller) sample() {
 	} else {
 		l.relabel()
 	}
-	l.pieces[len(l.pieces)-1].to = uint32(len(l.e.buf))
+	l.blocks[len(l.blocks)-1].to = uint32(len(l.e.buf))
 	if len(l.p.stamp)+len(l.p.exemplar) > 0 {
 		f.moments, f.quoted = true, f.quoted || l.p.quotes
 	}
@@ -1302,9 +1302,9 @@ func (l *labeller) enter() {
 	if len(l.added.text) > 0 {
 		l.prefix = append(append(l.prefix, l.added.text...), ',')
 	}
-	last, here := len(l.pieces)-1, uint32(len(l.e.buf))
-	if last < 0 || l.pieces[last].family != int32(l.at) || l.pieces[last].to != here {
-		l.pieces = append(l.pieces, piece{int32(l.at), span{here, here}})
+	last, here := len(l.blocks)-1, uint32(len(l.e.buf))
+	if last < 0 || l.blocks[last].family != int32(l.at) || l.blocks[last].to != here {
+		l.blocks = append(l.blocks, block{int32(l.at), span{here, here}})
 	}
 }
 
@@ -1584,7 +1584,7 @@ func appendRespelled(dst, text []byte, escapes string) []byte {
 // isScattered reports whether lines of a family stand in several places.
 func (l *labeller) isScattered() bool {
 	seen := make([]bool, len(l.e.families))
-	for _, r := range l.pieces {
+	for _, r := range l.blocks {
 		if seen[r.family] {
 			return true
 		}
@@ -1599,7 +1599,7 @@ func (l *labeller) finish() {
 	if l.isScattered() {
 		l.gather()
 	} else {
-		for _, r := range l.pieces {
+		for _, r := range l.blocks {
 			l.e.families[r.family].lines = r.span
 		}
 	}
@@ -1633,7 +1633,7 @@ func (l *labeller) leaveOut() {
 // gather writes the buffer anew, with the lines of each family together.
 func (l *labeller) gather() {
 	old := l.e.buf
-	for _, r := range l.pieces {
+	for _, r := range l.blocks {
 		l.e.families[r.family].lines.to += r.to - r.from
 	}
 	l.e.buf = make([]byte, 0, len(old))
@@ -1644,7 +1644,7 @@ func (l *labeller) gather() {
 		f.lines = span{f.help.to, f.help.to}
 		l.e.buf = l.e.buf[:len(l.e.buf)+size]
 	}
-	for _, r := range l.pieces {
+	for _, r := range l.blocks {
 		f := &l.e.families[r.family]
 		f.lines.to += uint32(copy(l.e.buf[f.lines.to:], old[r.from:r.to]))
 	}
