@@ -91,25 +91,33 @@ type fetcher interface {
 	check() error
 }
 
+// shared is what all sources share.
+type shared struct {
+	log       *slog.Logger
+	userAgent string
+	windows   sync.Pool  // of *workspace
+	starts    sync.Mutex // held while a command is started
+}
+
 // newSource makes a source of flags that are good. All its fetches end with life.
-func newSource(life context.Context, c *sourceConfig, log *slog.Logger, windows *sync.Pool, starts *sync.Mutex) *source {
+func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
-	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: windows}
+	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: &sh.windows}
 	s.intake.budget.most = 4 * c.maxBytes
 	switch c.kind {
 	case "http":
 		s.places = 128
-		s.fetcher = newExporter(&s.intake, log)
+		s.fetcher = newExporter(&s.intake, sh)
 	case "file":
 		pattern, _ := goGlob(c.target)
 		s.fetcher = &files{intake: &s.intake, pattern: pattern, hangs: map[string]bool{}}
 	case "exec":
 		line, _ := parseCommand(c.target)
-		s.fetcher = &command{&s.intake, *line, starts}
+		s.fetcher = &command{&s.intake, *line, &sh.starts}
 	}
 	s.do = s.fetcher.fetch
 	s.budget, s.size = &s.intake.budget, s.intake.likelySize
-	s.report = func(r *result, changes int) { logFetch(log, c.name, r, changes) }
+	s.report = func(r *result, changes int) { logFetch(sh.log, c.name, r, changes) }
 	return s
 }
 
@@ -1190,9 +1198,9 @@ func (a accept) header() string {
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // newExporter makes an exporter of flags that are good.
-func newExporter(in *intake, log *slog.Logger) *exporter {
-	e, c := &exporter{intake: in, fixed: http.Header{}, lookup: net.DefaultResolver.LookupNetIP}, in.sourceConfig
-	e.userAgent = "reverse_exporter/" + readBuild().version
+func newExporter(in *intake, sh *shared) *exporter {
+	e, c := &exporter{intake: in, userAgent: sh.userAgent, fixed: http.Header{}}, in.sourceConfig
+	e.lookup = net.DefaultResolver.LookupNetIP
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
 		password, _ := user.Password()
@@ -1206,7 +1214,7 @@ func newExporter(in *intake, log *slog.Logger) *exporter {
 	}
 	e.headers.Store(&e.fixed)
 	watch := func(flag string, set func(files []flagFile) error, names ...string) {
-		w := &watched{set: set, changed: e.reconnect, log: log}
+		w := &watched{set: set, changed: e.reconnect, log: sh.log}
 		for _, name := range names {
 			w.files = append(w.files, flagFile{flag: "--" + flag + " " + c.name, name: name})
 		}
@@ -1244,6 +1252,16 @@ func (e *exporter) reconnect() {
 	if old != nil {
 		old.CloseIdleConnections()
 	}
+}
+
+// maxConnections is how many connections there may be at once: 1,024, or half of the files
+// that may be open beyond those that the program and a command need.
+func maxConnections() int {
+	var files syscall.Rlimit
+	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
+		return 1024
+	}
+	return int(max(2, min(1024, int64(min(files.Cur, 1<<20))/2-8)))
 }
 
 // String returns the URL without its user, password and query.
@@ -1591,7 +1609,7 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	case isSocket && rest != "" && rest[0] != '/' && rest[0] != '?':
 		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
 	case strings.Contains(afterHost, "@"):
-		return nil, "", errors.New("an @ after the host: write %40, and in a password %2F for /, %3F for ? and %23 for #")
+		return nil, "", errors.New("an @ after the host: write %40; in a password, %2F for /, %3F for ?, %23 for #")
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
@@ -1606,6 +1624,9 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	u.Fragment = ""
 	return u, socket, nil
 }
+
+// maxSocketPath is the longest path that a Unix socket may have on every system, in bytes.
+const maxSocketPath = 103
 
 // isPort reports whether text is a port, or is empty if it may be.
 func isPort(text string, mayBeEmpty bool) bool {
@@ -1837,7 +1858,9 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	defer file.Close()
 	r.files = append(r.files, fileTime{readable(name), before.ModTime()})
 	bodies := len(r.bodies)
-	end := readEnd(file, before.Size())
+	end := make([]byte, min(before.Size(), 4<<10)) // holds a short last line and some blank ones
+	n, _ := file.ReadAt(end, before.Size()-int64(len(end)))
+	end = end[:n]
 	openMetrics := endsOpenMetrics(end)
 	if len(end) > 0 && end[len(end)-1] != '\n' && !openMetrics {
 		return fail("file", "%s does not end in a newline: it may be half written", name)
@@ -1897,14 +1920,6 @@ func openRegular(name string) (*os.File, os.FileInfo, error) {
 
 // errFolder is the failure to open a folder as a file.
 var errFolder = errors.New("is a folder")
-
-// readEnd returns the last bytes of a file, enough to hold a short last line and some blank
-// ones.
-func readEnd(file *os.File, size int64) []byte {
-	end := make([]byte, min(size, 4<<10))
-	n, _ := file.ReadAt(end, size-int64(len(end)))
-	return end[:n]
-}
 
 // ---- Commands
 

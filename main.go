@@ -263,7 +263,15 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	case c.modes["healthcheck"]:
 		return healthcheck(ctx, c.listen[0], stdout, stderr)
 	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *sourceConfig) bool { return s.kind == "exec" }):
-		return asInit(ctx, args, stderr)
+		path, err := os.Executable()
+		if err != nil { // there is no /proc
+			path = args[0]
+		}
+		code, err := supervise(ctx, path, args)
+		if err != nil {
+			return complain(stderr, code, err.Error())
+		}
+		return code
 	}
 	life, end := context.WithCancel(context.Background())
 	lines := newLogWriter(stderr)
@@ -271,7 +279,11 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	p.dropped = &lines.dropped
 	defer func() {
 		end()
-		within(time.Second, p.drain)
+		within(time.Second, func() { // without end, if a command hangs in the kernel
+			for _, s := range p.sources {
+				s.drain()
+			}
+		})
 		within(time.Second, lines.flush)
 	}()
 	if c.modes["check"] {
@@ -281,15 +293,16 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		if err := p.loadFiles(); err != nil {
 			return complain(lines, 1, strings.Split(err.Error(), "\n")...)
 		}
+		if c.modes["once"] {
+			return p.once(stdout)
+		}
 		return 0
 	})
 	switch {
-	case c.modes["once"] && status == 0:
-		return unlessDone(ctx, func() int { return p.once(stdout) })
-	case ctx.Err() != nil && !c.modes["once"]:
-		return 0 // as later, in serve
-	case status != 0:
+	case c.modes["once"] || status != 0 && ctx.Err() == nil:
 		return status
+	case ctx.Err() != nil:
+		return 0 // as later, in serve
 	}
 	listeners, err := p.listenAll()
 	if err != nil {
@@ -339,19 +352,11 @@ func within(d time.Duration, do func()) {
 	unlessDone(ctx, func() int { do(); return 0 })
 }
 
-// drain waits until all fetches have ended and their commands are killed: without end, if
-// one hangs in the kernel.
-func (p *program) drain() {
-	for _, s := range p.sources {
-		s.drain()
-	}
-}
-
 // program is what runs.
 type program struct {
-	listen      []address
-	build       build
-	log         *slog.Logger
+	listen []address
+	build  build
+	shared
 	sources     []*source            // in the order of the flags
 	exporters   []*exporter          // those of the http sources
 	endpoints   map[string][]*source // by path
@@ -367,9 +372,7 @@ type program struct {
 	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
 
-	withoutProcess bool       // it leaves out process_* and go_*
-	windows        sync.Pool  // of *workspace
-	starts         sync.Mutex // held while a command is started
+	withoutProcess bool // it leaves out process_* and go_*
 
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
@@ -386,9 +389,13 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 		dropped: new(atomic.Uint64)}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
-	p.log = newLog(c, stderr)
+	p.userAgent = ownName + "/" + p.build.version
+	o := &slog.HandlerOptions{Level: c.logLevel}
+	if p.log = slog.New(slog.NewTextHandler(stderr, o)); c.logFormat == "json" {
+		p.log = slog.New(slog.NewJSONHandler(stderr, o))
+	}
 	for _, sc := range c.sources {
-		s := newSource(life, sc, p.log, &p.windows, &p.starts)
+		s := newSource(life, sc, &p.shared)
 		p.sources = append(p.sources, s)
 		if e, ok := s.fetcher.(*exporter); ok {
 			p.exporters = append(p.exporters, e)
@@ -413,15 +420,6 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 		watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	}
 	return p
-}
-
-// newLog returns the log that the flags ask for.
-func newLog(c *config, stderr io.Writer) *slog.Logger {
-	o := &slog.HandlerOptions{Level: c.logLevel}
-	if c.logFormat == "json" {
-		return slog.New(slog.NewJSONHandler(stderr, o))
-	}
-	return slog.New(slog.NewTextHandler(stderr, o))
 }
 
 // logWriter writes the log in a goroutine of its own. So a log that nobody reads, or whose
@@ -479,7 +477,13 @@ func (p *program) loadFiles() error {
 func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners []net.Listener) int {
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
-	p.logStart()
+	kinds := map[string]int{}
+	for _, s := range p.sources {
+		kinds[s.kind]++
+	}
+	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
+		"http", kinds["http"], "file", kinds["file"], "exec", kinds["exec"],
+		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
 	for i, l := range listeners {
 		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
 		go func() { failed <- server.Serve(l) }()
@@ -529,30 +533,6 @@ func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 			go w.refresh() // in a goroutine of its own, for its disk may hang
 		}
 	}
-}
-
-// logStart says what begins to run.
-func (p *program) logStart() {
-	kinds := map[string]int{}
-	for _, s := range p.sources {
-		kinds[s.kind]++
-	}
-	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
-		"http", kinds["http"], "file", kinds["file"], "exec", kinds["exec"],
-		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
-}
-
-// asInit runs the program as a child of itself.
-func asInit(ctx context.Context, args []string, stderr io.Writer) int {
-	path, err := os.Executable()
-	if err != nil { // there is no /proc
-		path = args[0]
-	}
-	code, err := supervise(ctx, path, args)
-	if err != nil {
-		fmt.Fprintln(stderr, "reverse_exporter:", err)
-	}
-	return code
 }
 
 // supervise runs the program once more as a child, and does what PID 1 has to do: it
@@ -664,15 +644,6 @@ func (f *flags) fault(format string, args ...any) {
 	f.faults = append(f.faults, fmt.Sprintf(format, args...))
 }
 
-// optionNamed returns the option of a name, nil if there is none.
-func optionNamed(name string) *option {
-	i := slices.IndexFunc(options, func(o option) bool { return o.name == name && name != "" })
-	if i < 0 {
-		return nil
-	}
-	return &options[i]
-}
-
 // readArgs reads the command line, and goes on after each fault.
 func (f *flags) readArgs(args []string) {
 	var last *option // the flag before, nil if there is no such flag
@@ -682,7 +653,10 @@ func (f *flags) readArgs(args []string) {
 		if name == "h" {
 			name = "help"
 		}
-		o := optionNamed(name)
+		var o *option
+		if i := slices.IndexFunc(options, func(o option) bool { return o.name == name && name != "" }); i >= 0 {
+			o = &options[i]
+		}
 		switch {
 		case !isFlag:
 			f.stray(i, args[i], last)
@@ -1252,9 +1226,6 @@ type address struct {
 	tls           bool
 }
 
-// maxSocketPath is the longest path that a Unix socket may have on every system, in bytes.
-const maxSocketPath = 103
-
 // listenAll opens all listeners, or none.
 func (p *program) listenAll() ([]net.Listener, error) {
 	var listeners []net.Listener
@@ -1431,16 +1402,6 @@ func (cs *connections) end() {
 			cs.close(conn)
 		}
 	}
-}
-
-// maxConnections is how many connections there may be at once: 1,024, or half of the files
-// that may be open beyond those that the program and a command need.
-func maxConnections() int {
-	var files syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
-		return 1024
-	}
-	return int(max(2, min(1024, int64(min(files.Cur, 1<<20))/2-8)))
 }
 
 // evict closes a connection in favour of a new one of the client. The caller holds mu.

@@ -3008,7 +3008,7 @@ func TestDrain(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
 		waited := func() time.Duration {
 			begin := time.Now()
-			within(time.Second, p.drain)
+			within(time.Second, p.sources[0].drain)
 			return time.Since(begin)
 		}
 		p.sources[0].runs.Go(func() { time.Sleep(500 * time.Millisecond) })
