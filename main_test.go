@@ -2296,11 +2296,13 @@ func TestInit(t *testing.T) {
 		t.Skip("no PID namespace can be made here")
 	}
 	dir := t.TempDir()
+	token := writeFile(t, dir, "token", "one")
 	orphans := writeFile(t, dir, "orphans", "#!/bin/sh\n(sleep 0.01 &)\nsetsid sh -c 'sleep 0.01 &' &\nwait\necho a 1\n")
 	judged := writeFile(t, dir, "judged", "#!/bin/sh\necho b 1\nexit $1\n")
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
 		s := startIn(t, []string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc"},
-			"--exec", "orphans="+orphans, "--exec", "judged="+judged+" {code=0}", "--path", "judged:/judged")
+			"--exec", "orphans="+orphans, "--exec", "judged="+judged+" {code=0}", "--path", "judged:/judged",
+			"--http", "x=http://127.0.0.1:1", "--bearer-token-file", "x:"+token, "--path", "x:/x")
 		for i := range 100 {
 			if body := httpGet(t, s.url+"/metrics"); !strings.Contains(body, `source_up{exporter_name="orphans"} 1`) {
 				t.Fatalf("run %d:\n%s", i, body)
@@ -2317,6 +2319,15 @@ func TestInit(t *testing.T) {
 		}
 		if !eventually(func() bool { return len(childrenOf(t, init[0])) == 1 }) { // the program itself
 			t.Fatalf("PID 1 has the children %v, want one", childrenOf(t, init[0]))
+		}
+		begun := time.Now()
+		for n := 1; n <= 3; n++ { // every 5 s it would look without a signal
+			replaceFile(t, dir, "token", strconv.Itoa(n))
+			syscall.Kill(init[0], syscall.SIGHUP)
+			eventually(func() bool { return strings.Count(s.log.String(), "reloaded a changed file") == n })
+		}
+		if d := time.Since(begun); d > 8*time.Second {
+			t.Errorf("three times SIGHUP took %v:\n%s", d, &s.log)
 		}
 		syscall.Kill(init[0], sig)
 		if err := s.Wait(); err != nil {
