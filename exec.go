@@ -677,23 +677,24 @@ func (w *waterfall) isIdle(k *key) bool { return len(k.tickets) == 0 && !w.isRun
 
 // ---- Taking turns
 
-// turn is what only one can have at a time. Those who wait are served by client address: the
-// second waiter of a client comes after the first ones of all others, its third after their
-// second, and so on. So nobody waits longer because another client asks more often.
+// turn is what only one can have at a time, and takes CPU. It goes to the client that has had it for
+// the shortest time within the last minute, so that who asks for what is dear, or often, does not
+// hold up the others.
 type turn struct {
 	most int // of one client that may wait, 0 for any number
 
 	mu      sync.Mutex // guards all below
 	taken   bool
-	waiting []*waiter // in order of arrival
-	round   int       // of the last waiter that got the turn
-	last    string    // its client
+	holder  string                      // the client that has it
+	since   time.Time                   // from when it has it
+	waiting []*waiter                   // in order of arrival
+	spent   [2]map[string]time.Duration // by client: since minute, and in the minute before
+	minute  time.Time
 }
 
 // waiter is one who waits for a turn.
 type waiter struct {
-	client string // see clientOf
-	round  int
+	client string        // see clientOf
 	come   chan struct{} // closed when its turn has come
 }
 
@@ -720,14 +721,10 @@ func (t *turn) wait(ctx context.Context, client string) error {
 func (t *turn) join(client string) (*waiter, error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	own := &waiter{client: client, round: t.round, come: make(chan struct{})}
-	if client == t.last {
-		own.round++
-	}
+	own := &waiter{client: client, come: make(chan struct{})}
 	n := 0 // of the client
 	for _, other := range t.waiting {
 		if other.client == client {
-			own.round = max(own.round, other.round+1)
 			n++
 		}
 	}
@@ -750,20 +747,29 @@ func (t *turn) leave(own *waiter) {
 	}
 }
 
-// pass hands the turn to the one who is next.
+// pass charges the turn to the client that had it, and hands it to the one who is next.
 func (t *turn) pass() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	if now := time.Now(); now.Sub(t.minute) >= time.Minute {
+		t.spent = [2]map[string]time.Duration{{}, t.spent[0]}
+		if now.Sub(t.minute) >= 2*time.Minute {
+			t.spent[1] = nil
+		}
+		t.minute = now
+	}
+	t.spent[0][t.holder] += time.Since(t.since)
 	t.next()
 }
 
-// next gives the turn to the first waiter of the lowest round. The caller holds mu.
+// next gives the turn to a waiter of the client that has had least. The caller holds mu.
 func (t *turn) next() {
 	if t.taken = len(t.waiting) > 0; !t.taken {
 		return
 	}
-	first := slices.MinFunc(t.waiting, func(a, b *waiter) int { return cmp.Compare(a.round, b.round) })
-	t.round, t.last = first.round, first.client
+	cost := func(w *waiter) time.Duration { return t.spent[0][w.client] + t.spent[1][w.client] }
+	first := slices.MinFunc(t.waiting, func(a, b *waiter) int { return cmp.Compare(cost(a), cost(b)) })
+	t.holder, t.since = first.client, time.Now()
 	t.remove(first)
 	close(first.come)
 }

@@ -1810,7 +1810,7 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 
 // send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
 func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
-	defer p.pages.close(sp)
+	defer p.pages.close(sp, clientOf(r.RemoteAddr))
 	if down := p.unavailable(r, sp.sources, sp.results); down != "" {
 		p.refuse(w, down, http.StatusServiceUnavailable)
 		return
@@ -1830,8 +1830,10 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	paced := &pacer{chunks: chunks, control: control, page: sp.ctx}
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, paced, make([]byte, 32<<10)) // w's ReadFrom would take two of these
+	paced := &pacer{chunks: chunks, control: control, pages: &p.pages, page: sp}
+	buf := newChunk(&p.pages.chunks)
+	defer p.pages.chunks.Put(buf)
+	_, err := io.CopyBuffer(struct{ io.Writer }{w}, paced, buf[:]) // w's ReadFrom would take two of these
 	if !uncut() || err != nil {
 		p.log.Debug("a scraper was cut off", "err", err)
 		panic(http.ErrAbortHandler)
@@ -1844,7 +1846,8 @@ type pacer struct {
 	chunks  [][]byte
 	chunk   []byte // what is left of the last one
 	control *http.ResponseController
-	page    context.Context
+	pages   *pages
+	page    *sharedPage
 	left    int // bytes to read before the next 10 s
 }
 
@@ -1853,7 +1856,8 @@ func (o *pacer) Read(b []byte) (n int, err error) {
 		o.left = 256 << 10
 		o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
 	}
-	if err := o.page.Err(); err != nil { // after the deadline, which the cut may have set before
+	o.pages.progress(o.page)
+	if err := o.page.ctx.Err(); err != nil { // after the deadline, which the cut may have set before
 		return 0, err
 	}
 	if len(o.chunk) == 0 && len(o.chunks) == 0 {
@@ -1902,7 +1906,7 @@ func (p *program) render(
 		own.addFindings(told, m.findings)
 		m.renew(bodies[0][0], own.read(false).as(f)[0])
 	}
-	return m.write(ctx)
+	return m.write(ctx, &p.pages.chunks)
 }
 
 // about returns what the status metrics tell of the program.

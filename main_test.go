@@ -749,7 +749,7 @@ func mustRead(t testing.TB, text string, openMetrics bool, added *addedLabels) *
 // pageOf merges bodies on a page.
 func pageOf(f form, expositions ...*exposition) *page {
 	m := mergedOf(f, expositions)
-	pg, _ := m.write(context.Background())
+	pg, _ := m.write(context.Background(), new(sync.Pool))
 	return pg
 }
 
@@ -3034,6 +3034,7 @@ func TestDrain(t *testing.T) {
 // opener opens pages of a result for a test, and counts how often one is rendered.
 type opener struct {
 	*testing.T
+	client  string
 	p       *program
 	sources []*source
 	renders atomic.Int32
@@ -3047,6 +3048,7 @@ func newOpener(t *testing.T, args ...string) *opener {
 // open opens a page as a scrape does.
 func (o *opener) open(ctx context.Context, r *result, takes accept, gzip bool) (*sharedPage, error) {
 	return o.p.pages.open(ctx, &pageRequest{
+		client:  o.client,
 		sources: o.sources,
 		takes:   takes,
 		gzip:    gzip,
@@ -3089,20 +3091,41 @@ func TestPages(t *testing.T) {
 		if d := time.Since(begin); d != readTime*2/10 || all[0].ctx.Err() == nil || all[1].ctx.Err() != nil {
 			t.Errorf("the ninth page came after %v", d)
 		}
-		p.pages.close(all[0]) // as its reader does, who was cut off
+		p.pages.close(all[0], "") // as its reader does, who was cut off
 		begin = time.Now()
 		go open()
 		synctest.Wait()
 		if len(all) != 9 {
 			t.Error("there are nine pages")
 		}
-		p.pages.close(all[5])
+		p.pages.close(all[5], "")
 		synctest.Wait()
 		if len(all) != 10 || len(p.pages.alive) != maxPages || time.Since(begin) != 0 {
 			t.Errorf("%d pages opened, %d alive after one was closed", len(all), len(p.pages.alive))
 		}
 		for i, sp := range all {
 			if cut := sp.ctx.Err() != nil; cut != (i == 0 || i == 5) {
+				t.Errorf("page %d: cut off %v", i, cut)
+			}
+		}
+	})
+}
+
+// TestWhoIsCutOff cuts off readers of the client that reads most pages, and of others the one that
+// has not read for longest; one that reads is not cut off for those who do not.
+func TestWhoIsCutOff(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOpener(t)
+		pages := &o.p.pages
+		var all []*sharedPage
+		for _, client := range strings.Fields("honest a b greedy greedy c d e f g") {
+			o.client = client
+			all = append(all, o.page(&result{}, false))
+			time.Sleep(readTime)
+			pages.progress(all[0])
+		}
+		for i, sp := range all {
+			if cut := sp.ctx.Err() != nil; cut != (i == 3 || i == 1) { // a greedy one, then the one that stopped first
 				t.Errorf("page %d: cut off %v", i, cut)
 			}
 		}
@@ -3124,7 +3147,7 @@ func TestPageIsShared(t *testing.T) {
 		if third != first || fourth != first || o.renders.Load() != 1 {
 			t.Error("compressed scrapes have another page")
 		}
-		if time.Since(first.made) != 0 {
+		if time.Since(first.read) != 0 {
 			t.Error("who waited until a page was compressed may be cut off at once")
 		}
 		unzipped, _ := gzip.NewReader(bytes.NewReader(first.zipped))
@@ -3137,18 +3160,18 @@ func TestPageIsShared(t *testing.T) {
 		if big == first || big.zipped == nil {
 			t.Error("another result has the same page, or one that is not compressed")
 		}
-		p.pages.close(big)
+		p.pages.close(big, "")
 		big = o.page(&result{bodies: []*exposition{body}}, true)
 		if size := len(big.zipped); cap(big.zipped) > size*3/2 {
 			t.Errorf("%d bytes of memory for %d that are compressed", cap(big.zipped), size)
 		}
 		for _, sp := range []*sharedPage{first, second, third} {
-			p.pages.close(sp)
+			p.pages.close(sp, "")
 			if sp.ctx.Err() != nil || !slices.Contains(p.pages.alive, sp) {
 				t.Error("a page is dropped though a reader is left")
 			}
 		}
-		p.pages.close(fourth)
+		p.pages.close(fourth, "")
 		if first.ctx.Err() == nil || slices.Contains(p.pages.alive, first) {
 			t.Error("a page is kept though all its readers left")
 		}
@@ -3243,7 +3266,7 @@ func TestWaitingForPages(t *testing.T) {
 			t.Errorf("%d scrapes have a page, rendered %d times, compressed %d times", len(opened), o.renders.Load(), len(compressed))
 		}
 		for _, sp := range opened {
-			p.pages.close(sp)
+			p.pages.close(sp, "")
 		}
 		if len(p.pages.alive) != 0 || p.pages.turn.taken {
 			t.Error("something is left when all pages are closed")
@@ -3265,7 +3288,7 @@ func TestRenderEnds(t *testing.T) {
 			if least := strings.Count(pageText(sp.page), "# TYPE ") + len(sp.chunks); looks < least {
 				t.Errorf("%d looks at the context, want one for each family and each chunk, %d", looks, least)
 			}
-			p.pages.close(sp)
+			p.pages.close(sp, "")
 		} else if err != context.Canceled || sp != nil {
 			t.Fatalf("%v, %v", sp, err)
 		}
@@ -3299,6 +3322,7 @@ func TestTurn(t *testing.T) {
 		"a1 a2 a3 a4 a5 a6 b1 c1 > > > > > >":      "a1 no a5 no a6 b1 c1 a2 a3 a4", // three may wait
 		"a1 b1 b2 a2 > > > >":                      "a1 b1 b2 a2",                   // both have one before
 		"a1 a2 b1 b1- c1 > > >":                    "a1 c1 a2",
+		"a1 b1 b2 a2 > >> > >":                     "a1 b1 a2 b2", // b1 had it for longer
 		"a1 > b1 > a2 a3 b2 > > >":                 "a1 b1 a2 b2 a3",
 		"a1 a2 a3 a4 > a5 b1 > > > > > > > b2 > >": "a1 a2 b1 a3 a4 a5 b2",
 	} {
@@ -3309,7 +3333,8 @@ func TestTurn(t *testing.T) {
 			for _, word := range strings.Fields(scene) {
 				name, leaves := strings.CutSuffix(word, "-")
 				switch {
-				case word == ">":
+				case word[0] == '>': // whoever has it, for so many seconds
+					time.Sleep(time.Duration(len(word)) * time.Second)
 					turns.pass()
 				case leaves:
 					leave[name]()

@@ -492,14 +492,27 @@ func (f *findings) add(about pair, family string) {
 type page struct {
 	chunks [][]byte
 	size   int
-	tail   []byte // the chunk being filled
+	tail   []byte     // the chunk being filled
+	own    []*chunk   // what the chunks of its own are in
+	pool   *sync.Pool // of chunks
 	form   form
 	*findings
 }
 
-// write writes the page. It fails if ctx ends.
-func (m *merged) write(ctx context.Context) (*page, error) {
-	pg := &page{form: m.form, findings: m.findings}
+// chunk is memory of a page, and of its way to a reader.
+type chunk [32 << 10]byte
+
+// newChunk returns one that is not in use.
+func newChunk(pool *sync.Pool) *chunk {
+	if c, ok := pool.Get().(*chunk); ok {
+		return c
+	}
+	return new(chunk)
+}
+
+// write writes the page, in chunks of a pool where it holds text of its own. It fails if ctx ends.
+func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
+	pg := &page{form: m.form, findings: m.findings, pool: pool}
 	for _, g := range m.groups {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -528,7 +541,8 @@ func (pg *page) addFamily(g group) {
 	}
 	if cap(pg.tail)-len(pg.tail) < 1<<10 {
 		pg.flush()
-		pg.tail = make([]byte, 0, 32<<10)
+		pg.own = append(pg.own, newChunk(pg.pool))
+		pg.tail = pg.own[len(pg.own)-1][:0]
 	}
 	pg.addMetadata(g)
 	for _, p := range g {
@@ -814,15 +828,15 @@ type pages struct {
 	freed chan struct{} // has room for one who tells that a page was closed
 
 	mu    sync.Mutex    // guards alive, and the readers and the compressed form of each page
-	alive []*sharedPage // oldest first
-	ratio float64       // compressed to plain size of the last page; for the one who has the turn
+	alive []*sharedPage // in the order they were made
 
+	chunks  sync.Pool // of *chunk
 	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
 }
 
 // maxPages is how many pages may be alive at once, and maxPageBytes how large they may be
-// together when another is made. If need be, the readers of the oldest are cut off, unless it
-// is younger than readTime.
+// together when another is made. If need be, the readers of one are cut off, unless one of them
+// has made progress within readTime.
 const maxPages, maxPageBytes, readTime = 8, 128 << 20, 500 * time.Millisecond
 
 // pageRequest is what a scraper wants.
@@ -850,9 +864,9 @@ type sharedPage struct {
 	sources []*source
 	results []*result
 	form    form
-	zipped  []byte // nil until a scraper wants it
-	made    time.Time
-	readers int
+	zipped  []byte          // nil until a scraper wants it
+	readers map[string]int  // by client, those of none as well
+	read    time.Time       // when one of them made progress
 	ctx     context.Context // done when its readers are to be cut off
 	cut     context.CancelFunc
 }
@@ -879,7 +893,7 @@ func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, erro
 		err = ps.zip(ctx, sp)
 	}
 	if err != nil {
-		ps.close(sp)
+		ps.close(sp, want.client)
 		return nil, err
 	}
 	return sp, nil
@@ -895,7 +909,7 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	for _, sp := range ps.alive {
 		same := sp.form == f && slices.Equal(sp.sources, want.sources) && slices.Equal(sp.results, results)
 		if same && (sp.zipped != nil || !zipped) {
-			sp.readers++
+			sp.readers[want.client]++
 			return sp
 		}
 	}
@@ -913,18 +927,18 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	if err != nil {
 		return nil, err
 	}
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: 1}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: map[string]int{want.client: 1}}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	sp.made = time.Now()
+	sp.read = time.Now()
 	ps.alive = append(ps.alive, sp)
 	return sp, nil
 }
 
 // makeRoom waits until there is room for a page. It fails if ctx ends.
 func (ps *pages) makeRoom(ctx context.Context) error {
-	for wait := ps.cutOldest(); wait > 0; wait = ps.cutOldest() {
+	for wait := ps.cutOne(); wait > 0; wait = ps.cutOne() {
 		select {
 		case <-ps.freed:
 		case <-time.After(wait):
@@ -935,34 +949,62 @@ func (ps *pages) makeRoom(ctx context.Context) error {
 	return nil
 }
 
-// cutOldest cuts off the readers of the oldest page, if there is no room for another one.
-// It returns how long that has to wait if the oldest is too young.
-func (ps *pages) cutOldest() (wait time.Duration) {
+// cutOne cuts off the readers of a page if there is no room for another one: of the client that
+// reads most pages, and of these of the one that has not been read for longest. It returns how
+// long that has to wait if it was read just now.
+func (ps *pages) cutOne() (wait time.Duration) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	size := 0
+	held := map[string]int{} // pages by client
 	for _, sp := range ps.alive {
 		size += sp.size
+		for client := range sp.readers {
+			held[client]++
+		}
 	}
 	if len(ps.alive) < maxPages && size <= maxPageBytes {
 		return 0
 	}
-	if wait = readTime - time.Since(ps.alive[0].made); wait <= 0 {
-		ps.alive[0].cut()
-		ps.alive = slices.Delete(ps.alive, 0, 1)
+	least := func(sp *sharedPage) int { // that one of its readers has
+		n := maxPages
+		for client := range sp.readers {
+			n = min(n, held[client])
+		}
+		return n
+	}
+	first := slices.MinFunc(ps.alive, func(a, b *sharedPage) int {
+		return cmp.Or(cmp.Compare(least(b), least(a)), a.read.Compare(b.read))
+	})
+	if wait = readTime - time.Since(first.read); wait <= 0 {
+		first.cut()
+		ps.alive = slices.DeleteFunc(ps.alive, func(sp *sharedPage) bool { return sp == first })
 	}
 	return wait
 }
 
-// close takes a reader off a page, which is dropped with its last.
-func (ps *pages) close(sp *sharedPage) {
+// progress notes that a reader of the page has taken some of it.
+func (ps *pages) progress(sp *sharedPage) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	if sp.readers--; sp.readers > 0 {
+	sp.read = time.Now()
+}
+
+// close takes a reader off a page, which is dropped with its last.
+func (ps *pages) close(sp *sharedPage, client string) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if sp.readers[client]--; sp.readers[client] == 0 {
+		delete(sp.readers, client)
+	}
+	if len(sp.readers) > 0 {
 		return
 	}
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
+	for _, own := range sp.own {
+		ps.chunks.Put(own)
+	}
 	select {
 	case ps.freed <- struct{}{}:
 	default:
@@ -980,7 +1022,6 @@ func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
 		ps.zippers.Put(z)
 	}()
 	var out bytes.Buffer
-	out.Grow(int(1.1*ps.ratio*float64(sp.size)) + 1<<10) // or it would grow by doubling
 	z.Reset(&out)
 	for _, chunk := range sp.chunks {
 		if err := ctx.Err(); err != nil {
@@ -991,8 +1032,7 @@ func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
 	z.Close()
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	sp.zipped = out.Bytes()
-	sp.made = time.Now() // who waited for it begins to read now
-	ps.ratio = float64(len(sp.zipped)) / float64(sp.size)
+	sp.zipped = slices.Clone(out.Bytes()) // it has grown by doubling
+	sp.read = time.Now()                  // who waited for it begins to read now
 	return nil
 }
