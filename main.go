@@ -1821,7 +1821,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h.Set("Vary", "Accept, Accept-Encoding")
 	chunks, size := sp.chunks, sp.size
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
-		chunks, size = [][]byte{sp.zipped}, len(sp.zipped)
+		chunks, size = sp.zipped.chunks, sp.zipped.size
 		h.Set("Content-Encoding", "gzip")
 	}
 	h.Set("Content-Length", strconv.Itoa(size))

@@ -164,6 +164,7 @@ func (g group) types() typeSet {
 // samples: from a strict page all, otherwise that of another type. It has no say in what has samples.
 func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 	isEmpty := func(p *part) bool { return p.run.from == p.run.to }
+	groups = all[:0]
 	for _, g := range all {
 		if !slices.ContainsFunc(g, isEmpty) {
 			groups = append(groups, g)
@@ -274,6 +275,9 @@ func claimer(groups []group, name []byte) int {
 
 // settle carries out the verdicts. It fails if ctx ends.
 func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
+	if !slices.ContainsFunc(verdicts, func(v verdict) bool { return v != stays }) {
+		return nil
+	}
 	var rest, joined []*part
 	var split splitter
 	for i, g := range m.groups {
@@ -526,6 +530,32 @@ func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
 	return pg, nil
 }
 
+// Write adds text to the page.
+func (pg *page) Write(text []byte) (int, error) {
+	for rest := text; len(rest) > 0; {
+		if len(pg.tail) == cap(pg.tail) {
+			pg.nextChunk()
+		}
+		n := min(len(rest), cap(pg.tail)-len(pg.tail))
+		pg.tail, rest = append(pg.tail, rest[:n]...), rest[n:]
+	}
+	return len(text), nil
+}
+
+// nextChunk begins another chunk.
+func (pg *page) nextChunk() {
+	pg.flush()
+	pg.own = append(pg.own, newChunk(pg.pool))
+	pg.tail = pg.own[len(pg.own)-1][:0]
+}
+
+// free gives the chunks of the page's own back, once nobody reads it.
+func (pg *page) free() {
+	for _, own := range pg.own {
+		pg.pool.Put(own)
+	}
+}
+
 // addFamily adds one family. As it came, parts whose metadata has another name stand apart: those
 // of a counter foo with samples foo_total beside those of a counter foo_total.
 func (pg *page) addFamily(g group) {
@@ -540,9 +570,7 @@ func (pg *page) addFamily(g group) {
 		}
 	}
 	if cap(pg.tail)-len(pg.tail) < 1<<10 {
-		pg.flush()
-		pg.own = append(pg.own, newChunk(pg.pool))
-		pg.tail = pg.own[len(pg.own)-1][:0]
+		pg.nextChunk()
 	}
 	pg.addMetadata(g)
 	for _, p := range g {
@@ -644,11 +672,12 @@ func (m *ownMetrics) one(name string, t metricType, help string, value float64, 
 
 // read returns the metrics as an exposition. Sources may have the same series, unless telling.
 func (m *ownMetrics) read(telling bool) *exposition {
-	e, err := labelBody(bytes.NewReader(m.text), false, &addedLabels{telling: telling}, &workspace{}, math.MaxInt32)
-	if err != nil {
+	l := newLabeller(&exposition{buf: make([]byte, 0, 2*len(m.text)), telling: telling}, &addedLabels{})
+	l.p = parserOf(m.text, false)
+	if err := l.readLines(nil, math.MaxInt32); err != nil {
 		panic(err) // a fault in what is written above
 	}
-	return e
+	return l.e
 }
 
 // seen is what a scrape sees of a source.
@@ -830,8 +859,8 @@ type pages struct {
 	mu    sync.Mutex    // guards alive, and the readers and the compressed form of each page
 	alive []*sharedPage // in the order they were made
 
-	chunks  sync.Pool // of *chunk
-	zippers sync.Pool // of *gzip.Writer, which take 1.2 MB
+	chunks sync.Pool    // of *chunk
+	zipper *gzip.Writer // for the one who has the turn: to make one takes 1.2 MB
 }
 
 // maxPages is how many pages may be alive at once, and maxPageBytes how large they may be
@@ -864,7 +893,7 @@ type sharedPage struct {
 	sources []*source
 	results []*result
 	form    form
-	zipped  []byte          // nil until a scraper wants it
+	zipped  *page           // compressed, nil until a scraper wants it
 	readers map[string]int  // by client, those of none as well
 	read    time.Time       // when one of them made progress
 	ctx     context.Context // done when its readers are to be cut off
@@ -1002,8 +1031,9 @@ func (ps *pages) close(sp *sharedPage, client string) {
 	}
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
-	for _, own := range sp.own {
-		ps.chunks.Put(own)
+	sp.free()
+	if sp.zipped != nil {
+		sp.zipped.free()
 	}
 	select {
 	case ps.freed <- struct{}{}:
@@ -1013,26 +1043,23 @@ func (ps *pages) close(sp *sharedPage, client string) {
 
 // zip compresses a page. It fails if ctx ends.
 func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
-	z, ok := ps.zippers.Get().(*gzip.Writer)
-	if !ok {
-		z, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
+	if ps.zipper == nil {
+		ps.zipper, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
 	}
-	defer func() {
-		z.Reset(nil) // or it would hold the page
-		ps.zippers.Put(z)
-	}()
-	var out bytes.Buffer
-	z.Reset(&out)
+	zipped := &page{pool: &ps.chunks}
+	ps.zipper.Reset(zipped)
+	defer ps.zipper.Reset(nil) // or it would hold the page
 	for _, chunk := range sp.chunks {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		z.Write(chunk)
+		ps.zipper.Write(chunk)
 	}
-	z.Close()
+	ps.zipper.Close()
+	zipped.flush()
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	sp.zipped = slices.Clone(out.Bytes()) // it has grown by doubling
-	sp.read = time.Now()                  // who waited for it begins to read now
+	sp.zipped = zipped
+	sp.read = time.Now() // who waited for it begins to read now
 	return nil
 }

@@ -1031,8 +1031,10 @@ func (a *addedLabels) has(name []byte) bool {
 type workspace struct {
 	window []byte // of the parser
 	likely int    // size of the exposition
-	index  map[uint64]int32
-	blocks []block
+
+	families []family // see labeller
+	index    map[uint64]int32
+	blocks   []block
 
 	// more returns a larger limit for an exposition that is to take so many bytes, or the
 	// old one if there is no more to be had. Nil if the limit is fixed.
@@ -1048,7 +1050,7 @@ func labelBody(
 	l := newLabeller(e, added)
 	l.p = parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics}
 	if w.index != nil {
-		l.index, l.blocks = w.index, w.blocks[:0]
+		e.families, l.index, l.blocks = w.families[:0], w.index, w.blocks[:0]
 	}
 	err := l.readLines(w.more, limit)
 	w.window, w.index = nil, nil
@@ -1057,7 +1059,8 @@ func labelBody(
 	}
 	if len(l.e.families) < 1<<12 { // to clear a large map takes long, however few it holds
 		clear(l.index)
-		w.index, w.blocks = l.index, l.blocks
+		w.families, w.index, w.blocks = e.families, l.index, l.blocks
+		e.families = slices.Clone(e.families)
 	}
 	switch {
 	case err != nil:
