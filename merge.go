@@ -279,7 +279,7 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 		return nil
 	}
 	var rest, joined []*part
-	var split splitter
+	var lists [][]*part
 	for i, g := range m.groups {
 		if err := ctx.Err(); err != nil {
 			return err
@@ -294,7 +294,7 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 			case verdicts[i] == joins:
 				joined = append(joined, p.joining())
 			case p.several || !m.form.strict && (p.metricType == histogram || p.metricType == summary):
-				split.add(p, !m.form.strict)
+				lists = append(lists, p.split(!m.form.strict))
 			default:
 				f := *p.family
 				f.metricType, f.suffix, f.unit = untyped, 0, 0
@@ -303,7 +303,7 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 		}
 	}
 	slices.SortStableFunc(joined, (*part).compare)
-	m.groups = groupsOf(mergeParts(append([][]*part{rest, joined}, split.lists()...)))
+	m.groups = groupsOf(mergeParts(append(lists, rest, joined)))
 	return nil
 }
 
@@ -323,36 +323,13 @@ func (p *part) joining() *part {
 	return p.with(f)
 }
 
-// splitter splits families that have samples of several names: into one for each, without a type.
-type splitter struct {
-	bodies []*splitBody
-}
-
-// splitBody is what becomes of the families of one body.
-type splitBody struct {
-	from *exposition
-	rank int32
-	to   *labeller
-}
-
-// add splits a part.
-func (s *splitter) add(p *part, exact bool) {
-	i := slices.IndexFunc(s.bodies, func(b *splitBody) bool { return b.from == p.body })
-	if i < 0 {
-		e := &exposition{openMetrics: p.body.openMetrics, telling: p.body.telling}
-		i = len(s.bodies)
-		s.bodies = append(s.bodies, &splitBody{p.body, p.rank, newLabeller(e, &addedLabels{})})
-	}
-	s.bodies[i].to.rewrite(p.body, p.family, true, exact)
-}
-
-// lists returns the parts that were made, by body.
-func (s *splitter) lists() (lists [][]*part) {
-	for _, b := range s.bodies {
-		b.to.finish()
-		lists = append(lists, b.to.e.parts(b.rank))
-	}
-	return lists
+// split returns the part as families without a type, one for each sample name.
+func (p *part) split(exact bool) []*part {
+	e := &exposition{openMetrics: p.body.openMetrics, telling: p.body.telling}
+	l := newLabeller(e, &addedLabels{})
+	l.rewrite(p.body, p.family, true, exact)
+	l.finish()
+	return e.parts(p.rank)
 }
 
 // ---- Repeats
