@@ -241,8 +241,11 @@ func main() {
 
 // ---- Running
 
-// run is the program. It returns the exit status: 0, 1 if something went wrong, or 2 if
-// the flags are wrong.
+// usageStatus is the exit status when the flags are wrong, EX_USAGE of sysexits.h: a service
+// manager must not restart the program then, and can tell it from a crash of Go, which ends with 2.
+const usageStatus = 64
+
+// run is the program. It returns the exit status: 0, 1 if something went wrong, or usageStatus.
 func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	c, faults := parseFlags(args[1:])
 	switch {
@@ -255,7 +258,7 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 			b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 		return 0
 	case len(faults) > 0:
-		return complain(stderr, 2, faults...)
+		return complain(stderr, usageStatus, faults...)
 	}
 	switch {
 	case c.modes["hash-password"]:

@@ -428,7 +428,7 @@ func (s *script) holds(check, text string) bool {
 		s.faults = slices.DeleteFunc(s.faults, func(fault string) bool {
 			return !slices.ContainsFunc(strings.Split(text, " … "), func(part string) bool { return !strings.Contains(fault, part) })
 		})
-		if len(s.faults) == 0 && s.code == 2 {
+		if len(s.faults) == 0 && s.code == usageStatus {
 			s.code = 0
 		}
 		return len(s.faults) == n-1
