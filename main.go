@@ -98,111 +98,85 @@ Examples:
       (in a Dockerfile, where nothing expands $VAR)
 `
 
-// options is the table of all flags, in the order of the help. Values for sources are set
-// in this order, too.
-var options = []option{
-	{heading: "Sources, repeatable; NAME becomes the value of exporter_name:"},
-	{name: "http", scope: newSourceScope, value: "NAME=URL",
-		help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
-		set:  func(s *sourceConfig, _ string) error { _, _, err := parseURL(s.target); return err }},
-	{name: "file", scope: newSourceScope, value: "NAME=PATTERN",
-		help: "text files, read on every scrape; PATTERN may be a glob",
-		set:  func(s *sourceConfig, _ string) error { return checkPattern(s.target) }},
-	{name: "exec", scope: newSourceScope, value: "NAME=COMMAND",
-		help: "a command that prints metrics, run on demand without a shell;\n" +
+// options returns the table of all flags, in the order of the help. They set the configuration
+// of the program, and of one source.
+func options(c *config, s *sourceConfig) []option {
+	return []option{
+		{heading: "Sources, repeatable; NAME becomes the value of exporter_name:"},
+		{name: "http", value: "NAME=URL", help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
+			set: func(url string) error { _, _, err := parseURL(url); return err }},
+		{name: "file", value: "NAME=PATTERN", help: "text files, read on every scrape; PATTERN may be a glob",
+			set: checkPattern},
+		{name: "exec", value: "NAME=COMMAND", help: "a command that prints metrics, run on demand without a shell;\n" +
 			"{x}, {x=default}, {x=one|other} take the URL parameter x",
-		set: func(s *sourceConfig, _ string) error { _, err := parseCommand(s.target); return err }},
+			set: func(line string) error { _, err := parseCommand(line); return err }},
 
-	{heading: "Options; with NAME: for one source, without for all:"},
-	{name: "label", scope: anySource, value: "[NAME:]KEY=VALUE",
-		help: "add a label to every sample; repeatable", set: setLabel},
-	{name: "timeout", scope: anySource, value: "[NAME:]DURATION",
-		help: "longest time a fetch may take (10s)",
-		set:  func(s *sourceConfig, v string) error { return setDuration(&s.timeout, v, time.Millisecond) }},
-	{name: "max-bytes", scope: anySource, value: "[NAME:]SIZE",
-		help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: setMaxBytes},
-	{name: "max-age", scope: anySource, value: "[NAME:]DURATION",
-		help: "serve a result again while it is younger (0)",
-		set:  func(s *sourceConfig, v string) error { return setDuration(&s.maxAge, v, 0) }},
-	{name: "interval", scope: oneSource, value: "NAME:DURATION",
-		help: "fetch in the background, serve the last result", set: func(s *sourceConfig, v string) error {
-			return setDuration(&s.interval, v, 100*time.Millisecond)
-		}},
-	{name: "parallel", scope: oneSource, only: "exec", value: "NAME:N",
-		help: "runs of a command with different arguments that may go on at once (1)", set: setParallel},
-	{name: "drop", scope: anySource, value: "[NAME:]PATTERN",
-		help: "leave out the metric families that match, as go_*; repeatable", set: setDrop, repeatable: true},
-	{name: "path", scope: anySource, value: "[NAME:]/PATH",
-		help: "endpoint to be served on; repeatable (/metrics)", set: setPath, repeatable: true},
-	{name: "params", scope: oneSource, only: "http", value: "NAME:LIST",
-		help: "URL parameters forwarded to an http source, * for all",
-		set:  func(s *sourceConfig, v string) error { s.params = strings.Split(v, ","); return nil }},
-	{name: "header", scope: oneSource, only: "http", value: "NAME:'KEY: VALUE'",
-		help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
-		set:  setHeader, repeatable: true, secret: true},
-	{name: "bearer-token-file", scope: oneSource, only: "http", value: "NAME:FILE",
-		help: "send Authorization: Bearer with what the file holds",
-		set:  func(s *sourceConfig, v string) error { return setText(&s.tokenFile, v) }},
-	{name: "ca-file", scope: oneSource, only: "https", value: "NAME:FILE",
-		help: "certificates that an https source is verified against",
-		set:  func(s *sourceConfig, v string) error { return setText(&s.caFile, v) }},
-	{name: "cert-file", scope: oneSource, only: "https", value: "NAME:FILE",
-		help: "certificate that an https source is shown ...",
-		set:  func(s *sourceConfig, v string) error { return setText(&s.certFile, v) }},
-	{name: "key-file", scope: oneSource, only: "https", value: "NAME:FILE",
-		help: "... and its key, if that is in another file",
-		set:  func(s *sourceConfig, v string) error { return setText(&s.keyFile, v) }},
-	{name: "server-name", scope: oneSource, only: "https", value: "NAME:HOST",
-		help: "name in the certificate of an https source",
-		set:  func(s *sourceConfig, v string) error { return setText(&s.serverName, v) }},
-	{name: "insecure", scope: sourceList, only: "https", value: "NAME,...",
-		help: "do not verify the certificates of these",
-		set:  func(s *sourceConfig, _ string) error { s.insecure = true; return nil }},
-	{name: "raw", scope: sourceList, value: "NAME,...",
-		help: "do not add exporter_name", set: func(s *sourceConfig, _ string) error { s.raw = true; return nil }},
-	{name: "any-exit", scope: sourceList, only: "exec", value: "NAME,...",
-		help: "take what these commands print whatever their exit status",
-		set:  func(s *sourceConfig, _ string) error { s.anyExit = true; return nil }},
-	{name: "require", scope: sourceList, value: "NAME,...",
-		help: "answer 503 when one of these is down",
-		set:  func(s *sourceConfig, _ string) error { s.require = true; return nil }},
+		{heading: "Options; with NAME: for one source, without for all:"},
+		{name: "label", value: "[NAME:]KEY=VALUE", help: "add a label to every sample; repeatable", set: s.setLabel},
+		{name: "timeout", value: "[NAME:]DURATION", help: "longest time a fetch may take (10s)",
+			set: asDuration(&s.timeout, time.Millisecond)},
+		{name: "max-bytes", value: "[NAME:]SIZE", help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: s.setMaxBytes},
+		{name: "max-age", value: "[NAME:]DURATION", help: "serve a result again while it is younger (0)",
+			set: asDuration(&s.maxAge, 0)},
+		{name: "interval", value: "NAME:DURATION", help: "fetch in the background, serve the last result",
+			set: asDuration(&s.interval, 100*time.Millisecond)},
+		{name: "parallel", value: "NAME:N", help: "runs of a command with different arguments that may go on at once (1)",
+			set: s.setParallel, only: "exec"},
+		{name: "drop", value: "[NAME:]PATTERN", help: "leave out the metric families that match, as go_*; repeatable",
+			set: s.setDrop, repeatable: true},
+		{name: "path", value: "[NAME:]/PATH", help: "endpoint to be served on; repeatable (/metrics)",
+			set: s.setPath, repeatable: true},
+		{name: "params", value: "NAME:LIST", help: "URL parameters forwarded to an http source, * for all",
+			set: func(list string) error { s.params = strings.Split(list, ","); return nil }, only: "http"},
+		{name: "header", value: "NAME:'KEY: VALUE'",
+			help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
+			set:  s.setHeader, only: "http", repeatable: true, secret: true},
+		{name: "bearer-token-file", value: "NAME:FILE", help: "send Authorization: Bearer with what the file holds",
+			set: asText(&s.tokenFile), only: "http"},
+		{name: "ca-file", value: "NAME:FILE", help: "certificates that an https source is verified against",
+			set: asText(&s.caFile), only: "https"},
+		{name: "cert-file", value: "NAME:FILE", help: "certificate that an https source is shown ...",
+			set: asText(&s.certFile), only: "https"},
+		{name: "key-file", value: "NAME:FILE", help: "... and its key, if that is in another file",
+			set: asText(&s.keyFile), only: "https"},
+		{name: "server-name", value: "NAME:HOST", help: "name in the certificate of an https source",
+			set: asText(&s.serverName), only: "https"},
+		{name: "insecure", value: nameList, help: "do not verify the certificates of these",
+			set: asSwitch(&s.insecure), only: "https"},
+		{name: "raw", value: nameList, help: "do not add exporter_name", set: asSwitch(&s.raw)},
+		{name: "any-exit", value: nameList, help: "take what these commands print whatever their exit status",
+			set: asSwitch(&s.anyExit), only: "exec"},
+		{name: "require", value: nameList, help: "answer 503 when one of these is down", set: asSwitch(&s.require)},
 
-	{heading: "Server:"},
-	{name: "web.listen-address", scope: server, value: "ADDR",
-		help: ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
-			"http:// or https:// before it chooses TLS for this one", setServer: setListen, repeatable: true},
-	{name: "web.tls-cert-file", scope: server, value: "FILE",
-		help:      "serve https with this certificate ...",
-		setServer: func(c *config, v string) error { return setText(&c.tlsCert, v) }},
-	{name: "web.tls-key-file", scope: server, value: "FILE",
-		help: "... and its key", setServer: func(c *config, v string) error { return setText(&c.tlsKey, v) }},
-	{name: "web.tls-client-ca-file", scope: server, value: "FILE",
-		help:      "demand client certificates that this CA verifies",
-		setServer: func(c *config, v string) error { return setText(&c.tlsClientCA, v) }},
-	{name: "web.basic-auth-file", scope: server, value: "FILE",
-		help:      "demand a password; lines of user:HASH, see --hash-password",
-		setServer: func(c *config, v string) error { return setText(&c.basicAuth, v) }},
-	{name: "web.disable-exporter-metrics", scope: noValue,
-		help: "leave out the process_* and go_* metrics of the program itself"},
-	{name: "log.level", scope: server, value: "LEVEL",
-		help: "debug, info, warn or error (info)", setServer: setLogLevel},
-	{name: "log.format", scope: server, value: "FORMAT",
-		help: "logfmt or json, on standard error (logfmt)", setServer: setLogFormat},
+		{heading: "Server:"},
+		{name: "web.listen-address", value: "ADDR",
+			help: ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
+				"http:// or https:// before it chooses TLS for this one", set: c.setListen, repeatable: true},
+		{name: "web.tls-cert-file", value: "FILE", help: "serve https with this certificate ...", set: asText(&c.tlsCert)},
+		{name: "web.tls-key-file", value: "FILE", help: "... and its key", set: asText(&c.tlsKey)},
+		{name: "web.tls-client-ca-file", value: "FILE", help: "demand client certificates that this CA verifies",
+			set: asText(&c.tlsClientCA)},
+		{name: "web.basic-auth-file", value: "FILE", help: "demand a password; lines of user:HASH, see --hash-password",
+			set: asText(&c.basicAuth)},
+		{name: "web.disable-exporter-metrics", help: "leave out the process_* and go_* metrics of the program itself"},
+		{name: "log.level", value: "LEVEL", help: "debug, info, warn or error (info)", set: c.setLogLevel},
+		{name: "log.format", value: "FORMAT", help: "logfmt or json, on standard error (logfmt)", set: c.setLogFormat},
 
-	{heading: "Modes:"},
-	{name: "once", help: "print the merged metrics and exit; 1 if a source is down"},
-	{name: "check", help: "validate the flags and the files they name, and exit"},
-	{name: "healthcheck", help: "ask the program at the first --web.listen-address; exit 0 if it is well"},
-	{name: "hash-password", help: "read a password from standard input and print its HASH"},
-	{name: "version", help: "print the version and exit"},
-	{name: "help", help: "print this and exit"},
+		{heading: "Modes:"},
+		{name: "once", help: "print the merged metrics and exit; 1 if a source is down"},
+		{name: "check", help: "validate the flags and the files they name, and exit"},
+		{name: "healthcheck", help: "ask the program at the first --web.listen-address; exit 0 if it is well"},
+		{name: "hash-password", help: "read a password from standard input and print its HASH"},
+		{name: "version", help: "print the version and exit"},
+		{name: "help", help: "print this and exit"},
+	}
 }
 
 // appendUsage appends the help text.
 func appendUsage(dst []byte) []byte {
 	const column = 33
 	dst = append(dst, introduction...)
-	for _, o := range options {
+	for _, o := range options(&config{}, &sourceConfig{}) {
 		if o.heading != "" {
 			dst = append(append(append(dst, '\n'), o.heading...), '\n')
 			continue
@@ -587,45 +561,42 @@ type config struct {
 
 // option is one flag, or a heading of the help.
 type option struct {
-	heading    string
-	name       string
-	scope      scope
-	only       string // kind of source that has it, or https for http with TLS; "" for all
-	value      string // what stands for its value in the help
+	heading string
+	name    string
+	// value stands for its value in the help, and tells whom the flag is for: NAME=WHAT makes a
+	// source, [NAME:]VALUE is for one or for all, NAME:VALUE for one, nameList for those listed;
+	// VALUE is for the server, and a flag without a value is a mode.
+	value      string
 	help       string
-	secret     bool // its value is not repeated in an error
-	repeatable bool // with other values
-
-	set       func(s *sourceConfig, value string) error // for options of sources
-	setServer func(c *config, value string) error       // for those of the server
+	set        func(value string) error // nil for a mode
+	only       string                   // kind of source that has it, or https for http with TLS; "" for all
+	secret     bool                     // its value is not repeated in an error
+	repeatable bool                     // with other values
 }
 
-// scope is what an option is for.
-type scope int
+// nameList is the value of an option that only says which sources have it.
+const nameList = "NAME,..."
 
-const (
-	noValue        scope = iota // no value: what the program is to do, or not to do
-	newSourceScope              // NAME=WHAT: it makes a source
-	anySource                   // [NAME:]VALUE: for one source, or for all
-	oneSource                   // NAME:VALUE
-	sourceList                  // NAME,NAME: it takes no value but the sources
-	server                      // VALUE
-)
+// makesSource reports whether the flag is --http, --file or --exec.
+func (o option) makesSource() bool { return strings.HasPrefix(o.value, "NAME=") }
 
 // flags gathers what stands on the command line, and every fault in it.
 type flags struct {
 	config
-	given  map[string][]string // values by flag
-	number int                 // of sources given, good or bad
-	faults []string
+	options []option                 // for no source in particular
+	named   map[string]*sourceConfig // the sources by name
+	given   map[string][]string      // values by flag
+	number  int                      // of sources given, good or bad
+	faults  []string
 }
 
 // parseFlags turns a command line into what it says, and all that is wrong in it. A fault
 // names the flag and the source but no value that may be secret.
 func parseFlags(args []string) (*config, []string) {
-	f := &flags{given: map[string][]string{}}
+	f := &flags{named: map[string]*sourceConfig{}, given: map[string][]string{}}
 	f.modes = map[string]bool{}
 	f.logFormat = "logfmt"
+	f.options = options(&f.config, &sourceConfig{})
 	f.readArgs(args)
 	if f.modes["help"] || f.modes["version"] {
 		return &f.config, nil
@@ -647,7 +618,8 @@ func (f *flags) fault(format string, args ...any) {
 	f.faults = append(f.faults, fmt.Sprintf(format, args...))
 }
 
-// readArgs reads the command line, and goes on after each fault.
+// readArgs reads the command line, and goes on after each fault. It makes the sources; the other
+// options can name them in any order, so their values are only gathered.
 func (f *flags) readArgs(args []string) {
 	var last *option // the flag before, nil if there is no such flag
 	for i := 0; i < len(args); i++ {
@@ -657,8 +629,12 @@ func (f *flags) readArgs(args []string) {
 			name = "help"
 		}
 		var o *option
-		if i := slices.IndexFunc(options, func(o option) bool { return o.name == name && name != "" }); i >= 0 {
-			o = &options[i]
+		if i := slices.IndexFunc(f.options, func(o option) bool { return o.name == name && name != "" }); i >= 0 {
+			o = &f.options[i]
+		}
+		if isFlag && o != nil && o.value != "" && !hasValue && i+1 < len(args) {
+			i++
+			value, hasValue = args[i], true
 		}
 		switch {
 		case !isFlag:
@@ -671,28 +647,18 @@ func (f *flags) readArgs(args []string) {
 			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
 				i++ // its value
 			}
-		case o.scope == noValue && hasValue:
+		case o.value == "" && hasValue:
 			f.fault("--%s takes no value", name)
-		case o.scope == noValue:
+		case o.value == "":
 			f.modes[name] = true
-		case hasValue:
-			f.give(o, value)
-		case i+1 == len(args):
+		case !hasValue:
 			f.fault("--%s needs a value: --%s %s", name, name, o.value)
+		case o.makesSource():
+			f.addSource(o, value)
 		default:
-			i++
-			f.give(o, args[i])
+			f.given[name] = append(f.given[name], value)
 		}
 		last = o
-	}
-}
-
-// give keeps what a flag was given. Sources come first, for other flags name them.
-func (f *flags) give(o *option, value string) {
-	if o.scope == newSourceScope {
-		f.addSource(o, value)
-	} else {
-		f.given[o.name] = append(f.given[o.name], value)
 	}
 }
 
@@ -702,7 +668,7 @@ func (f *flags) stray(i int, arg string, before *option) {
 	word := ""
 	switch {
 	case before == nil:
-	case before.scope == newSourceScope || before.secret:
+	case before.makesSource() || before.secret:
 		word = ", after --" + before.name + ","
 	default:
 		word = " (" + arg + "), after --" + before.name + ","
@@ -728,7 +694,7 @@ var foreign = map[string]string{
 // unknown keeps the fault of a flag that does not exist, with the one that was meant.
 func (f *flags) unknown(name string) {
 	best, least := "", 3 // typing errors
-	for _, o := range options {
+	for _, o := range f.options {
 		if n := distance(name, o.name); o.name != "" && n < min(least, len(name)) {
 			best, least = o.name, n
 		}
@@ -768,42 +734,33 @@ func distance(a, b string) int {
 func (f *flags) addSource(o *option, value string) {
 	f.number++
 	name, target, ok := strings.Cut(value, "=")
+	wrong := ""
 	switch {
 	case strings.HasPrefix(value, `"`) || strings.HasPrefix(value, "'"):
-		f.fault("--%s, source %d: it begins with a quote, which nothing removes in a JSON CMD: want %s",
-			o.name, f.number, o.value)
-		return
+		wrong = "it begins with a quote, which nothing removes in a JSON CMD: want " + o.value
 	case strings.HasPrefix(value, "http://") || strings.HasPrefix(value, "https://"):
-		f.fault("--%s, source %d: the name is missing: want %s", o.name, f.number, o.value)
-		return
+		wrong = "the name is missing: want " + o.value
 	case ok && strings.Contains(name, " "):
-		f.fault("--%s, source %d: the name holds a blank", o.name, f.number)
-		return
+		wrong = "the name holds a blank"
 	case !ok || !isSourceName(name):
-		f.fault("--%s, source %d: want %s, with a NAME of letters, digits, _ . and -, first a letter or digit",
-			o.name, f.number, o.value)
+		wrong = "want " + o.value + ", with a NAME of letters, digits, _ . and -, first a letter or digit"
+	}
+	switch {
+	case wrong != "":
+		f.fault("--%s, source %d: %s", o.name, f.number, wrong)
+		return
+	case f.named[name] != nil:
+		f.fault("--%s %s: another source has this name", o.name, name)
 		return
 	case name == ownName:
 		f.fault("--%s %s: this name is the program's own", o.name, name)
-	case f.source(name) != nil:
-		f.fault("--%s %s: another source has this name", o.name, name)
-		return
 	}
 	s := &sourceConfig{kind: o.name, name: name, target: target, timeout: 10 * time.Second, maxBytes: 32 << 20}
 	f.sources = append(f.sources, s)
-	if err := o.set(s, target); err != nil {
+	f.named[name] = s
+	if err := o.set(target); err != nil {
 		f.fault("--%s %s: %v", o.name, name, err) // without the target, which may hold a secret
 	}
-}
-
-// source returns the source of a name, nil if there is none.
-func (f *flags) source(name string) *sourceConfig {
-	for _, s := range f.sources {
-		if s.name == name {
-			return s
-		}
-	}
-	return nil
 }
 
 // isSourceName reports whether a source may have the name.
@@ -816,137 +773,124 @@ func isSourceName(name string) bool {
 	return name != ""
 }
 
-// setOptions sets the options of the server and of the sources: of each option the general values
-// first, so that a source's own override them.
+// setOptions sets the options of the server, then those of each source: the general values first,
+// so that a source's own override them.
 func (f *flags) setOptions() {
-	for _, o := range options {
-		all := f.settings(o)
-		for _, st := range all {
-			switch {
-			case o.scope == server:
-				f.check(st, o.setServer(&f.config, st.value))
-			case st.source == nil:
-				f.check(st, o.set(&sourceConfig{}, st.value)) // told once, whatever the number of sources
-				for _, s := range f.sources {
-					own := func(other setting) bool { return other.source == s }
-					if o.name != "path" || !slices.ContainsFunc(all, own) { // own paths replace the general ones
-						o.set(s, st.value)
-					}
-				}
-			}
-		}
-		for _, st := range all {
-			if st.source != nil {
-				f.set(st, st.source)
-			}
+	values := map[string]map[*sourceConfig][]string{} // by option
+	for _, o := range f.options {
+		values[o.name] = f.values(o)
+		for _, value := range values[o.name][nil] { // its fault is told once, whatever the number of sources
+			f.check(o, nil, value, o.set(value))
 		}
 	}
 	for _, s := range f.sources {
+		for _, o := range options(&config{}, s) {
+			general, own := values[o.name][nil], values[o.name][s]
+			if o.name == "path" && len(own) > 0 {
+				general = nil // its own paths replace these
+			}
+			for _, value := range general {
+				o.set(value)
+			}
+			for _, value := range own {
+				f.check(o, s, value, cmp.Or(s.lacks(o), o.set(value)))
+			}
+		}
 		if s.paths == nil {
 			s.paths = []string{"/metrics"}
 		}
 	}
 }
 
-// setting is one value of an option.
-type setting struct {
-	option
-	source *sourceConfig // nil for all of them, and for an option of the server
-	value  string
-}
-
-// String returns the setting as it is written on the command line, without secrets.
-func (st setting) String() string {
-	text := "--" + st.name + " "
-	if st.source != nil {
-		text += st.source.name
-		if st.option.scope == sourceList || st.secret {
-			return text
-		}
-		text += ":"
-	}
-	return text + st.value
-}
-
-// set sets an option.
-func (f *flags) set(st setting, s *sourceConfig) {
-	err := st.option.set(s, st.value)
+// lacks returns an error if no source of this kind has the option.
+func (s *sourceConfig) lacks(o option) error {
 	isHTTPS := s.kind == "http" && strings.HasPrefix(s.target, "https://")
-	if has := s.kind == st.only || st.only == "https" && isHTTPS; st.only != "" && !has {
-		err = fmt.Errorf("only %s sources have this", st.only)
+	if o.only == "" || o.only == s.kind || o.only == "https" && isHTTPS {
+		return nil
 	}
-	f.check(st, err)
+	return fmt.Errorf("only %s sources have this", o.only)
 }
 
-// check keeps what is wrong with a setting, if anything is.
-func (f *flags) check(st setting, err error) {
+// check keeps what is wrong with a value, if anything is.
+func (f *flags) check(o option, s *sourceConfig, value string, err error) {
 	if err != nil {
-		f.fault("%v: %v", st, err)
+		f.fault("%s: %v", o.shown(s, value), err)
 	}
 }
 
-// settings returns the values of an option. One that is given twice is the same as given once.
-func (f *flags) settings(o option) []setting {
-	var all []setting
-	for _, given := range f.given[o.name] {
-		switch o.scope {
-		case server:
-			all = append(all, setting{o, nil, given})
-		case sourceList:
-			all = append(all, f.listed(o, given)...)
-		default:
-			all = append(all, f.scoped(o, given)...)
-		}
-	}
-	first := map[string]string{} // value by source and key
-	return slices.DeleteFunc(all, func(st setting) bool {
-		id := ""
-		switch {
-		case o.name == "label": // one value for each key
-			id, _, _ = strings.Cut(st.value, "=")
-		case o.repeatable:
-			id = st.value
-		}
-		if st.source != nil {
-			id = st.source.name + ":" + id
-		}
-		other, again := first[id]
-		if again && other != st.value {
-			f.fault("%v: given twice, with different values", st)
-		}
-		first[id] = cmp.Or(other, st.value)
-		return again
-	})
-}
-
-// scoped parses [NAME:]VALUE, which is one setting if it is good so far.
-func (f *flags) scoped(o option, given string) []setting {
-	name, value, _ := strings.Cut(given, ":")
-	if s := f.source(name); s != nil && strings.Contains(given, ":") {
-		return []setting{{o, s, value}}
-	}
-	wrong, value, equals := strings.Cut(given, "=")
-	if o.secret {
-		value = "…"
-	}
+// shown returns an option as it is written on the command line, for a source unless that is nil,
+// without secrets.
+func (o option) shown(s *sourceConfig, value string) string {
 	switch {
-	case equals && f.source(wrong) != nil && (o.name != "label" || strings.Contains(value, "=")):
+	case s == nil:
+		return "--" + o.name + " " + value
+	case o.value == nameList || o.secret:
+		return "--" + o.name + " " + s.name
+	}
+	return "--" + o.name + " " + s.name + ":" + value
+}
+
+// values returns the values of an option by source, with nil for all sources or the server. One
+// that is given twice is the same as given once.
+func (f *flags) values(o option) map[*sourceConfig][]string {
+	values := map[*sourceConfig][]string{}
+	for _, given := range f.given[o.name] {
+		sources, value := f.split(o, given)
+		for _, s := range sources {
+			same := func(earlier string) bool { return !o.repeatable || earlier == value }
+			if o.name == "label" { // one value for each key
+				key, _, _ := strings.Cut(value, "=")
+				same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") || earlier == value }
+			}
+			switch i := slices.IndexFunc(values[s], same); {
+			case i < 0:
+				values[s] = append(values[s], value)
+			case values[s][i] != value:
+				f.fault("%s: given twice, with different values", o.shown(s, value))
+			}
+		}
+	}
+	return values
+}
+
+// split returns whom a value is for, nil for all sources or the server, and what it says.
+// It returns no sources if that is wrong.
+func (f *flags) split(o option, given string) (sources []*sourceConfig, value string) {
+	name, value, hasColon := strings.Cut(given, ":")
+	wrong, afterEquals, equals := strings.Cut(given, "=")
+	if o.secret {
+		afterEquals = "…"
+	}
+	switch s := f.named[name]; {
+	case o.value == nameList:
+		for name := range strings.SplitSeq(given, ",") {
+			if s := f.named[name]; s != nil {
+				sources = append(sources, s)
+			} else {
+				f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
+			}
+		}
+		return sources, ""
+	case !strings.Contains(o.value, "NAME"):
+		return []*sourceConfig{nil}, given
+	case s != nil && hasColon:
+		return []*sourceConfig{s}, value
+	case equals && f.named[wrong] != nil && (o.name != "label" || strings.Contains(afterEquals, "=")):
 		// the mistake that everyone makes
-		f.fault("--%s %s=: a colon belongs after the name, write --%s %s:%s", o.name, wrong, o.name, wrong, value)
-	case name != given && isSourceName(name) && o.looksScoped(given):
+		f.fault("--%s %s=: a colon belongs after the name, write --%[1]s %[2]s:%s", o.name, wrong, afterEquals)
+	case hasColon && isSourceName(name) && o.looksScoped(value):
 		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
-	case o.scope == oneSource:
+	case !strings.HasPrefix(o.value, "["):
 		f.fault("--%s: want %s, with the NAME of a source; %s", o.name, o.value, f.names())
 	default:
-		return []setting{{o, nil, given}}
+		return []*sourceConfig{nil}, given
 	}
-	return nil
+	return nil, ""
 }
 
-// looksScoped reports whether the part before the colon is likely to be meant as the NAME of
-// a source: in X-Scope: a or env:prod it is something else.
-func (o option) looksScoped(given string) bool {
-	_, value, _ := strings.Cut(given, ":")
+// looksScoped reports whether what stands before a value and a colon is likely to be meant as
+// the NAME of a source: in X-Scope: a or env:prod it is something else.
+func (o option) looksScoped(value string) bool {
 	switch o.name {
 	case "label":
 		return strings.Contains(value, "=")
@@ -958,42 +902,29 @@ func (o option) looksScoped(given string) bool {
 
 // names lists the sources, for an error.
 func (f *flags) names() string {
-	if len(f.sources) == 0 {
+	if len(f.named) == 0 {
 		return "there is no source"
 	}
-	var names []string
-	for _, s := range f.sources {
-		names = append(names, s.name)
-	}
-	return "there are: " + strings.Join(names, ", ")
-}
-
-// listed returns the settings of an option that takes a list of sources.
-func (f *flags) listed(o option, list string) (all []setting) {
-	for name := range strings.SplitSeq(list, ",") {
-		if s := f.source(name); s != nil {
-			all = append(all, setting{o, s, ""})
-		} else {
-			f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
-		}
-	}
-	return all
+	return "there are: " + strings.Join(slices.Sorted(maps.Keys(f.named)), ", ")
 }
 
 // checkSources finds options that exclude each other.
 func (f *flags) checkSources() {
+	served := map[string]int{} // sources by path
 	for _, s := range f.sources {
-		var params []param
-		needs := ""
-		if s.kind == "exec" {
-			if line, err := parseCommand(s.target); err == nil {
-				params, needs = line.params, line.needs()
-			}
+		for _, path := range s.paths {
+			served[path]++
+		}
+	}
+	for _, s := range f.sources {
+		line := &commandLine{}
+		if parsed, err := parseCommand(s.target); s.kind == "exec" && err == nil {
+			line = parsed
 		}
 		switch {
 		case s.interval > 0 && s.params != nil:
 			f.fault("--interval %s: not together with --params", s.name)
-		case s.interval > 0 && len(params) > 0:
+		case s.interval > 0 && len(line.params) > 0:
 			f.fault("--interval %s: not together with a placeholder", s.name)
 		}
 		if s.keyFile != "" && s.certFile == "" {
@@ -1002,12 +933,12 @@ func (f *flags) checkSources() {
 		if s.logins() > 1 {
 			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
 		}
+		needs := line.needs()
 		if needs != "" && f.modes["once"] {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
 		}
-		if needs != "" && !f.alone(s) {
-			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %s:/%s",
-				s.name, needs, s.name, s.name)
+		if needs != "" && slices.ContainsFunc(s.paths, func(path string) bool { return served[path] > 1 }) {
+			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %[1]s:/%[1]s", s.name, needs)
 		}
 	}
 }
@@ -1026,15 +957,6 @@ func (s *sourceConfig) logins() (n int) {
 		}
 	}
 	return n
-}
-
-// alone reports whether no other source is served where s is.
-func (f *flags) alone(s *sourceConfig) bool {
-	return !slices.ContainsFunc(f.sources, func(other *sourceConfig) bool {
-		return other != s && slices.ContainsFunc(other.paths, func(path string) bool {
-			return slices.Contains(s.paths, path)
-		})
-	})
 }
 
 // checkServer decides which listeners have TLS, and finds options that do not go together.
@@ -1062,7 +984,7 @@ func (f *flags) checkServer() {
 }
 
 // setLabel adds a label, KEY=VALUE.
-func setLabel(s *sourceConfig, label string) error {
+func (s *sourceConfig) setLabel(label string) error {
 	key, value, ok := strings.Cut(label, "=")
 	switch {
 	case !ok && strings.Contains(label, ":"):
@@ -1080,7 +1002,8 @@ func setLabel(s *sourceConfig, label string) error {
 	return nil
 }
 
-func setParallel(s *sourceConfig, value string) error {
+// setParallel sets how many runs of a command may go on at once.
+func (s *sourceConfig) setParallel(value string) error {
 	n, err := strconv.ParseUint(value, 10, 16)
 	if err != nil || n == 0 {
 		return errors.New("want a whole number of at least 1")
@@ -1089,7 +1012,8 @@ func setParallel(s *sourceConfig, value string) error {
 	return nil
 }
 
-func setDrop(s *sourceConfig, value string) error {
+// setDrop adds a glob for the names of metric families that are left out.
+func (s *sourceConfig) setDrop(value string) error {
 	glob, err := goGlob(value)
 	if value == "" || strings.ContainsAny(value, `{}"= `) {
 		return errors.New("want a glob like go_* for the names of metric families (labels cannot be dropped)")
@@ -1099,7 +1023,7 @@ func setDrop(s *sourceConfig, value string) error {
 }
 
 // setPath adds the path of an endpoint.
-func setPath(s *sourceConfig, name string) error {
+func (s *sourceConfig) setPath(name string) error {
 	switch {
 	case !strings.HasPrefix(name, "/"):
 		return errors.New("a path begins with /")
@@ -1113,7 +1037,8 @@ func setPath(s *sourceConfig, name string) error {
 	return nil
 }
 
-func setHeader(s *sourceConfig, value string) error {
+// setHeader adds a header, or with @ a file of headers.
+func (s *sourceConfig) setHeader(value string) error {
 	if file, ok := strings.CutPrefix(value, "@"); ok {
 		s.headerFiles = append(s.headerFiles, file)
 		return nil
@@ -1123,23 +1048,31 @@ func setHeader(s *sourceConfig, value string) error {
 	return err
 }
 
-// setText sets a value that may not be empty.
-func setText(text *string, value string) error {
-	if value == "" {
-		return errors.New("want a value")
-	}
-	*text = value
-	return nil
+// asSwitch returns what sets an option that has no value of its own.
+func asSwitch(to *bool) func(string) error {
+	return func(string) error { *to = true; return nil }
 }
 
-func setLogLevel(c *config, value string) error {
+// asText returns what sets a text, which may not be empty.
+func asText(to *string) func(string) error {
+	return func(value string) error {
+		if *to = value; value == "" {
+			return errors.New("want a value")
+		}
+		return nil
+	}
+}
+
+// setLogLevel sets the least level that is logged.
+func (c *config) setLogLevel(value string) error {
 	if !slices.Contains([]string{"debug", "info", "warn", "error"}, value) {
 		return errors.New("want debug, info, warn or error")
 	}
 	return c.logLevel.UnmarshalText([]byte(value))
 }
 
-func setLogFormat(c *config, value string) error {
+// setLogFormat sets the format of the log.
+func (c *config) setLogFormat(value string) error {
 	c.logFormat = value
 	if value != "logfmt" && value != "json" {
 		return errors.New("want logfmt or json")
@@ -1147,8 +1080,23 @@ func setLogFormat(c *config, value string) error {
 	return nil
 }
 
-// setDuration sets a duration, as Go writes it, with d for a day. It must be at least least.
-func setDuration(d *time.Duration, text string, least time.Duration) error {
+// asDuration returns what sets a duration of at least least.
+func asDuration(to *time.Duration, least time.Duration) func(string) error {
+	return func(text string) error {
+		d, err := parseDuration(text)
+		switch {
+		case err != nil:
+			return err
+		case d < least:
+			return fmt.Errorf("must be at least %v", least)
+		}
+		*to = d
+		return nil
+	}
+}
+
+// parseDuration parses a duration as Go writes it, with d for a day.
+func parseDuration(text string) (time.Duration, error) {
 	days, rest, hasDays := strings.Cut(text, "d")
 	switch {
 	case !hasDays:
@@ -1159,24 +1107,20 @@ func setDuration(d *time.Duration, text string, least time.Duration) error {
 	n, err := strconv.ParseFloat(days, 64)
 	part, err2 := time.ParseDuration(rest)
 	total := n*float64(24*time.Hour) + float64(part)
-	_, notWhole := strconv.ParseUint(text, 10, 64)
-	switch good := err == nil && err2 == nil && n >= 0 && part >= 0 && total <= float64(366*24*time.Hour); {
-	case !good && notWhole == nil:
-		return fmt.Errorf("the unit is missing: write %ss for seconds", text)
-	case !good:
-		return errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
-	case time.Duration(total) < least:
-		return fmt.Errorf("must be at least %v", least)
+	if err == nil && err2 == nil && n >= 0 && part >= 0 && total <= float64(366*24*time.Hour) {
+		return time.Duration(total), nil
 	}
-	*d = time.Duration(total)
-	return nil
+	if _, err := strconv.ParseUint(text, 10, 64); err == nil {
+		return 0, fmt.Errorf("the unit is missing: write %ss for seconds", text)
+	}
+	return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
 }
 
 // maxSize is the largest that --max-bytes may be.
 const maxSize = 1 << 30
 
 // setMaxBytes sets a size, a whole number with its unit.
-func setMaxBytes(s *sourceConfig, text string) error {
+func (s *sourceConfig) setMaxBytes(text string) error {
 	number := strings.TrimRight(text, "KMGiB")
 	unit := map[string]uint64{"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}[text[len(number):]]
 	n, err := strconv.ParseUint(number, 10, 31)
@@ -1191,7 +1135,7 @@ func setMaxBytes(s *sourceConfig, text string) error {
 }
 
 // setListen adds an address to listen on.
-func setListen(c *config, text string) error {
+func (c *config) setListen(text string) error {
 	a := address{network: "tcp", addr: text}
 	if scheme, addr, ok := strings.Cut(text, "://"); ok && (scheme == "http" || scheme == "https") {
 		a.scheme, a.addr = scheme, addr
