@@ -709,25 +709,16 @@ func (f *flags) unknown(name string) {
 	}
 }
 
-// distance returns how many letters have to be added, removed or replaced to make b of a.
+// distance returns how many letters two names have between what both begin and what both end with,
+// the more of the two.
 func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
+	for a != "" && b != "" && a[0] == b[0] {
+		a, b = a[1:], b[1:]
 	}
-	for i := range len(a) {
-		corner := i
-		row[0] = i + 1
-		for j := range len(b) {
-			replaced := corner
-			if a[i] != b[j] {
-				replaced++
-			}
-			corner = row[j+1]
-			row[j+1] = min(replaced, corner+1, row[j]+1)
-		}
+	for a != "" && b != "" && a[len(a)-1] == b[len(b)-1] {
+		a, b = a[:len(a)-1], b[:len(b)-1]
 	}
-	return row[len(b)]
+	return max(len(a), len(b))
 }
 
 // addSource adds the source of an --http, --file or --exec flag.
