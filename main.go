@@ -1757,7 +1757,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h := w.Header()
 	h.Set("Content-Type", sp.form.contentType())
 	h.Set("Vary", "Accept, Accept-Encoding")
-	chunks, size := sp.chunks, sp.size
+	chunks, size := slices.Clone(sp.chunks), sp.size // the pacer clears what it has read
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
 		chunks, size = sp.zipped.chunks, sp.zipped.size
 		h.Set("Content-Encoding", "gzip")
@@ -1781,15 +1781,15 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 // pacer reads a page for a scraper, which it gives 10 s for each 256 KiB, until the page is
 // cut off.
 type pacer struct {
-	chunks  [][]byte
-	chunk   []byte // what is left of the last one
+	chunks  net.Buffers // what is left of the page
 	control *http.ResponseController
 	pages   *pages
 	page    *sharedPage
 	left    int // bytes to read before the next 10 s
 }
 
-func (o *pacer) Read(b []byte) (n int, err error) {
+// Read reads no further than the next 10 s begin.
+func (o *pacer) Read(b []byte) (int, error) {
 	if o.left == 0 {
 		o.left = 256 << 10
 		o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
@@ -1798,19 +1798,9 @@ func (o *pacer) Read(b []byte) (n int, err error) {
 	if err := o.page.ctx.Err(); err != nil { // after the deadline, which the cut may have set before
 		return 0, err
 	}
-	if len(o.chunk) == 0 && len(o.chunks) == 0 {
-		return 0, io.EOF
-	}
-	for b = b[:min(len(b), o.left)]; n < len(b) && len(o.chunk)+len(o.chunks) > 0; {
-		if len(o.chunk) == 0 {
-			o.chunk, o.chunks = o.chunks[0], o.chunks[1:]
-		}
-		m := copy(b[n:], o.chunk)
-		o.chunk = o.chunk[m:]
-		n += m
-	}
+	n, err := o.chunks.Read(b[:min(len(b), o.left)])
 	o.left -= n
-	return n, nil
+	return n, err
 }
 
 // render merges results with the status metrics that tell of them and with those of the
