@@ -1201,19 +1201,15 @@ func (a address) listen() (net.Listener, error) {
 
 // removeStale removes the socket of a program that ended without removing it.
 func removeStale(path string) error {
-	info, err := os.Lstat(path)
-	if err != nil {
-		return nil // it does not exist, or Listen will fail, too
-	}
-	if info.Mode().Type() != os.ModeSocket {
-		return fmt.Errorf("%s exists and is not a socket", path)
-	}
 	conn, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
+	switch info, missing := os.Lstat(path); {
+	case err == nil:
 		conn.Close()
 		return fmt.Errorf("another program listens on %s", path)
-	}
-	if errors.Is(err, syscall.ECONNREFUSED) {
+	case missing != nil: // or Listen will fail, too
+	case info.Mode().Type() != os.ModeSocket:
+		return fmt.Errorf("%s exists and is not a socket", path)
+	case errors.Is(err, syscall.ECONNREFUSED):
 		return os.Remove(path)
 	}
 	return nil
@@ -1397,11 +1393,11 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // recoverPanic logs a fault of the program itself, and cuts the answer off.
 func (p *program) recoverPanic() {
-	v := recover()
-	if v == nil {
+	switch v := recover(); v {
+	case nil:
 		return
-	}
-	if v != http.ErrAbortHandler {
+	case http.ErrAbortHandler:
+	default:
 		p.log.Error("a fault in reverse_exporter", "panic", v, "stack", string(debug.Stack()))
 	}
 	panic(http.ErrAbortHandler)
@@ -1517,27 +1513,30 @@ const minIterations, maxIterations = 100_000, 2_000_000
 func (ps *passwords) check(ctx context.Context, client, name, password string) int {
 	us := *ps.users.Load()
 	u, known := us[name]
+	if !known {
+		names := slices.Sorted(maps.Keys(us))
+		u = us[names[int(ps.digest(name)[0])%len(names)]] // always the same
+	}
 	digest := ps.digest(password)
-	if known && u.knows(digest) {
+	foundRight := func() bool {
+		right := u.right.Load()
+		return known && right != nil && hmac.Equal(*right, digest)
+	}
+	if foundRight() {
 		return http.StatusOK
 	}
 	if ps.turn.wait(ctx, client) != nil {
 		return http.StatusServiceUnavailable
 	}
 	defer ps.turn.pass()
-	if known && u.knows(digest) { // another request gave it meanwhile
+	if foundRight() { // by another request meanwhile
 		return http.StatusOK
 	}
-	if !known {
-		names := slices.Sorted(maps.Keys(us))
-		u = us[names[int(ps.digest(name)[0])%len(names)]] // always the same
+	if key := stretch(password, u.salt, u.iterations); !hmac.Equal(key, u.key) || !known {
+		return http.StatusUnauthorized
 	}
-	key := stretch(password, u.salt, u.iterations)
-	if hmac.Equal(key, u.key) && known {
-		u.right.Store(&digest)
-		return http.StatusOK
-	}
-	return http.StatusUnauthorized
+	u.right.Store(&digest)
+	return http.StatusOK
 }
 
 // digest returns a digest that is of use to this run of the program only.
@@ -1545,12 +1544,6 @@ func (ps *passwords) digest(password string) []byte {
 	mac := hmac.New(sha256.New, ps.key)
 	io.WriteString(mac, password)
 	return mac.Sum(nil)
-}
-
-// knows reports whether the digest is that of a password found right before.
-func (u *user) knows(digest []byte) bool {
-	right := u.right.Load()
-	return right != nil && hmac.Equal(*right, digest)
 }
 
 // stretch makes a key of a password; that it is slow makes guessing slow.
@@ -1590,7 +1583,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	p.noteScrape(r.RemoteAddr, began)
+	p.lastScrape.Store(&scraped{r.RemoteAddr, time.Now(), time.Since(began)})
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if err != nil {
 		p.refuse(w, "no page could be made before the deadline of the scrape", http.StatusServiceUnavailable)
@@ -1615,16 +1608,28 @@ func (p *program) openPage(
 	defer stopWaiting()
 	forget := context.AfterFunc(p.stopping, stopWaiting)
 	defer forget()
-	await(waiting, tickets)
+	for _, t := range tickets {
+		t.wait(waiting)
+	}
 	expired := waiting.Err() == context.DeadlineExceeded
-	defer leaveAll(tickets, expired)
+	defer func() {
+		for _, t := range tickets {
+			t.leave(expired)
+		}
+	}()
+	newest := func() (results []*result) {
+		for _, t := range tickets {
+			results = append(results, t.result())
+		}
+		return results
+	}
 	process := p.processNow()
 	return p.pages.open(ctx, &pageRequest{
 		client:  clientOf(r.RemoteAddr),
 		sources: sources,
 		takes:   accepted(r.Header.Values("Accept")),
 		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
-		newest:  func() []*result { return resultsOf(tickets) },
+		newest:  newest,
 		render: func(ctx context.Context, results []*result, f form) (*page, error) {
 			return p.render(ctx, sources, results, f, process)
 		},
@@ -1633,18 +1638,9 @@ func (p *program) openPage(
 
 // scraped is what the page at / says of a scrape.
 type scraped struct {
-	by   string // " by " and the client's address, or nothing for a Unix socket
+	by   string // the address of the client
 	end  time.Time
 	took time.Duration
-}
-
-// noteScrape notes a scrape whose answer begins, for the page at /.
-func (p *program) noteScrape(client string, began time.Time) {
-	last := &scraped{end: time.Now(), took: time.Since(began)}
-	if host, _, err := net.SplitHostPort(client); err == nil {
-		last.by = " by " + host
-	}
-	p.lastScrape.Store(last)
 }
 
 // selected returns the sources with the names, in their own order: none where only the
@@ -1697,29 +1693,6 @@ func askAll(sources []*source, query url.Values, takes accept, until time.Time) 
 		tickets[i] = s.join(chosen[i], until)
 	}
 	return tickets, nil
-}
-
-// await waits for all tickets until ctx is done.
-func await(ctx context.Context, tickets []*ticket) {
-	for _, t := range tickets {
-		t.wait(ctx)
-	}
-}
-
-// resultsOf returns the newest results of the tickets.
-func resultsOf(tickets []*ticket) []*result {
-	results := make([]*result, len(tickets))
-	for i, t := range tickets {
-		results[i] = t.result()
-	}
-	return results
-}
-
-// leaveAll hands all tickets back. expired says that the scrape's deadline passed.
-func leaveAll(tickets []*ticket, expired bool) {
-	for _, t := range tickets {
-		t.leave(expired)
-	}
 }
 
 // refuse answers a scrape with an error.
@@ -1839,7 +1812,8 @@ func (p *program) render(
 
 // about returns what the status metrics tell of the program.
 func (p *program) about() *about {
-	a := &about{version: p.build.version, revision: p.build.revision, linesLost: p.dropped.Load(), scrapes: map[int]uint64{}, reloads: map[string]bool{},
+	a := &about{version: p.build.version, revision: p.build.revision, linesLost: p.dropped.Load(),
+		scrapes: map[int]uint64{}, reloads: map[string]bool{},
 		guarded: p.tls.cas.Load() != nil || p.passwords != nil, refused: p.refusals.Load()}
 	for code := range p.scrapes {
 		if n := p.scrapes[code].Load(); n > 0 || code == http.StatusOK || code == http.StatusServiceUnavailable {
@@ -2106,8 +2080,11 @@ func (p *program) appendFacts(dst []byte) []byte {
 	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s · started %s · ",
 		escapeHTML.Replace(p.build.version+" ("+p.build.revision+")"), ago(p.started))
 	if last := p.lastScrape.Load(); last != nil {
-		dst = fmt.Appendf(dst, "last scrape %s%s, took %s",
-			ago(last.end), escapeHTML.Replace(last.by), durationText(last.took))
+		by := ""
+		if host, _, err := net.SplitHostPort(last.by); err == nil { // not a Unix socket
+			by = " by " + escapeHTML.Replace(host)
+		}
+		dst = fmt.Appendf(dst, "last scrape %s%s, took %s", ago(last.end), by, durationText(last.took))
 	} else {
 		dst = append(dst, "not scraped yet"...)
 	}
