@@ -1977,7 +1977,13 @@ func (p *program) appendIndex(dst []byte) []byte {
 	}
 	dst = append(dst, "\n</table>"...)
 	dst = appendUnmerged(dst, conflicts)
-	return p.appendLinks(dst)
+	dst = append(dst, "\n<footer>"...)
+	paths := slices.Sorted(maps.Keys(p.endpoints))
+	for _, path := range paths {
+		dst = fmt.Appendf(dst, `<a href=".%s">%[1]s</a> `, escapeHTML.Replace(path))
+	}
+	return fmt.Appendf(dst, `<a href=".%s?exporter_name=%s">status metrics alone</a> `+
+		`<a href="./-/healthy">/-/healthy</a></footer>`+"\n", escapeHTML.Replace(paths[0]), ownName)
 }
 
 // row is a source as the page shows it.
@@ -2010,25 +2016,20 @@ var looks = [...]struct{ name, class, mark string }{
 func (p *program) rows() []row {
 	var rows []row
 	for _, s := range p.sources {
-		st := s.snapshot()
-		rows = append(rows, row{s, st, s.stateOf(st)})
+		r := row{s, s.snapshot(), neverAsked}
+		c, isCommand := s.fetcher.(*command)
+		switch {
+		case r.last.failure != nil:
+			r.state = isDown
+		case !r.since.IsZero():
+			r.state = isUp
+		case isCommand && c.needs() != "":
+			r.state = onDemand
+		}
+		rows = append(rows, r)
 	}
 	slices.SortStableFunc(rows, func(a, b row) int { return cmp.Compare(a.state, b.state) })
 	return rows
-}
-
-// stateOf returns the state that a source is in by its status.
-func (s *source) stateOf(st status) sourceState {
-	switch {
-	case st.last.failure != nil:
-		return isDown
-	case !st.since.IsZero():
-		return isUp
-	}
-	if c, ok := s.fetcher.(*command); ok && c.needs() != "" {
-		return onDemand
-	}
-	return neverAsked
 }
 
 // appendBanner appends the head of the page, and in a line how the host is.
@@ -2037,7 +2038,15 @@ func appendBanner(dst []byte, host string, rows []row, conflicts int) []byte {
 	for _, r := range rows {
 		n[r.state]++
 	}
-	state, text := sumUp(n)
+	state, text := isUp, "all up"
+	switch {
+	case n[isDown] > 0:
+		state, text = isDown, fmt.Sprintf("%d down", n[isDown])
+	case n[isUp] == 0:
+		state, text = neverAsked, "nothing asked yet"
+	case n[neverAsked] > 0:
+		text = fmt.Sprintf("%d up", n[isUp])
+	}
 	heading := escapeHTML.Replace(looks[state].mark + " " + text + " – " + host)
 	// Without its URL, the refresh of a page that was left at a #link would only scroll there.
 	dst = fmt.Appendf(dst, "<!doctype html><html lang=en><meta charset=utf-8>"+
@@ -2060,19 +2069,6 @@ func appendBanner(dst []byte, host string, rows []row, conflicts int) []byte {
 		dst = fmt.Appendf(dst, ", <a href=#-unmerged>conflicts: %d</a>", conflicts)
 	}
 	return append(dst, "</header>"...)
-}
-
-// sumUp says how the sources are as a whole, of how many are in each state.
-func sumUp(n [isUp + 1]int) (sourceState, string) {
-	switch {
-	case n[isDown] > 0:
-		return isDown, fmt.Sprintf("%d down", n[isDown])
-	case n[isUp] == 0:
-		return neverAsked, "nothing asked yet"
-	case n[neverAsked] > 0:
-		return isUp, fmt.Sprintf("%d up", n[isUp])
-	}
-	return isUp, "all up"
 }
 
 // appendFacts appends what there is to know of the program itself.
@@ -2098,10 +2094,18 @@ func (p *program) appendFacts(dst []byte) []byte {
 	return dst
 }
 
-// appendLine appends the line of a source.
+// appendLine appends the line of a source: its state and for how long it has been in it, where it
+// is, and what its fetches came to.
 func (r row) appendLine(dst []byte) []byte {
-	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s>", looks[r.state].class, r.name)
-	dst = r.appendState(dst)
+	look := looks[r.state]
+	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s><td", look.class, r.name)
+	if r.state == isDown {
+		dst = r.since.UTC().AppendFormat(dst, ` title="since 2006-01-02 15:04:05 UTC"`)
+	}
+	dst = fmt.Appendf(dst, ">%s %s", look.mark, look.name)
+	if !r.since.IsZero() {
+		dst = fmt.Appendf(dst, " <i>%s</i>", ageText(r.since))
+	}
 	if r.state == onDemand {
 		dst = append(append(dst, "<td>"...), r.name...)
 	} else {
@@ -2114,19 +2118,6 @@ func (r row) appendLine(dst []byte) []byte {
 		failures += n
 	}
 	return fmt.Appendf(dst, "<td>%s<td>%s", ago(r.lastSuccess), grouped(failures))
-}
-
-// appendState appends the state of a source and for how long it has been in it.
-func (r row) appendState(dst []byte) []byte {
-	since := ""
-	if r.state == isDown {
-		since = r.since.UTC().Format(` title="since 2006-01-02 15:04:05 UTC"`)
-	}
-	dst = fmt.Appendf(dst, "<td%s>%s %s", since, looks[r.state].mark, looks[r.state].name)
-	if !r.since.IsZero() {
-		dst = fmt.Appendf(dst, " <i>%s</i>", ageText(r.since))
-	}
-	return dst
 }
 
 // appendLast appends what the last fetch took and brought.
@@ -2221,17 +2212,6 @@ func appendUnmerged(dst []byte, lines []string) []byte {
 		strings.Join(lines, "\n<li>"))
 }
 
-// appendLinks appends links to all that the program serves.
-func (p *program) appendLinks(dst []byte) []byte {
-	dst = append(dst, "\n<footer>"...)
-	paths := slices.Sorted(maps.Keys(p.endpoints))
-	for _, path := range paths {
-		dst = fmt.Appendf(dst, `<a href=".%s">%[1]s</a> `, escapeHTML.Replace(path))
-	}
-	return fmt.Appendf(dst, `<a href=".%s?exporter_name=%s">status metrics alone</a> `+
-		`<a href="./-/healthy">/-/healthy</a></footer>`+"\n", escapeHTML.Replace(paths[0]), ownName)
-}
-
 // escapeHTML escapes what is special in HTML.
 var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
 
@@ -2276,20 +2256,17 @@ td:nth-child(-n+2),.up td:nth-child(4),.down td:nth-child(3),.down td:nth-child(
 .why{border:0;padding-top:0}.why td:first-child{display:none}}
 `
 
-// durationText says how long a duration is, in seconds or milliseconds.
+// durationText says how long a duration is, in seconds or milliseconds, with one decimal if the
+// number is small and that says anything.
 func durationText(d time.Duration) string {
-	if d >= 999500*time.Microsecond {
-		return shortNumber(d.Seconds()) + " s"
+	n, unit := d.Seconds(), " s"
+	if d < 999500*time.Microsecond {
+		n, unit = max(0.1, float64(d)/1e6), " ms"
 	}
-	return shortNumber(max(0.1, float64(d)/1e6)) + " ms"
-}
-
-// shortNumber formats a number with one decimal if it is small and that says anything.
-func shortNumber(f float64) string {
-	if f < 9.95 {
-		return strings.TrimSuffix(strconv.FormatFloat(f, 'f', 1, 64), ".0")
+	if n < 9.95 {
+		return strings.TrimSuffix(strconv.FormatFloat(n, 'f', 1, 64), ".0") + unit
 	}
-	return strconv.FormatFloat(f, 'f', 0, 64)
+	return strconv.FormatFloat(n, 'f', 0, 64) + unit
 }
 
 // grouped formats a number with thin spaces between groups of three digits.
