@@ -1874,7 +1874,7 @@ func (p *program) processNow() *exposition {
 // the weight of no encoding.
 func acceptsGzip(headers []string) bool {
 	weights := map[string]float64{}
-	eachChoice(headers, func(coding string, _ []string, weight float64) { weights[coding] = weight })
+	eachChoice(headers, func(coding string, _ map[string]string, weight float64) { weights[coding] = weight })
 	for _, coding := range []string{"gzip", "x-gzip", "*"} {
 		if weight, ok := weights[coding]; ok {
 			return weight > 0 && weight >= weights["identity"]
@@ -1902,20 +1902,14 @@ func accepted(headers []string) accept {
 	var takes accept
 	most := 0.0 // weight of an item with an escaping
 	weights := map[string]float64{}
-	eachChoice(headers, func(mediaType string, params []string, weight float64) {
-		otherVersion := func(param string) bool {
-			return strings.HasPrefix(param, "version=") && param != "version=1.0.0"
-		}
-		switch {
-		case mediaType == "application/openmetrics-text" && slices.ContainsFunc(params, otherVersion):
+	eachChoice(headers, func(mediaType string, params map[string]string, weight float64) {
+		isOpenMetrics := mediaType == "application/openmetrics-text"
+		if isOpenMetrics && cmp.Or(params["version"], "1.0.0") != "1.0.0" {
 			return
-		case mediaType == "application/openmetrics-text", mediaType == "text/plain":
-			for _, param := range params {
-				escaping, ok := strings.CutPrefix(param, "escaping=")
-				if ok && slices.Contains(escapings, escaping) && weight > most {
-					takes.escaping, most = escaping, weight
-				}
-			}
+		}
+		escaping := params["escaping"]
+		if (isOpenMetrics || mediaType == "text/plain") && slices.Contains(escapings, escaping) && weight > most {
+			takes.escaping, most = escaping, weight
 		}
 		weights[mediaType] = max(weights[mediaType], weight)
 	})
@@ -1933,20 +1927,20 @@ var withoutBlanks = strings.NewReplacer(" ", "", "\t", "", `"`, "")
 
 // eachChoice calls do for each item of a list of what a scraper accepts, with its parameters
 // and its weight, 0 if that is not a number. All is in lower case, without blanks and quotes.
-func eachChoice(headers []string, do func(choice string, params []string, weight float64)) {
+func eachChoice(headers []string, do func(choice string, params map[string]string, weight float64)) {
 	list := withoutBlanks.Replace(strings.ToLower(strings.Join(headers, ",")))
 	for item := range strings.SplitSeq(list, ",") {
-		params := strings.Split(item, ";")
-		weight := 1.0
-		for _, param := range params[1:] {
-			if q, ok := strings.CutPrefix(param, "q="); ok {
-				weight, _ = strconv.ParseFloat(q, 64)
-				if math.IsNaN(weight) {
-					weight = 0
-				}
-			}
+		choice, rest, _ := strings.Cut(item, ";")
+		params := map[string]string{"q": "1"}
+		for param := range strings.SplitSeq(rest, ";") {
+			name, value, _ := strings.Cut(param, "=")
+			params[name] = value
 		}
-		do(params[0], params[1:], min(weight, 1)) // Prometheus 2.49 sends q=2
+		weight, _ := strconv.ParseFloat(params["q"], 64)
+		if math.IsNaN(weight) {
+			weight = 0
+		}
+		do(choice, params, min(weight, 1)) // Prometheus 2.49 sends q=2
 	}
 }
 
