@@ -85,6 +85,14 @@ func readBuild() build {
 	return b
 }
 
+// printVersion prints what the program was built from.
+func printVersion(stdout io.Writer) int {
+	b := readBuild()
+	fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
+		b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return 0
+}
+
 const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
 one scrape target: one port, one /metrics, told apart by the label exporter_name.
 
@@ -194,23 +202,17 @@ func appendUsage(dst []byte) []byte {
 	return dst
 }
 
+// main is the only one to touch the arguments, signals and the exit status.
 func main() {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // before all else: until then, one ends the program
 	// ctx is never stopped: after that, a second signal would kill the program before it could
 	// return its exit status.
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
 	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard
 	// error has gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
-	stdout := &printer{file: os.Stdout}
-	status := run(ctx, hangup, os.Args, os.Stdin, stdout, os.Stderr)
-	if err := stdout.fault.Load(); err != nil {
-		status = 1
-		within(time.Second, func() { complain(os.Stderr, 1, fmt.Sprintf("failed to print: %v", *err)) })
-	}
-	os.Exit(status)
+	os.Exit(run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
 
 // ---- Running
@@ -221,24 +223,20 @@ const usageStatus = 64
 
 // run is the program. It returns the exit status: 0, 1 if something went wrong, or usageStatus.
 func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	log.SetOutput(io.Discard) // net/http writes there what an exporter sends after its answer
 	c, faults := parseFlags(args[1:])
+	var mode func(stdout io.Writer) int
 	switch {
-	case c.modes["help"]:
-		stdout.Write(appendUsage(nil))
-		return 0
-	case c.modes["version"]:
-		b := readBuild()
-		fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
-			b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-		return 0
 	case len(faults) > 0:
 		return complain(stderr, usageStatus, faults...)
-	}
-	switch {
+	case c.modes["help"]:
+		mode = func(stdout io.Writer) int { stdout.Write(appendUsage(nil)); return 0 }
+	case c.modes["version"]:
+		mode = printVersion
 	case c.modes["hash-password"]:
-		return unlessDone(ctx, func() int { return hashPassword(stdin, stdout, stderr) })
+		mode = func(stdout io.Writer) int { return hashPassword(stdin, stdout, stderr) }
 	case c.modes["healthcheck"]:
-		return healthcheck(ctx, c.listen[0], stdout, stderr)
+		mode = func(stdout io.Writer) int { return healthcheck(ctx, c.listen[0], stdout, stderr) }
 	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *sourceConfig) bool { return s.kind == "exec" }):
 		path, err := os.Executable()
 		if err != nil { // there is no /proc
@@ -249,7 +247,14 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 			return complain(stderr, code, err.Error())
 		}
 		return code
+	default:
+		return c.run(ctx, hangup, stdout, stderr)
 	}
+	return printing(ctx, stdout, stderr, mode)
+}
+
+// run does what needs the sources: it checks them, asks them once, or serves them.
+func (c *config) run(ctx context.Context, hangup <-chan os.Signal, stdout, stderr io.Writer) int {
 	life, end := context.WithCancel(context.Background())
 	lines := newLogWriter(stderr)
 	p := newProgram(life, c, lines)
@@ -263,10 +268,10 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		})
 		within(time.Second, lines.flush)
 	}()
-	if c.modes["check"] {
-		return unlessDone(ctx, func() int { return p.check(stdout) })
-	}
-	status := unlessDone(ctx, func() int {
+	status := printing(ctx, stdout, lines, func(stdout io.Writer) int {
+		if c.modes["check"] {
+			return p.check(stdout)
+		}
 		if err := p.loadFiles(); err != nil {
 			return complain(lines, 1, strings.Split(err.Error(), "\n")...)
 		}
@@ -276,10 +281,12 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		return 0
 	})
 	switch {
-	case c.modes["once"] || status != 0 && ctx.Err() == nil:
+	case c.modes["check"], c.modes["once"]:
 		return status
 	case ctx.Err() != nil:
 		return 0 // as later, in serve
+	case status != 0:
+		return status
 	}
 	listeners, err := p.listenAll()
 	if err != nil {
@@ -296,17 +303,16 @@ func complain(stderr io.Writer, status int, faults ...string) int {
 	return status
 }
 
-// printer prints to standard output, and keeps why that failed.
-type printer struct {
-	file  *os.File
-	fault atomic.Pointer[error]
-}
-
-func (p *printer) Write(b []byte) (n int, err error) {
-	if n, err = p.file.Write(b); err != nil {
-		p.fault.Store(&err)
-	}
-	return n, err
+// printing returns what do returns, or 1 if what it printed could not be written.
+func printing(ctx context.Context, stdout, stderr io.Writer, do func(stdout io.Writer) int) int {
+	return unlessDone(ctx, func() int {
+		out := bufio.NewWriter(stdout)
+		status := do(out)
+		if err := out.Flush(); err != nil {
+			return complain(stderr, 1, fmt.Sprintf("failed to print: %v", err))
+		}
+		return status
+	})
 }
 
 // unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input or output,
