@@ -110,73 +110,62 @@ Examples:
 // of the program, and of one source.
 func options(c *config, s *sourceConfig) []option {
 	return []option{
-		{heading: "Sources, repeatable; NAME becomes the value of exporter_name:"},
-		{name: "http", value: "NAME=URL", help: "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
-			set: func(url string) error { _, _, err := parseURL(url); return err }},
-		{name: "file", value: "NAME=PATTERN", help: "text files, read on every scrape; PATTERN may be a glob",
-			set: checkPattern},
-		{name: "exec", value: "NAME=COMMAND", help: "a command that prints metrics, run on demand without a shell;\n" +
+		{help: "Sources, repeatable; NAME becomes the value of exporter_name:"},
+		{"http", "NAME=URL", "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
+			func(url string) error { _, _, err := parseURL(url); return err }, ""},
+		{"file", "NAME=PATTERN", "text files, read on every scrape; PATTERN may be a glob", checkPattern, ""},
+		{"exec", "NAME=COMMAND", "a command that prints metrics, run on demand without a shell;\n" +
 			"{x}, {x=default}, {x=one|other} take the URL parameter x",
-			set: func(line string) error { _, err := parseCommand(line); return err }},
+			func(line string) error { _, err := parseCommand(line); return err }, ""},
 
-		{heading: "Options; with NAME: for one source, without for all:"},
-		{name: "label", value: "[NAME:]KEY=VALUE", help: "add a label to every sample; repeatable", set: s.setLabel},
-		{name: "timeout", value: "[NAME:]DURATION", help: "longest time a fetch may take (10s)",
-			set: asDuration(&s.timeout, time.Millisecond)},
-		{name: "max-bytes", value: "[NAME:]SIZE", help: "largest body taken, as 512KiB, 32MiB (32MiB)", set: s.setMaxBytes},
-		{name: "max-age", value: "[NAME:]DURATION", help: "serve a result again while it is younger (0)",
-			set: asDuration(&s.maxAge, 0)},
-		{name: "interval", value: "NAME:DURATION", help: "fetch in the background, serve the last result",
-			set: asDuration(&s.interval, 100*time.Millisecond)},
-		{name: "parallel", value: "NAME:N", help: "runs of a command with different arguments that may go on at once (1)",
-			set: s.setParallel, only: "exec"},
-		{name: "drop", value: "[NAME:]PATTERN", help: "leave out the metric families that match, as go_*; repeatable",
-			set: s.setDrop, repeatable: true},
-		{name: "path", value: "[NAME:]/PATH", help: "endpoint to be served on; repeatable (/metrics)",
-			set: s.setPath, repeatable: true},
-		{name: "params", value: "NAME:LIST", help: "URL parameters forwarded to an http source, * for all",
-			set: func(list string) error { s.params = strings.Split(list, ","); return nil }, only: "http"},
-		{name: "header", value: "NAME:'KEY: VALUE'",
-			help: "send a header to an http source; repeatable;\nNAME:@FILE reads header lines from a file",
-			set:  s.setHeader, only: "http", repeatable: true, secret: true},
-		{name: "bearer-token-file", value: "NAME:FILE", help: "send Authorization: Bearer with what the file holds",
-			set: asText(&s.tokenFile), only: "http"},
-		{name: "ca-file", value: "NAME:FILE", help: "certificates that an https source is verified against",
-			set: asText(&s.caFile), only: "https"},
-		{name: "cert-file", value: "NAME:FILE", help: "certificate that an https source is shown ...",
-			set: asText(&s.certFile), only: "https"},
-		{name: "key-file", value: "NAME:FILE", help: "... and its key, if that is in another file",
-			set: asText(&s.keyFile), only: "https"},
-		{name: "server-name", value: "NAME:HOST", help: "name in the certificate of an https source",
-			set: asText(&s.serverName), only: "https"},
-		{name: "insecure", value: nameList, help: "do not verify the certificates of these",
-			set: asSwitch(&s.insecure), only: "https"},
-		{name: "raw", value: nameList, help: "do not add exporter_name", set: asSwitch(&s.raw)},
-		{name: "any-exit", value: nameList, help: "take what these commands print whatever their exit status",
-			set: asSwitch(&s.anyExit), only: "exec"},
-		{name: "require", value: nameList, help: "answer 503 when one of these is down", set: asSwitch(&s.require)},
+		{help: "Options; with NAME: for one source, without for all:"},
+		{"label", "[NAME:]KEY=VALUE", "add a label to every sample; repeatable", s.setLabel, ""},
+		{"timeout", "[NAME:]DURATION", "longest time a fetch may take (10s)",
+			asDuration(&s.timeout, time.Millisecond), ""},
+		{"max-bytes", "[NAME:]SIZE", "largest body taken, as 512KiB, 32MiB (32MiB)", s.setMaxBytes, ""},
+		{"max-age", "[NAME:]DURATION", "serve a result again while it is younger (0)", asDuration(&s.maxAge, 0), ""},
+		{"interval", "NAME:DURATION", "fetch in the background, serve the last result",
+			asDuration(&s.interval, 100*time.Millisecond), ""},
+		{"parallel", "NAME:N", "runs of a command with different arguments that may go on at once (1)",
+			s.setParallel, "exec"},
+		{"drop", "[NAME:]PATTERN", "leave out the metric families that match, as go_*; repeatable", s.setDrop, ""},
+		{"path", "[NAME:]/PATH", "endpoint to be served on; repeatable (/metrics)", s.setPath, ""},
+		{"params", "NAME:LIST", "URL parameters forwarded to an http source, * for all",
+			func(list string) error { s.params = strings.Split(list, ","); return nil }, "http"},
+		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable;\n" +
+			"NAME:@FILE reads header lines from a file", s.setHeader, "http"},
+		{"bearer-token-file", "NAME:FILE", "send Authorization: Bearer with what the file holds",
+			asText(&s.tokenFile), "http"},
+		{"ca-file", "NAME:FILE", "certificates that an https source is verified against", asText(&s.caFile), "https"},
+		{"cert-file", "NAME:FILE", "certificate that an https source is shown ...", asText(&s.certFile), "https"},
+		{"key-file", "NAME:FILE", "... and its key, if that is in another file", asText(&s.keyFile), "https"},
+		{"server-name", "NAME:HOST", "name in the certificate of an https source", asText(&s.serverName), "https"},
+		{"insecure", nameList, "do not verify the certificates of these", asSwitch(&s.insecure), "https"},
+		{"raw", nameList, "do not add exporter_name", asSwitch(&s.raw), ""},
+		{"any-exit", nameList, "take what these commands print whatever their exit status",
+			asSwitch(&s.anyExit), "exec"},
+		{"require", nameList, "answer 503 when one of these is down", asSwitch(&s.require), ""},
 
-		{heading: "Server:"},
-		{name: "web.listen-address", value: "ADDR",
-			help: ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
-				"http:// or https:// before it chooses TLS for this one", set: c.setListen, repeatable: true},
-		{name: "web.tls-cert-file", value: "FILE", help: "serve https with this certificate ...", set: asText(&c.tlsCert)},
-		{name: "web.tls-key-file", value: "FILE", help: "... and its key", set: asText(&c.tlsKey)},
-		{name: "web.tls-client-ca-file", value: "FILE", help: "demand client certificates that this CA verifies",
-			set: asText(&c.tlsClientCA)},
-		{name: "web.basic-auth-file", value: "FILE", help: "demand a password; lines of user:HASH, see --hash-password",
-			set: asText(&c.basicAuth)},
-		{name: "web.disable-exporter-metrics", help: "leave out the process_* and go_* metrics of the program itself"},
-		{name: "log.level", value: "LEVEL", help: "debug, info, warn or error (info)", set: c.setLogLevel},
-		{name: "log.format", value: "FORMAT", help: "logfmt or json, on standard error (logfmt)", set: c.setLogFormat},
+		{help: "Server:"},
+		{"web.listen-address", "ADDR", ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
+			"http:// or https:// before it chooses TLS for this one", c.setListen, ""},
+		{"web.tls-cert-file", "FILE", "serve https with this certificate ...", asText(&c.tlsCert), ""},
+		{"web.tls-key-file", "FILE", "... and its key", asText(&c.tlsKey), ""},
+		{"web.tls-client-ca-file", "FILE", "demand client certificates that this CA verifies",
+			asText(&c.tlsClientCA), ""},
+		{"web.basic-auth-file", "FILE", "demand a password; lines of user:HASH, see --hash-password",
+			asText(&c.basicAuth), ""},
+		{"web.disable-exporter-metrics", "", "leave out the process_* and go_* metrics of the program itself", nil, ""},
+		{"log.level", "LEVEL", "debug, info, warn or error (info)", c.setLogLevel, ""},
+		{"log.format", "FORMAT", "logfmt or json, on standard error (logfmt)", c.setLogFormat, ""},
 
-		{heading: "Modes:"},
-		{name: "once", help: "print the merged metrics and exit; 1 if a source is down"},
-		{name: "check", help: "validate the flags and the files they name, and exit"},
-		{name: "healthcheck", help: "ask the program at the first --web.listen-address; exit 0 if it is well"},
-		{name: "hash-password", help: "read a password from standard input and print its HASH"},
-		{name: "version", help: "print the version and exit"},
-		{name: "help", help: "print this and exit"},
+		{help: "Modes:"},
+		{"once", "", "print the merged metrics and exit; 1 if a source is down", nil, ""},
+		{"check", "", "validate the flags and the files they name, and exit", nil, ""},
+		{"healthcheck", "", "ask the program at the first --web.listen-address; exit 0 if it is well", nil, ""},
+		{"hash-password", "", "read a password from standard input and print its HASH", nil, ""},
+		{"version", "", "print the version and exit", nil, ""},
+		{"help", "", "print this and exit", nil, ""},
 	}
 }
 
@@ -185,8 +174,8 @@ func appendUsage(dst []byte) []byte {
 	const column = 33
 	dst = append(dst, introduction...)
 	for _, o := range options(&config{}, &sourceConfig{}) {
-		if o.heading != "" {
-			dst = append(append(append(dst, '\n'), o.heading...), '\n')
+		if o.name == "" {
+			dst = append(append(append(dst, '\n'), o.help...), '\n')
 			continue
 		}
 		flag := strings.TrimRight("  --"+o.name+" "+o.value, " ")
@@ -565,23 +554,23 @@ type config struct {
 	tlsCert, tlsKey, tlsClientCA, basicAuth string // files, "" for none
 }
 
-// option is one flag, or a heading of the help.
+// option is one flag, or without a name a heading of the help.
 type option struct {
-	heading string
-	name    string
+	name string
 	// value stands for its value in the help, and tells whom the flag is for: NAME=WHAT makes a
 	// source, [NAME:]VALUE is for one or for all, NAME:VALUE for one, nameList for those listed;
 	// VALUE is for the server, and a flag without a value is a mode.
-	value      string
-	help       string
-	set        func(value string) error // nil for a mode
-	only       string                   // kind of source that has it, or https for http with TLS; "" for all
-	secret     bool                     // its value is not repeated in an error
-	repeatable bool                     // with other values
+	value string
+	help  string // says repeatable if the flag can be given again with another value
+	set   func(value string) error
+	only  string // kind of source that has it, or https for http with TLS; "" for all
 }
 
 // nameList is the value of an option that only says which sources have it.
 const nameList = "NAME,..."
+
+// secret reports whether the value is not repeated in an error.
+func (o option) secret() bool { return o.name == "header" }
 
 // makesSource reports whether the flag is --http, --file or --exec.
 func (o option) makesSource() bool { return strings.HasPrefix(o.value, "NAME=") }
@@ -674,7 +663,7 @@ func (f *flags) stray(i int, arg string, before *option) {
 	word := ""
 	switch {
 	case before == nil:
-	case before.makesSource() || before.secret:
+	case before.makesSource() || before.secret():
 		word = ", after --" + before.name + ","
 	default:
 		word = " (" + arg + "), after --" + before.name + ","
@@ -821,7 +810,7 @@ func (o option) shown(s *sourceConfig, value string) string {
 	switch {
 	case s == nil:
 		return "--" + o.name + " " + value
-	case o.value == nameList || o.secret:
+	case o.value == nameList || o.secret():
 		return "--" + o.name + " " + s.name
 	}
 	return "--" + o.name + " " + s.name + ":" + value
@@ -834,10 +823,9 @@ func (f *flags) values(o option) map[*sourceConfig][]string {
 	for _, given := range f.given[o.name] {
 		sources, value := f.split(o, given)
 		for _, s := range sources {
-			same := func(earlier string) bool { return !o.repeatable || earlier == value }
-			if o.name == "label" { // one value for each key
-				key, _, _ := strings.Cut(value, "=")
-				same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") || earlier == value }
+			same := func(earlier string) bool { return earlier == value || !strings.Contains(o.help, "repeatable") }
+			if key, _, isLabel := strings.Cut(value, "="); isLabel && o.name == "label" { // one value for each key
+				same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") }
 			}
 			switch i := slices.IndexFunc(values[s], same); {
 			case i < 0:
@@ -855,7 +843,7 @@ func (f *flags) values(o option) map[*sourceConfig][]string {
 func (f *flags) split(o option, given string) (sources []*sourceConfig, value string) {
 	name, value, hasColon := strings.Cut(given, ":")
 	wrong, afterEquals, equals := strings.Cut(given, "=")
-	if o.secret {
+	if o.secret() {
 		afterEquals = "…"
 	}
 	switch s := f.named[name]; {
@@ -935,7 +923,8 @@ func (f *flags) checkSources() {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
 		}
 		if needs != "" && slices.ContainsFunc(s.paths, func(path string) bool { return served[path] > 1 }) {
-			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %[1]s:/%[1]s", s.name, needs)
+			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %[1]s:/%[1]s",
+				s.name, needs)
 		}
 	}
 }
