@@ -67,8 +67,7 @@ type build struct{ version, revision string }
 // readBuild reads the build's own information.
 func readBuild() build {
 	b := build{"unknown", "unknown"}
-	info, ok := debug.ReadBuildInfo()
-	if ok {
+	if info, ok := debug.ReadBuildInfo(); ok {
 		b.version = strings.Trim(info.Main.Version, "()") // (devel) in a working tree
 		for _, s := range info.Settings {
 			switch {
@@ -156,8 +155,10 @@ func options(c *config, s *sourceConfig) []option {
 		{"web.basic-auth-file", "FILE", "demand a password; lines of user:HASH, see --hash-password",
 			asText(&c.basicAuth), ""},
 		{"web.disable-exporter-metrics", "", "leave out the process_* and go_* metrics of the program itself", nil, ""},
-		{"log.level", "LEVEL", "debug, info, warn or error (info)", c.setLogLevel, ""},
-		{"log.format", "FORMAT", "logfmt or json, on standard error (logfmt)", c.setLogFormat, ""},
+		{"log.level", "LEVEL", "debug, info, warn or error (info)",
+			asOneOf(&c.logLevel, "debug", "info", "warn", "error"), ""},
+		{"log.format", "FORMAT", "logfmt or json, on standard error (logfmt)",
+			asOneOf(&c.logFormat, "logfmt", "json"), ""},
 
 		{help: "Modes:"},
 		{"once", "", "print the merged metrics and exit; 1 if a source is down", nil, ""},
@@ -358,11 +359,13 @@ type program struct {
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
 		endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{},
-		dropped: new(atomic.Uint64)}
+		dropped: new(atomic.Uint64), connections: connections{all: map[net.Conn]connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.userAgent = ownName + "/" + p.build.version
-	o := &slog.HandlerOptions{Level: c.logLevel}
+	var level slog.Level
+	level.UnmarshalText([]byte(c.logLevel))
+	o := &slog.HandlerOptions{Level: level}
 	if p.log = slog.New(slog.NewTextHandler(stderr, o)); c.logFormat == "json" {
 		p.log = slog.New(slog.NewJSONHandler(stderr, o))
 	}
@@ -548,7 +551,7 @@ type config struct {
 	modes     map[string]bool // those given, by flag
 	sources   []*sourceConfig // in the order of the flags
 	listen    []address
-	logLevel  slog.Level
+	logLevel  string
 	logFormat string
 
 	tlsCert, tlsKey, tlsClientCA, basicAuth string // files, "" for none
@@ -590,7 +593,7 @@ type flags struct {
 func parseFlags(args []string) (*config, []string) {
 	f := &flags{named: map[string]*sourceConfig{}, given: map[string][]string{}}
 	f.modes = map[string]bool{}
-	f.logFormat = "logfmt"
+	f.logLevel, f.logFormat = "info", "logfmt"
 	f.options = options(&f.config, &sourceConfig{})
 	f.readArgs(args)
 	if f.modes["help"] || f.modes["version"] {
@@ -751,12 +754,8 @@ func (f *flags) addSource(o *option, value string) {
 
 // isSourceName reports whether a source may have the name.
 func isSourceName(name string) bool {
-	for i, c := range []byte(name) {
-		if class[c]&labelByte == 0 && (i == 0 || c != '.' && c != '-') || i == 0 && c == '_' {
-			return false
-		}
-	}
-	return name != ""
+	odd := func(c rune) bool { return c >= utf8.RuneSelf || class[c]&labelByte == 0 && c != '.' && c != '-' }
+	return name != "" && !strings.ContainsAny(name[:1], "_.-") && !strings.ContainsFunc(name, odd)
 }
 
 // setOptions sets the options of the server, then those of each source: the general values first,
@@ -1049,21 +1048,15 @@ func asText(to *string) func(string) error {
 	}
 }
 
-// setLogLevel sets the least level that is logged.
-func (c *config) setLogLevel(value string) error {
-	if !slices.Contains([]string{"debug", "info", "warn", "error"}, value) {
-		return errors.New("want debug, info, warn or error")
+// asOneOf returns what sets one of the words.
+func asOneOf(to *string, words ...string) func(string) error {
+	return func(value string) error {
+		if *to = value; !slices.Contains(words, value) {
+			last := len(words) - 1
+			return fmt.Errorf("want %s or %s", strings.Join(words[:last], ", "), words[last])
+		}
+		return nil
 	}
-	return c.logLevel.UnmarshalText([]byte(value))
-}
-
-// setLogFormat sets the format of the log.
-func (c *config) setLogFormat(value string) error {
-	c.logFormat = value
-	if value != "logfmt" && value != "json" {
-		return errors.New("want logfmt or json")
-	}
-	return nil
 }
 
 // asDuration returns what sets a duration of at least least.
@@ -1240,7 +1233,7 @@ func (p *program) newServer() *http.Server {
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
 				p.warnOnce("", "too many connections: for each new one, one of the client that has most is closed",
-					"room", maxConnections())
+					"room", p.connections.room)
 			}
 		},
 	}
@@ -1299,9 +1292,6 @@ func (c connection) goesBefore(other connection) bool {
 func (cs *connections) changed(conn net.Conn, state http.ConnState) (full bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	if cs.all == nil {
-		cs.all, cs.room = map[net.Conn]connection{}, maxConnections()
-	}
 	c, here := cs.all[conn]
 	switch {
 	case state == http.StateNew:
@@ -1654,12 +1644,9 @@ func selected(sources []*source, names []string) []*source {
 // timeLimit returns how long a scrape may take until its answer begins. If the scraper announces
 // no deadline, the sources get what a run under way and one of its own may take.
 func (p *program) timeLimit(sources []*source, header string) time.Duration {
-	var longest time.Duration
-	if len(sources) == 0 {
-		longest = time.Second // to render the program's own metrics
-	}
-	for _, s := range sources {
-		longest = max(longest, s.timeout)
+	longest := time.Second // to render the program's own metrics, if they are all
+	if len(sources) > 0 {
+		longest = slices.MaxFunc(sources, func(a, b *source) int { return cmp.Compare(a.timeout, b.timeout) }).timeout
 	}
 	seconds, err := strconv.ParseFloat(header, 64)
 	if err != nil || !(seconds > 0) || math.IsInf(seconds, 1) {
@@ -1965,7 +1952,13 @@ func (p *program) appendIndex(dst []byte) []byte {
 		dst = r.appendFailure(dst)
 	}
 	dst = append(dst, "\n</table>"...)
-	dst = appendUnmerged(dst, conflicts)
+	if most := 20; len(conflicts) > most {
+		conflicts = append(conflicts[:most], "and "+grouped(uint64(len(conflicts)-most))+" more")
+	}
+	if len(conflicts) > 0 {
+		dst = fmt.Appendf(dst, "\n<h2 id=-unmerged>Could not be merged as it came</h2><ul>\n<li>%s\n</ul>",
+			strings.Join(conflicts, "\n<li>"))
+	}
 	dst = append(dst, "\n<footer>"...)
 	paths := slices.Sorted(maps.Keys(p.endpoints))
 	for _, path := range paths {
@@ -2186,19 +2179,6 @@ func (p *program) unmerged() []string {
 	}
 	slices.Sort(lines)
 	return slices.Compact(lines)
-}
-
-// appendUnmerged appends what could not be merged as it came.
-func appendUnmerged(dst []byte, lines []string) []byte {
-	const most = 20
-	if len(lines) == 0 {
-		return dst
-	}
-	if more := len(lines) - most; more > 0 {
-		lines = append(lines[:most], "and "+grouped(uint64(more))+" more")
-	}
-	return fmt.Appendf(dst, "\n<h2 id=-unmerged>Could not be merged as it came</h2><ul>\n<li>%s\n</ul>",
-		strings.Join(lines, "\n<li>"))
 }
 
 // escapeHTML escapes what is special in HTML.
