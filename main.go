@@ -765,7 +765,9 @@ func (f *flags) setOptions() {
 	for _, o := range f.options {
 		values[o.name] = f.values(o)
 		for _, value := range values[o.name][nil] { // its fault is told once, whatever the number of sources
-			f.check(o, nil, value, o.set(value))
+			if err := o.set(value); err != nil {
+				f.fault("--%s %s: %v", o.name, value, err)
+			}
 		}
 	}
 	for _, s := range f.sources {
@@ -778,7 +780,9 @@ func (f *flags) setOptions() {
 				o.set(value)
 			}
 			for _, value := range own {
-				f.check(o, s, value, cmp.Or(s.lacks(o), o.set(value)))
+				if err := cmp.Or(s.lacks(o), o.set(value)); err != nil {
+					f.fault("%s: %v", o.shown(s, value), err)
+				}
 			}
 		}
 		if s.paths == nil {
@@ -794,13 +798,6 @@ func (s *sourceConfig) lacks(o option) error {
 		return nil
 	}
 	return fmt.Errorf("only %s sources have this", o.only)
-}
-
-// check keeps what is wrong with a value, if anything is.
-func (f *flags) check(o option, s *sourceConfig, value string, err error) {
-	if err != nil {
-		f.fault("%s: %v", o.shown(s, value), err)
-	}
 }
 
 // shown returns an option as it is written on the command line, for a source unless that is nil,
@@ -1390,31 +1387,30 @@ func (p *program) recoverPanic() {
 
 // admits reports whether the client may ask. If not, it answers and counts the request.
 func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
-	if p.tls.cas.Load() != nil && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0) {
-		p.refusals.Add(1)
-		http.Error(w, "a client certificate is required", http.StatusForbidden)
-		return false
-	}
-	if p.passwords == nil {
-		return true
-	}
-	code := http.StatusUnauthorized
 	name, password, ok := r.BasicAuth()
-	if ok && strings.IndexByte(password, 0) < 0 { // HMAC pads keys with NULs, so more of them would match, too
+	code, fault := http.StatusOK, ""
+	switch {
+	case p.tls.cas.Load() != nil && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0):
+		code, fault = http.StatusForbidden, "a client certificate is required"
+	case p.passwords == nil:
+	case !ok || strings.IndexByte(password, 0) >= 0: // HMAC pads keys with NULs, so more of them would match, too
+		code = http.StatusUnauthorized
+	default:
 		code = p.passwords.check(r.Context(), clientOf(r.RemoteAddr), name, password)
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
 	switch code {
+	case http.StatusOK:
+		return true
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Basic realm="reverse_exporter", charset="UTF-8"`)
-		http.Error(w, "a user name and password are required", code)
+		fault = "a user name and password are required"
 	case http.StatusServiceUnavailable:
-		http.Error(w, "too many passwords are being checked", code)
+		fault = "too many passwords are being checked"
 	}
-	if code != http.StatusOK {
-		p.refusals.Add(1)
-	}
-	return code == http.StatusOK
+	p.refusals.Add(1)
+	http.Error(w, fault, code)
+	return false
 }
 
 // passwords are those that --web.basic-auth-file demands. Stretching one takes about a
@@ -1631,14 +1627,13 @@ type scraped struct {
 // selected returns the sources with the names, in their own order: none where only the
 // program itself is named, and nil if neither it nor a source has one of the names.
 func selected(sources []*source, names []string) []*source {
+	chosen := slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 	for _, name := range names {
-		if name != ownName && !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
+		if name != ownName && !slices.ContainsFunc(chosen, func(s *source) bool { return s.name == name }) {
 			return nil
 		}
 	}
-	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool {
-		return !slices.Contains(names, s.name)
-	})
+	return chosen
 }
 
 // timeLimit returns how long a scrape may take until its answer begins. If the scraper announces
