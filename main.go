@@ -9,14 +9,14 @@
 //
 //	main.go   flags in, HTTP out: Usage; Running; Options; Listening; Who may ask; A scrape;
 //	          The overview page; Small modes
-//	exec.go   a source into a result: Sources; The waterfall; Reading a body; Exporters (Content-Type,
-//	          TLS); Files; Commands (process groups); Counts
-//	merge.go  results into a page that scrapers share: Labelling; One exposition; Merging (families,
-//	          conflicts, duplicate series); Status metrics; Sharing pages
-//	parse.go  text into lines: Lines; The parser; Metadata; Samples; Values and what follows them;
-//	          Parts of a sample; Bytes; Predicates
+//	exec.go   a source into a result: Sources; The waterfall; Taking turns; Files that flags name;
+//	          Reading a body; Exporters; Files; Commands; Counts
+//	merge.go  results into a page that scrapers share: Merging; Conflicts; Repeats; Findings; Writing;
+//	          Status metrics; Sharing pages
+//	parse.go  one body into an exposition: Lines; The parser; Metadata; Samples; Values; Bytes and
+//	          predicates; Labelling; One exposition
 //
-// A new flag is a row of options, in Usage; what it sets is in Options.
+// A new flag is a row of options, in Usage; how values are set is in Options.
 package main
 
 import (
@@ -2349,9 +2349,8 @@ func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
 		}
 		err = fmt.Errorf("it answered %s", resp.Status)
 	}
-	fmt.Fprintf(stderr, "reverse_exporter: no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
-		" as the program\n", a.addr, withoutURL(err))
-	return 1
+	return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
+		" as the program", a.addr, withoutURL(err)))
 }
 
 // hashIterations makes a small ARM board stretch a password within a second.
@@ -2384,9 +2383,7 @@ func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 		fault = "the password holds a NUL byte, begins with a byte order mark, or is not UTF-8"
 	}
 	if fault != "" {
-		fmt.Fprintf(stderr, "reverse_exporter: --hash-password reads one line, a password, from standard input: %s\n",
-			fault)
-		return 1
+		return complain(stderr, 1, "--hash-password reads one line, a password, from standard input: "+fault)
 	}
 	fmt.Fprintf(stdout, "%s\n", appendHash(nil, password, hashIterations))
 	return 0
