@@ -592,8 +592,7 @@ type flags struct {
 // names the flag and the source but no value that may be secret.
 func parseFlags(args []string) (*config, []string) {
 	f := &flags{named: map[string]*sourceConfig{}, given: map[string][]string{}}
-	f.modes = map[string]bool{}
-	f.logLevel, f.logFormat = "info", "logfmt"
+	f.config = config{modes: map[string]bool{}, logLevel: "info", logFormat: "logfmt"}
 	f.options = options(&f.config, &sourceConfig{})
 	f.readArgs(args)
 	if f.modes["help"] || f.modes["version"] {
@@ -1092,9 +1091,6 @@ func parseDuration(text string) (time.Duration, error) {
 	return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
 }
 
-// maxSize is the largest that --max-bytes may be.
-const maxSize = 1 << 30
-
 // setMaxBytes sets a size, a whole number with its unit.
 func (s *sourceConfig) setMaxBytes(text string) error {
 	number := strings.TrimRight(text, "KMGiB")
@@ -1103,7 +1099,7 @@ func (s *sourceConfig) setMaxBytes(text string) error {
 	switch {
 	case unit == 0 || err != nil || n == 0:
 		return errors.New("want a whole number with B, KiB, MiB or GiB, like 32MiB")
-	case n > maxSize/unit:
+	case n > 1<<30/unit:
 		return errors.New("must be at most 1GiB")
 	}
 	s.maxBytes = int64(n * unit)
