@@ -491,17 +491,16 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 	look, reconnect := time.Tick(5*time.Second), time.Tick(5*time.Minute)
 	for {
-		var leave []*exporter
+		exporters := p.exporters
 		select {
 		case <-ctx.Done():
 			return
 		case <-look:
+			exporters = nil
 		case <-reconnect:
-			leave = p.exporters
 		case <-hangup:
-			leave = p.exporters
 		}
-		for _, e := range leave {
+		for _, e := range exporters {
 			e.reconnect()
 		}
 		for _, w := range p.watched {
