@@ -1702,18 +1702,18 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h := w.Header()
 	h.Set("Content-Type", sp.form.contentType())
 	h.Set("Vary", "Accept, Accept-Encoding")
-	chunks, size := slices.Clone(sp.chunks), sp.size // the pacer clears what it has read
+	sent := sp.page
 	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
-		chunks, size = sp.zipped.chunks, sp.zipped.size
+		sent = sp.zipped
 		h.Set("Content-Encoding", "gzip")
 	}
-	h.Set("Content-Length", strconv.Itoa(size))
+	h.Set("Content-Length", strconv.Itoa(sent.size))
 	if r.Method == http.MethodHead {
 		return
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	paced := &pacer{chunks: chunks, control: control, pages: &p.pages, page: sp}
+	paced := &pacer{chunks: slices.Clone(sent.chunks), control: control, pages: &p.pages, page: sp}
 	buf := newChunk(&p.pages.chunks)
 	defer p.pages.chunks.Put(buf)
 	_, err := io.CopyBuffer(struct{ io.Writer }{w}, paced, buf[:]) // w's ReadFrom would take two of these
@@ -1726,7 +1726,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 // pacer reads a page for a scraper, which it gives 10 s for each 256 KiB, until the page is
 // cut off.
 type pacer struct {
-	chunks  net.Buffers // what is left of the page
+	chunks  net.Buffers // what is left of the page: it clears what it has read
 	control *http.ResponseController
 	pages   *pages
 	page    *sharedPage
