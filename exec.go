@@ -471,7 +471,7 @@ const overdueAfter = time.Second
 
 // run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
-	r := w.retry(ctx, f)
+	r := w.guard(ctx, f)
 	w.finish(f, r)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -481,32 +481,6 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 	w.running = without(w.running, f)
 	w.advance()
 	w.tidy(f.key)
-}
-
-// retry fetches again while there is no file descriptor left: others end and give theirs
-// back. Starting a process then fails with EBADF, too, as its files cannot be given other
-// numbers.
-func (w *waterfall) retry(ctx context.Context, f *fetch) *result {
-	for {
-		r := w.guard(ctx, f)
-		if r.failure == nil || !errors.Is(r.failure.err, syscall.EMFILE) && !errors.Is(r.failure.err, syscall.EBADF) {
-			return r
-		}
-		r.failure.err = fmt.Errorf("%w: raise the limit of open files (ulimit -n)", r.failure.err)
-		if !sleep(ctx, 20*time.Millisecond) {
-			return r
-		}
-	}
-}
-
-// sleep waits, and reports whether it did so to the end, before ctx was done.
-func sleep(ctx context.Context, d time.Duration) bool {
-	select {
-	case <-time.After(d):
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }
 
 // guard fetches, with what all fetches have in common: times, the deadline, and that
@@ -604,7 +578,9 @@ func (s *source) repeat(ctx context.Context) {
 			retry = min(max(2*retry, 5*time.Second), s.interval)
 			pause = retry
 		}
-		if !sleep(ctx, pause) {
+		select {
+		case <-time.After(pause):
+		case <-ctx.Done():
 			return
 		}
 	}
@@ -1468,9 +1444,10 @@ func (e *exporter) failure(err error) *failure {
 	return fail("read", "the answer is not valid HTTP, or its headers are too long")
 }
 
-// withLimit adds to an error what to do if there are no file descriptors left.
+// withLimit adds to an error what to do if there are no file descriptors left. The child of a fork
+// then fails with EBADF, as its files cannot be given other numbers.
 func withLimit(err error) error {
-	if errors.Is(err, syscall.EMFILE) {
+	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.EBADF) {
 		return fmt.Errorf("%w: raise the limit of open files (ulimit -n)", err)
 	}
 	return err
