@@ -1157,23 +1157,17 @@ var prometheus3 = accept{openMetrics: true, escaping: "allow-utf-8"}
 // header returns the Accept header that Prometheus would send, 3.4 with an escaping and 2.53
 // without: exporters are tested with these, and some answer 406 to others.
 func (a accept) header() string {
-	escaping, weight := "", 5 // tenths, of the first item
-	if a.escaping != "" {
-		escaping, weight = ";escaping="+a.escaping, 6
+	const openMetrics, text = "application/openmetrics-text;version=", "text/plain;version="
+	quoted := "1.0.0;escaping=" + a.escaping + ";q=0."
+	switch {
+	case a.openMetrics && a.escaping != "":
+		return openMetrics + quoted + "6," + openMetrics + "0.0.1;q=0.5," + text + quoted + "4," + text + "0.0.4;q=0.3,*/*;q=0.2"
+	case a.openMetrics:
+		return openMetrics + "1.0.0;q=0.5," + openMetrics + "0.0.1;q=0.4," + text + "0.0.4;q=0.3,*/*;q=0.2"
+	case a.escaping != "":
+		return text + quoted + "6," + text + "0.0.4;q=0.5,*/*;q=0.4"
 	}
-	var items []string
-	if a.openMetrics {
-		items = append(items, "application/openmetrics-text;version=1.0.0"+escaping,
-			"application/openmetrics-text;version=0.0.1")
-	}
-	if a.escaping != "" {
-		items = append(items, "text/plain;version=1.0.0"+escaping)
-	}
-	items = append(items, "text/plain;version=0.0.4", "*/*")
-	for i := range items {
-		items[i] += fmt.Sprintf(";q=0.%d", weight-i)
-	}
-	return strings.Join(items, ",")
+	return text + "0.0.4;q=0.5,*/*;q=0.4"
 }
 
 // timeoutHeader tells how long a scraper waits, in seconds.
@@ -1357,15 +1351,25 @@ func (e *exporter) statusFailure(code int) *failure {
 type bodyFormat int
 
 const (
-	formatText bodyFormat = iota
+	formatUnlikely bodyFormat = iota // something else, but the body may be text all the same
+	formatText
 	formatOpenMetrics
-	formatUnlikely // something else, but the body may be text all the same
 	formatProtobuf
 )
 
-// judgeType returns the media type that a Content-Type names, and what it says of the body.
-// Parameters do not matter: many are broken. Nor do most types: PHP scripts and static files
-// serve metrics as text/html and the like.
+// bodyFormats are those of the media types that say more than "unlikely".
+var bodyFormats = map[string]bodyFormat{
+	"":                                formatText,
+	"text/plain":                      formatText,
+	"application/openmetrics-text":    formatOpenMetrics,
+	"application/vnd.google.protobuf": formatProtobuf,
+	"application/protobuf":            formatProtobuf,
+	"application/x-protobuf":          formatProtobuf,
+}
+
+// judgeType returns the media type that a Content-Type names, and what it says of the body. It
+// ignores the parameters, many of which are broken. Most types mean nothing: PHP scripts and static
+// files serve metrics as text/html and the like.
 func judgeType(header string) (mediaType string, format bodyFormat) {
 	odd := func(c rune) bool {
 		return c >= utf8.RuneSelf || class[c]&labelByte == 0 && !strings.ContainsRune("/+-.", c)
@@ -1374,15 +1378,7 @@ func judgeType(header string) (mediaType string, format bodyFormat) {
 	if end := strings.IndexFunc(mediaType, odd); end >= 0 {
 		mediaType = mediaType[:end]
 	}
-	switch mediaType {
-	case "", "text/plain":
-		return mediaType, formatText
-	case "application/openmetrics-text":
-		return mediaType, formatOpenMetrics
-	case "application/vnd.google.protobuf", "application/protobuf", "application/x-protobuf":
-		return mediaType, formatProtobuf
-	}
-	return mediaType, formatUnlikely
+	return mediaType, bodyFormats[mediaType]
 }
 
 // judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it
@@ -1470,17 +1466,23 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 	ctx, cancel := context.WithTimeout(ctx, e.timeout-e.timeout/10)
 	defer cancel()
 	var dialer net.Dialer
+	host, port, _ := net.SplitHostPort(addr)
 	if e.socket != "" {
 		return dialer.DialContext(ctx, "unix", e.socket)
+	} else if _, err := netip.ParseAddr(host); err == nil { // it may have a zone, which no lookup keeps
+		return dialer.DialContext(ctx, network, addr)
 	}
-	host, port, _ := net.SplitHostPort(addr)
 	var refused, unknown error // the first of each
-	for _, version := range []string{"ip4", "ip6"} {
-		hosts, err := e.addresses(ctx, version, host)
+	isLocal := strings.EqualFold(host, "localhost")
+	for _, version := range [][2]string{{"ip4", "127.0.0.1"}, {"ip6", "::1"}} {
+		if isLocal { // without /etc/hosts, a name server would be asked for it
+			host = version[1]
+		}
+		ips, err := e.lookup(ctx, version[0], host)
 		unknown = cmp.Or(unknown, err)
-		for _, host := range hosts {
-			dialer.Timeout = e.timeout / 2 / time.Duration(len(hosts))
-			conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(host, port))
+		for _, ip := range ips {
+			dialer.Timeout = e.timeout / 2 / time.Duration(len(ips))
+			conn, err := dialer.DialContext(ctx, network, net.JoinHostPort(ip.String(), port))
 			if err == nil {
 				return conn, nil
 			}
@@ -1488,27 +1490,6 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 		}
 	}
 	return nil, cmp.Or(refused, unknown)
-}
-
-// addresses returns the addresses of a host. It asks no resolver for localhost, which would ask a
-// name server if there is no /etc/hosts.
-func (e *exporter) addresses(ctx context.Context, version, host string) (hosts []string, err error) {
-	_, notIP := netip.ParseAddr(host) // may have a zone
-	switch isLocal := strings.EqualFold(host, "localhost"); {
-	case isLocal && version == "ip6":
-		return []string{"::1"}, nil
-	case isLocal:
-		return []string{"127.0.0.1"}, nil
-	case notIP == nil && version == "ip6":
-		return nil, nil
-	case notIP == nil:
-		return []string{host}, nil
-	}
-	ips, err := e.lookup(ctx, version, host)
-	for _, ip := range ips {
-		hosts = append(hosts, ip.String())
-	}
-	return hosts, err
 }
 
 // errRedirect is the failure of an exporter that sends the program elsewhere, or in circles.
