@@ -116,7 +116,7 @@ func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 		s.fetcher = &command{&s.intake, *line, &sh.starts}
 	}
 	s.do = s.fetcher.fetch
-	s.budget, s.size = &s.intake.budget, s.intake.likelySize
+	s.budget = &s.intake.budget
 	s.report = func(r *result, changes int) { logFetch(sh.log, c.name, r, changes) }
 	return s
 }
@@ -193,7 +193,6 @@ type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
 	report func(r *result, changes int)                                   // logs a fetch that counts; called without mu
-	size   func() int64                                                   // that a result is likely to have, in bytes
 	budget *budget                                                        // of results with chosen arguments
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
@@ -203,7 +202,6 @@ type waterfall struct {
 	keys    map[string]*key
 	waiting []*fetch // in order of arrival, but those of default arguments first
 	running []*fetch // even if they are cancelled, until they have really ended
-	closed  bool     // no fetch begins any more
 	runs    sync.WaitGroup
 }
 
@@ -302,7 +300,7 @@ func (w *waterfall) makeRoom() bool {
 		}
 	}
 	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
-	fits := func() bool { return w.budget.has(w.size()) }
+	fits := func() bool { return w.budget.left() >= w.budget.likely() }
 	for len(kept) > 0 && (len(kept)+wanted >= w.places || !fits()) {
 		kept[0].replace(nil)
 		w.tidy(kept[0])
@@ -400,20 +398,15 @@ func (t *ticket) leave(expired bool) {
 	delete(t.key.tickets, t)
 	if f != nil && !f.ended {
 		if f.waiters--; f.waiters == 0 && (f.started.IsZero() || t.maxAge == 0) {
-			t.abandon(f, expired)
+			if f.started.IsZero() {
+				t.waiting = without(t.waiting, f)
+			} else {
+				f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
+				f.cancel()
+			}
 		}
 	}
 	t.tidy(t.key)
-}
-
-// abandon ends a fetch that nobody waits for.
-func (w *waterfall) abandon(f *fetch, expired bool) {
-	if f.started.IsZero() {
-		w.waiting = without(w.waiting, f)
-		return
-	}
-	f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
-	f.cancel()
 }
 
 // without returns the fetches but one.
@@ -424,7 +417,7 @@ func without(fetches []*fetch, f *fetch) []*fetch {
 // advance starts the fetches that there is room for. Two runs of one key never go on at
 // once, even if the first is cancelled.
 func (w *waterfall) advance() {
-	for (w.kind == "http" || len(w.running) < max(w.parallel, 1)) && !w.closed {
+	for (w.kind == "http" || len(w.running) < max(w.parallel, 1)) && w.life.Err() == nil {
 		i := slices.IndexFunc(w.waiting, func(f *fetch) bool {
 			return !w.isRunning(f.key) && time.Until(f.until()) >= leastTime
 		})
@@ -489,15 +482,13 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	r = &result{start: f.started, limit: f.limit}
 	if !f.key.standard {
 		r.budget = w.budget
-		r.budget.draw(r, w.size())
+		r.budget.draw(r, w.budget.likely())
 	}
 	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
 	r.end = time.Now()
 	r.budget.draw(r, r.held)
-	if r.failure != nil && ctx.Err() == context.DeadlineExceeded {
-		timedOut := w.timedOut()
-		timedOut.detail = r.failure.detail
-		r.failure = timedOut
+	if r.failure != nil && r.failure.reason != "internal" && ctx.Err() == context.DeadlineExceeded {
+		r.failure = w.timedOut()
 	}
 	return r
 }
@@ -588,8 +579,7 @@ func (s *source) repeat(ctx context.Context) {
 
 // drain waits until all fetches have ended. Its caller has ended life.
 func (w *waterfall) drain() {
-	w.mu.Lock()
-	w.closed = true
+	w.mu.Lock() // a fetch that began before the end of life is among runs then
 	w.mu.Unlock()
 	w.runs.Wait()
 }
@@ -714,11 +704,13 @@ func (t *turn) join(client string) (*waiter, error) {
 	return own, nil
 }
 
-// leave gives up waiting. If the turn has just come, it is passed on.
+// leave takes a waiter out of the line. One that is not in it has the turn, which is passed on.
 func (t *turn) leave(own *waiter) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.remove(own) {
+	if i := slices.Index(t.waiting, own); i >= 0 {
+		t.waiting = slices.Delete(t.waiting, i, i+1)
+	} else {
 		t.next()
 	}
 }
@@ -746,15 +738,8 @@ func (t *turn) next() {
 	cost := func(w *waiter) time.Duration { return t.spent[0][w.client] + t.spent[1][w.client] }
 	first := slices.MinFunc(t.waiting, func(a, b *waiter) int { return cmp.Compare(cost(a), cost(b)) })
 	t.holder, t.since = first.client, time.Now()
-	t.remove(first)
+	t.waiting = slices.DeleteFunc(t.waiting, func(other *waiter) bool { return other == first })
 	close(first.come)
-}
-
-// remove takes a waiter out of the line, and reports whether it was there.
-func (t *turn) remove(own *waiter) bool {
-	n := len(t.waiting)
-	t.waiting = slices.DeleteFunc(t.waiting, func(other *waiter) bool { return other == own })
-	return len(t.waiting) < n
 }
 
 // mostOf returns the client that holds the most, and how many it holds.
@@ -940,12 +925,8 @@ type intake struct {
 	*sourceConfig
 	budget  budget // of results with arguments that scrapers chose
 	added   addedLabels
-	windows *sync.Pool   // of *workspace, shared by all sources
-	size    atomic.Int64 // of the last body with its labels, and some more: the next is likely to fit in
+	windows *sync.Pool // of *workspace, shared by all sources
 }
-
-// likelySize is what the next result is likely to take, in bytes.
-func (in *intake) likelySize() int64 { return max(in.size.Load(), in.budget.most/256) }
 
 // newAddedLabels returns the labels that a source adds to its samples.
 func newAddedLabels(c *sourceConfig) addedLabels {
@@ -968,11 +949,12 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		w = &workspace{}
 	}
 	defer in.windows.Put(w)
-	w.likely, w.more = int(cmp.Or(in.size.Load(), min(b.size, in.maxBytes)*3/2)), nil // a panic may have left one
+	w.likely, w.more = int(cmp.Or(in.budget.last.Load(), min(b.size, in.maxBytes)*3/2)), nil // a panic may have left one
+	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held                         // in memory
 	if r.budget != nil {
-		w.more = r.extend
+		w.more, room = r.extend, min(room, r.drawn)
 	}
-	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, in.roomFor(r))
+	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(room))
 	w.more = nil // it holds the result
 
 	r.bytes += b.n
@@ -983,21 +965,12 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	case err == nil:
 		r.bodies = append(r.bodies, e)
 		r.held += int64(e.held())
-		in.size.Store(int64(len(e.buf) + len(e.buf)/16 + 2<<10)) // readLines wants 1 KiB free to the end
+		in.budget.last.Store(int64(len(e.buf) + len(e.buf)/16 + 2<<10)) // readLines wants 1 KiB free to the end
 		return nil
-	case errors.Is(err, errTooMuch) && r.budget.sharedWith(r):
+	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.left() < r.budget.most-r.drawn: // others have some of it
 		return fail("busy", "results with other arguments take all the memory that there is for them")
 	}
 	return in.readFailure(err)
-}
-
-// roomFor returns how many bytes one more body of a result may take in memory.
-func (in *intake) roomFor(r *result) int {
-	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held
-	if r.budget != nil {
-		room = min(room, r.drawn)
-	}
-	return int(room)
 }
 
 // extend lets a result take wanted bytes and some more. It returns how many it may take then, or
@@ -1012,9 +985,13 @@ func (r *result) extend(wanted, limit int) int {
 // budget bounds the memory of the results of a source that are in flight or kept. Nil has no bound.
 type budget struct {
 	most  int64
-	mu    sync.Mutex // guards spent
+	last  atomic.Int64 // size of the last body with its labels, and some more: the next is likely to fit in
+	mu    sync.Mutex   // guards spent
 	spent int64
 }
+
+// likely returns how many bytes the next result is likely to take.
+func (b *budget) likely() int64 { return max(b.last.Load(), b.most/256) }
 
 // draw makes bytes what a result takes of the budget, 0 to give all back. It fails, and changes
 // nothing, if there is less.
@@ -1032,21 +1009,11 @@ func (b *budget) draw(r *result, bytes int64) bool {
 	return true
 }
 
-// has reports whether so many bytes are left.
-func (b *budget) has(bytes int64) bool {
+// left returns how many bytes no result has drawn.
+func (b *budget) left() int64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.spent+bytes <= b.most
-}
-
-// sharedWith reports whether other results than r take some of the budget.
-func (b *budget) sharedWith(r *result) bool {
-	if b == nil {
-		return false
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.spent > r.drawn
+	return b.most - b.spent
 }
 
 // body reads what a source delivers, up to its limit or until its context is done.
@@ -1157,17 +1124,18 @@ var prometheus3 = accept{openMetrics: true, escaping: "allow-utf-8"}
 // header returns the Accept header that Prometheus would send, 3.4 with an escaping and 2.53
 // without: exporters are tested with these, and some answer 406 to others.
 func (a accept) header() string {
-	const openMetrics, text = "application/openmetrics-text;version=", "text/plain;version="
+	const openMetrics, text, last = "application/openmetrics-text;version=", "text/plain;version=", "*/*;q=0."
 	quoted := "1.0.0;escaping=" + a.escaping + ";q=0."
 	switch {
 	case a.openMetrics && a.escaping != "":
-		return openMetrics + quoted + "6," + openMetrics + "0.0.1;q=0.5," + text + quoted + "4," + text + "0.0.4;q=0.3,*/*;q=0.2"
+		return openMetrics + quoted + "6," + openMetrics + "0.0.1;q=0.5," +
+			text + quoted + "4," + text + "0.0.4;q=0.3," + last + "2"
 	case a.openMetrics:
-		return openMetrics + "1.0.0;q=0.5," + openMetrics + "0.0.1;q=0.4," + text + "0.0.4;q=0.3,*/*;q=0.2"
+		return openMetrics + "1.0.0;q=0.5," + openMetrics + "0.0.1;q=0.4," + text + "0.0.4;q=0.3," + last + "2"
 	case a.escaping != "":
-		return text + quoted + "6," + text + "0.0.4;q=0.5,*/*;q=0.4"
+		return text + quoted + "6," + text + "0.0.4;q=0.5," + last + "4"
 	}
-	return text + "0.0.4;q=0.5,*/*;q=0.4"
+	return text + "0.0.4;q=0.5," + last + "4"
 }
 
 // timeoutHeader tells how long a scraper waits, in seconds.

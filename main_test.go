@@ -1296,7 +1296,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	if !serial {
 		s.kind, s.places = "http", 128
 	}
-	s.budget, s.size = &budget{most: 1 << 30}, func() int64 { return 1 }
+	s.budget = &budget{most: 1 << 30}
 	s.report = func(r *result, changes int) {
 		reason := "ok"
 		if r.failure != nil {
