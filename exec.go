@@ -1335,17 +1335,15 @@ var bodyFormats = map[string]bodyFormat{
 	"application/x-protobuf":          formatProtobuf,
 }
 
+// wordBytes are what the names of parameters, and the words of media types, consist of.
+const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
+
 // judgeType returns the media type that a Content-Type names, and what it says of the body. It
 // ignores the parameters, many of which are broken. Most types mean nothing: PHP scripts and static
 // files serve metrics as text/html and the like.
 func judgeType(header string) (mediaType string, format bodyFormat) {
-	odd := func(c rune) bool {
-		return c >= utf8.RuneSelf || class[c]&labelByte == 0 && !strings.ContainsRune("/+-.", c)
-	}
 	mediaType = strings.ToLower(strings.TrimSpace(header))
-	if end := strings.IndexFunc(mediaType, odd); end >= 0 {
-		mediaType = mediaType[:end]
-	}
+	mediaType = mediaType[:len(mediaType)-len(strings.TrimLeft(mediaType, wordBytes+"/+"))]
 	return mediaType, bodyFormats[mediaType]
 }
 
@@ -1788,7 +1786,11 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 		return &failure{reason: "file", err: withLimit(err)}
 	}
 	defer file.Close()
-	r.files = append(r.files, fileTime{readable(name), before.ModTime()})
+	shown := name
+	if !utf8.ValidString(name) {
+		shown = strconv.Quote(name) // different names stay different
+	}
+	r.files = append(r.files, fileTime{shown, before.ModTime()})
 	bodies := len(r.bodies)
 	end := make([]byte, min(before.Size(), 4<<10)) // holds a short last line and some blank ones
 	n, _ := file.ReadAt(end, before.Size()-int64(len(end)))
@@ -1816,14 +1818,6 @@ func (fs *files) open(name string) (*os.File, os.FileInfo, error) {
 		err = fmt.Errorf("%w: write %s/*.prom", err, strings.TrimRight(name, "/"))
 	}
 	return file, info, err
-}
-
-// readable returns the name of a file in UTF-8. Different names stay different.
-func readable(name string) string {
-	if utf8.ValidString(name) {
-		return name
-	}
-	return strconv.Quote(name)
 }
 
 // openRegular opens a regular file. It refuses anything else before opening it: opening
@@ -1864,14 +1858,12 @@ type command struct {
 
 // String returns the command without its arguments. If its first word holds a blank, the
 // whole command was in quotes, most likely, and what follows the blank is not shown.
-func (c *command) String() string { return shownName(c.program) }
-
-// shownName returns the name of a program as it may be shown.
-func shownName(program string) string {
-	if name, _, cut := strings.Cut(program, " "); cut {
-		return name + " …"
+func (c *command) String() string {
+	name, _, cut := strings.Cut(c.program, " ")
+	if cut {
+		name += " …"
 	}
-	return program
+	return name
 }
 
 // check looks at the program.
@@ -2055,7 +2047,7 @@ func (c *commandLine) addParam(placeholder string) (int, error) {
 	choices := strings.Split(text, "|")
 	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
 	switch {
-	case !isParamName(name):
+	case strings.Trim(name, wordBytes) != "", name == "", name == "exporter_name":
 		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
 			" {{ and }} are literal braces")
 	case strings.ContainsAny(text, `'"`):
@@ -2075,16 +2067,6 @@ func (c *commandLine) addParam(placeholder string) (int, error) {
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
 var errQuotedDefault = errors.New("a default cannot hold a quote; {{ and }} are literal braces")
 
-// isParamName reports whether a placeholder may have the name.
-func isParamName(name string) bool {
-	for _, c := range []byte(name) {
-		if class[c]&labelByte == 0 && c != '-' && c != '.' {
-			return false
-		}
-	}
-	return name != "" && name != "exporter_name"
-}
-
 // needs returns a parameter without a default, "" if all have one.
 func (c *commandLine) needs() string {
 	for _, p := range c.params {
@@ -2101,17 +2083,25 @@ func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 	a := arguments{standard: true}
 	for _, p := range c.params {
 		given, fault := query[p.name], ""
+		if given == nil {
+			given = p.choices[:min(1, len(p.choices))]
+		}
 		switch {
+		case len(given) == 0:
+			fault = "is missing"
 		case len(given) > 1:
 			fault = "is there twice"
-		case len(given) == 0 && len(p.choices) == 0:
-			fault = "is missing"
-		case len(given) == 0:
-			given = p.choices
-		case p.listed && !slices.Contains(p.choices, given[0]):
+		case slices.Contains(p.choices, given[0]): // it is from the command line
+		case p.listed:
 			fault = "has none of its values"
-		case !slices.Contains(p.choices, given[0]):
-			fault = p.refuses(given[0])
+		case len(given[0]) > 1<<10:
+			fault = "is longer than 1 KiB"
+		case !utf8.ValidString(given[0]):
+			fault = "is not UTF-8"
+		case strings.ContainsFunc(given[0], unicode.IsControl):
+			fault = "holds a control character"
+		case strings.HasPrefix(given[0], "-") && p.begins:
+			fault = "begins with -"
 		}
 		if fault != "" {
 			return arguments{}, fmt.Errorf("the parameter %s %s", p.name, fault)
@@ -2121,21 +2111,6 @@ func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 		a.id += strconv.Quote(given[0])
 	}
 	return a, nil
-}
-
-// refuses says why a value from outside may not become part of a command; "" says that it may.
-func (p param) refuses(value string) string {
-	switch {
-	case len(value) > 1<<10:
-		return "is longer than 1 KiB"
-	case !utf8.ValidString(value):
-		return "is not UTF-8"
-	case strings.ContainsFunc(value, unicode.IsControl):
-		return "holds a control character"
-	case strings.HasPrefix(value, "-") && p.begins:
-		return "begins with -"
-	}
-	return ""
 }
 
 // args returns the words of the command with the values of the parameters filled in.
@@ -2157,12 +2132,11 @@ func (c *commandLine) args(values []string) []string {
 func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, *failure) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	args := c.args(values)
-	cmd := inGroup(ctx, args)
+	cmd := inGroup(ctx, c.args(values))
 	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(r.limit))
 	out, errs, err := c.start(cmd)
 	if err != nil {
-		return nil, startFailure(args[0], err)
+		return nil, c.startFailure(err)
 	}
 	defer out.Close()
 	defer errs.Close()
@@ -2197,7 +2171,10 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	case killed:
 		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit != nil):
-		return body, c.exitFailure(err)
+		if fault := checkProgram(c.program); fault != nil {
+			err = fmt.Errorf("%w: %w", err, fault)
+		}
+		return body, fail("exit", "ended with %w", err)
 	case (left || open) && len(body) > 0 && body[len(body)-1] != '\n':
 		return body, fail("exit", "its output lacks the last newline: a process that it left behind was still to write")
 	}
@@ -2273,9 +2250,8 @@ func (t *tail) Write(b []byte) (int, error) {
 }
 
 // startFailure says why a command did not start.
-func startFailure(name string, err error) *failure {
-	var withPath *os.PathError
-	switch fault := checkProgram(name); {
+func (c *command) startFailure(err error) *failure {
+	switch fault := checkProgram(c.program); {
 	case fault != nil:
 		err = fault
 	case errors.Is(err, syscall.ENOENT):
@@ -2283,26 +2259,16 @@ func startFailure(name string, err error) *failure {
 			" (an image from scratch has no shell; a #! line needs Unix line ends)")
 	case errors.Is(err, syscall.ENOEXEC):
 		err = errors.New("it has no #! line, or is built for another kind of machine")
-	case errors.As(err, &withPath):
-		err = withPath.Err // without the whole path once more
+	default:
+		err = rootCause(err)
 	}
-	return fail("start", "failed to start %s: %w", shownName(name), withLimit(err))
-}
-
-// exitFailure says how a command ended.
-func (c *command) exitFailure(err error) *failure {
-	if fault := checkProgram(c.program); fault != nil {
-		return fail("exit", "ended with %w: %w", err, fault)
-	}
-	return fail("exit", "ended with %w", err)
+	return fail("start", "failed to start %s: %w", c, withLimit(err))
 }
 
 // checkProgram says what is wrong with a program, without starting it.
 func checkProgram(name string) error {
 	_, err := exec.LookPath(name)
 	info, statErr := os.Stat(name)
-	var withPath *os.PathError
-	var withName *exec.Error
 	switch {
 	case err != nil && strings.Contains(name, " "):
 		return errors.New("there is no such program: with the whole command in quotes, it is one word")
@@ -2310,10 +2276,14 @@ func checkProgram(name string) error {
 		return errors.New("there is no such program in PATH")
 	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
 		return fmt.Errorf("it is not executable: chmod +x %s", name)
-	case errors.As(err, &withPath):
-		return withPath.Err // without the name once more
-	case errors.As(err, &withName):
-		return withName.Err
+	}
+	return rootCause(err)
+}
+
+// rootCause returns the innermost error, which does not tell the name of the program once more.
+func rootCause(err error) error {
+	for errors.Unwrap(err) != nil {
+		err = errors.Unwrap(err)
 	}
 	return err
 }
@@ -2387,27 +2357,21 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	if r.failure != nil {
 		st.lastFailure, st.lastFailureTime = r.failure, r.end
 	}
-	return st.follow(isFirst || before.state() != st.last.state())
-}
-
-// If a source changes its state more than flapping times within flappingTime, the log sums
-// the changes up.
-const flapping, flappingTime = 5, 10 * time.Minute
-
-// follow notes whether the state of a source has changed. Each change is logged at once; if
-// there are too many, those that were not logged are once there are fewer.
-func (st *status) follow(changed bool) (toLog int) {
 	now := time.Now()
-	if changed {
+	if isFirst || before.state() != st.last.state() {
 		copy(st.changes[1:], st.changes[:])
 		st.changes[0] = now
 		st.unlogged++
 	}
 	if now.Sub(st.changes[flapping]) >= flappingTime {
-		toLog, st.unlogged = st.unlogged, 0
+		changes, st.unlogged = st.unlogged, 0
 	}
-	return toLog
+	return changes
 }
+
+// If a source changes its state more than flapping times within flappingTime, the log sums
+// the changes up once there are fewer.
+const flapping, flappingTime = 5, 10 * time.Minute
 
 // addFailure counts a failure.
 func (st *status) addFailure(reason string) {
