@@ -117,7 +117,8 @@ func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	}
 	s.do = s.fetcher.fetch
 	s.budget = &s.intake.budget
-	s.report = func(r *result, changes int) { logFetch(sh.log, c.name, r, changes) }
+	log := sh.log.With("exporter_name", c.name)
+	s.report = func(r *result, changes int) { logFetch(log, r, changes) }
 	return s
 }
 
@@ -742,16 +743,6 @@ func (t *turn) next() {
 	close(first.come)
 }
 
-// mostOf returns the client that holds the most, and how many it holds.
-func mostOf(held map[string]int) (client string, most int) {
-	for c, n := range held {
-		if n > most || n == most && c < client {
-			client, most = c, n
-		}
-	}
-	return client, most
-}
-
 // ---- Files that flags name
 
 // tlsFiles are what the files hold that flags for TLS name, on either side of a connection.
@@ -817,12 +808,6 @@ type watched struct {
 	broken  atomic.Bool   // there is a fault
 }
 
-// load reads the files for the first time.
-func (w *watched) load() error {
-	w.seen = w.look()
-	return w.read()
-}
-
 // refresh rereads the files if one has changed. Broken ones are reread each time: a chmod or
 // a mount can mend them without a change that look would see. If the disk still keeps an
 // earlier call waiting, refresh returns at once.
@@ -831,12 +816,10 @@ func (w *watched) refresh() {
 		return
 	}
 	defer w.looking.Store(false)
-	now := w.look()
-	if w.fault == "" && slices.EqualFunc(now, w.seen, sameFile) {
+	if w.fault == "" && slices.EqualFunc(w.look(), w.seen, sameFile) {
 		return
 	}
-	w.seen = now
-	switch err := w.read(); {
+	switch err := w.load(); {
 	case err == nil:
 		w.fault = ""
 		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
@@ -859,7 +842,7 @@ func (w *watched) look() []os.FileInfo {
 // sameFile reports whether a file is as it was.
 func sameFile(a, b os.FileInfo) bool {
 	if a == nil || b == nil {
-		return a == nil && b == nil
+		return a == b
 	}
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
@@ -867,9 +850,10 @@ func sameFile(a, b os.FileInfo) bool {
 // maxFile is the largest file that a flag may name, in bytes.
 const maxFile = 1 << 20
 
-// read reads the files whole and hands them to set. Its error has a line for each file that
+// load reads the files whole and hands them to set. Its error has a line for each file that
 // cannot be read, with the flag that names it.
-func (w *watched) read() error {
+func (w *watched) load() error {
+	w.seen = w.look()
 	files := slices.Clone(w.files)
 	var faults []error
 	for i, f := range w.files {
@@ -878,10 +862,11 @@ func (w *watched) read() error {
 			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
 		}
 	}
-	if len(faults) > 0 {
-		return errors.Join(faults...)
+	err := errors.Join(faults...)
+	if err == nil {
+		err = w.set(files)
 	}
-	if err := w.set(files); err != nil {
+	if err != nil {
 		return err
 	}
 	w.changed()
@@ -1481,10 +1466,7 @@ func stayThere(req *http.Request, via []*http.Request) error {
 
 // effectivePort returns the port of a URL, which may be implied by its scheme.
 func effectivePort(u *url.URL) string {
-	if u.Scheme == "https" {
-		return cmp.Or(u.Port(), "443")
-	}
-	return cmp.Or(u.Port(), "80")
+	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
 // setHeaders keeps the headers that header files hold beside those of the command
@@ -2382,32 +2364,25 @@ func (st *status) addFailure(reason string) {
 }
 
 // logFetch logs a fetch of a source: changes of its state for all to see.
-func logFetch(log *slog.Logger, name string, r *result, changes int) {
+func logFetch(log *slog.Logger, r *result, changes int) {
 	f := r.failure
-	level, message := slog.LevelDebug, "fetched"
-	attrs := []any{"exporter_name", name}
-	switch {
-	case f == nil && changes > 0:
-		level, message = slog.LevelInfo, "source is up"
-	case f != nil && changes > 0:
-		level, message = slog.LevelWarn, "source is down"
-	case f != nil:
-		message = "fetch failed"
-	}
+	level, message, quiet := slog.LevelInfo, "source is up", "fetched"
 	if f != nil {
-		attrs = append(attrs, "reason", f.reason, "err", f.err)
+		level, message, quiet = slog.LevelWarn, "source is down", "fetch failed"
+		log = log.With("reason", f.reason, "err", f.err)
 		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
-			attrs = append(attrs, "stderr", detail)
+			log = log.With("stderr", detail)
 		}
 	}
-	if changes > 1 {
-		attrs = append(attrs, "unlogged_changes", changes-1)
+	switch {
+	case changes > 1:
+		log.Log(context.Background(), level, message, "unlogged_changes", changes-1)
+	case changes > 0:
+		log.Log(context.Background(), level, message)
+	default:
+		log.Debug(quiet, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
 	}
-	if level == slog.LevelDebug {
-		attrs = append(attrs, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
-	}
-	log.Log(context.Background(), level, message, attrs...)
 	if f == nil && r.stderr != "" {
-		log.Debug("the command wrote to standard error", "exporter_name", name, "stderr", r.stderr)
+		log.Debug("the command wrote to standard error", "stderr", r.stderr)
 	}
 }

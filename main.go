@@ -1321,7 +1321,7 @@ func (cs *connections) evict(client string) {
 	for _, c := range cs.all {
 		held[c.client]++
 	}
-	_, most := mostOf(held)
+	most := slices.Max(slices.Collect(maps.Values(held)))
 	var first net.Conn
 	for conn, c := range cs.all {
 		if held[c.client] == most && (first == nil || c.goesBefore(cs.all[first])) {
