@@ -16,7 +16,6 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -102,8 +101,15 @@ type shared struct {
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
-	s.intake = intake{sourceConfig: c, added: newAddedLabels(c), windows: &sh.windows}
+	s.intake = intake{sourceConfig: c, added: addedLabels{drop: c.drop}, windows: &sh.windows}
 	s.intake.budget.most = 4 * c.maxBytes
+	if added := &s.intake.added; !c.raw {
+		added.add("exporter_name", c.name)
+		added.telling = c.kind != "file" || !hasMeta(c.target) // two files may have the same series
+	}
+	for _, key := range slices.Sorted(maps.Keys(c.labels)) {
+		s.intake.added.add(key, c.labels[key])
+	}
 	switch c.kind {
 	case "http":
 		s.places = 128
@@ -913,19 +919,6 @@ type intake struct {
 	windows *sync.Pool // of *workspace, shared by all sources
 }
 
-// newAddedLabels returns the labels that a source adds to its samples.
-func newAddedLabels(c *sourceConfig) addedLabels {
-	added := addedLabels{drop: c.drop}
-	if !c.raw {
-		added.add("exporter_name", c.name)
-		added.telling = c.kind != "file" || !hasMeta(c.target) // two files may have the same series
-	}
-	for _, key := range slices.Sorted(maps.Keys(c.labels)) {
-		added.add(key, c.labels[key])
-	}
-	return added
-}
-
 // read reads one more body into a result.
 func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	b.limit = in.maxBytes - r.bytes
@@ -1133,8 +1126,7 @@ func newExporter(in *intake, sh *shared) *exporter {
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
 		password, _ := user.Password()
-		login := base64.StdEncoding.EncodeToString([]byte(user.Username() + ":" + password))
-		e.fixed.Set("Authorization", "Basic "+login)
+		(&http.Request{Header: e.fixed}).SetBasicAuth(user.Username(), password)
 		e.url.User = nil
 	}
 	for _, line := range c.headers {
@@ -1253,17 +1245,18 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 
 // read reads the body of an answer.
 func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *failure {
-	mediaType, format := judgeType(resp.Header.Get("Content-Type"))
+	mediaType := mediaType(resp.Header.Get("Content-Type"))
+	format := formats[mediaType]
 	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
-	case format == formatProtobuf:
+	case format == "protobuf":
 		return fail("content_type", "the exporter answered %s, which it was not asked for", mediaType)
 	case unreadable != "":
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
 	in := &body{ctx: ctx, src: resp.Body, size: max(resp.ContentLength, 0)}
 	// OpenMetrics ends with # EOF, which shows that it is whole.
-	in.untilClose = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && format != formatOpenMetrics
+	in.untilClose = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && format != "OpenMetrics"
 	if zipped {
 		in.untilClose = false // it has an end of its own
 		// The limit of compressed bytes ends an endless run of empty gzip members.
@@ -1273,9 +1266,9 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		}
 		in.src = z
 	}
-	f := e.intake.read(r, in, format == formatOpenMetrics)
+	f := e.intake.read(r, in, format == "OpenMetrics")
 	switch {
-	case format != formatUnlikely:
+	case format != "":
 		return f
 	case f == nil && r.samples() == 0:
 		r.bodies = nil
@@ -1300,36 +1293,25 @@ func (e *exporter) statusFailure(code int) *failure {
 	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), hint)
 }
 
-// bodyFormat is what a Content-Type says of a body.
-type bodyFormat int
-
-const (
-	formatUnlikely bodyFormat = iota // something else, but the body may be text all the same
-	formatText
-	formatOpenMetrics
-	formatProtobuf
-)
-
-// bodyFormats are those of the media types that say more than "unlikely".
-var bodyFormats = map[string]bodyFormat{
-	"":                                formatText,
-	"text/plain":                      formatText,
-	"application/openmetrics-text":    formatOpenMetrics,
-	"application/vnd.google.protobuf": formatProtobuf,
-	"application/protobuf":            formatProtobuf,
-	"application/x-protobuf":          formatProtobuf,
+// formats are those that media types stand for. A body of another type may be text all the same:
+// PHP scripts and static files serve metrics as text/html and the like.
+var formats = map[string]string{
+	"":                                "text",
+	"text/plain":                      "text",
+	"application/openmetrics-text":    "OpenMetrics",
+	"application/vnd.google.protobuf": "protobuf",
+	"application/protobuf":            "protobuf",
+	"application/x-protobuf":          "protobuf",
 }
 
 // wordBytes are what the names of parameters, and the words of media types, consist of.
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
-// judgeType returns the media type that a Content-Type names, and what it says of the body. It
-// ignores the parameters, many of which are broken. Most types mean nothing: PHP scripts and static
-// files serve metrics as text/html and the like.
-func judgeType(header string) (mediaType string, format bodyFormat) {
-	mediaType = strings.ToLower(strings.TrimSpace(header))
-	mediaType = mediaType[:len(mediaType)-len(strings.TrimLeft(mediaType, wordBytes+"/+"))]
-	return mediaType, bodyFormats[mediaType]
+// mediaType returns the media type that a Content-Type names. It ignores the parameters, many of
+// which are broken.
+func mediaType(header string) string {
+	header = strings.ToLower(strings.TrimSpace(header))
+	return header[:len(header)-len(strings.TrimLeft(header, wordBytes+"/+"))]
 }
 
 // judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it
