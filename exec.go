@@ -434,7 +434,15 @@ func (w *waterfall) advance() {
 		f := w.waiting[i]
 		w.waiting = slices.Delete(w.waiting, i, i+1)
 		w.running = append(w.running, f)
-		w.start(f)
+		f.started = time.Now()
+		f.limit = w.tells(f.started, f.until())
+		ctx, cancel := context.WithTimeout(w.life, w.timeout)
+		f.cancel = cancel
+		// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
+		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
+			w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), limit: f.limit})
+		})
+		w.runs.Go(func() { w.run(ctx, f) })
 	}
 }
 
@@ -451,19 +459,6 @@ func (f *fetch) until() (last time.Time) {
 		}
 	}
 	return last
-}
-
-// start starts a fetch.
-func (w *waterfall) start(f *fetch) {
-	f.started = time.Now()
-	f.limit = w.tells(f.started, f.until())
-	ctx, cancel := context.WithTimeout(w.life, w.timeout)
-	f.cancel = cancel
-	// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
-	f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
-		w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), limit: f.limit})
-	})
-	w.runs.Go(func() { w.run(ctx, f) })
 }
 
 // overdueAfter is how long a fetch may take to end once its context is done.
@@ -1852,19 +1847,14 @@ func (c *command) fetch(ctx context.Context, r *result, values []string) *failur
 // take.
 type commandLine struct {
 	program string // the first word, which has no placeholder
-	words   [][]piece
+	words   []string
 	params  []param
-}
-
-// piece is a part of a word: some text, then the value of a parameter.
-type piece struct {
-	text  string
-	param int // index of params, -1 for none
 }
 
 // param is a URL parameter that a command takes.
 type param struct {
 	name    string
+	spelled []string // its placeholders, with their braces
 	choices []string // the default first; none if there is no default
 	listed  bool     // no other values than the choices are taken
 	begins  bool     // a word may begin with its value
@@ -1880,18 +1870,15 @@ func parseCommand(line string) (*commandLine, error) {
 	if len(words) == 0 || words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	c := &commandLine{}
+	c := &commandLine{words: words, program: literalBraces.Replace(words[0])}
 	for i, word := range words {
-		pieces, err := c.parseWord(word)
-		if err != nil {
+		if err := c.parseWord(word); err != nil {
 			return nil, err
 		}
 		if i == 0 && len(c.params) > 0 {
 			return nil, errors.New("the command itself cannot be a placeholder")
 		}
-		c.words = append(c.words, pieces)
 	}
-	c.program = c.words[0][0].text
 	return c, nil
 }
 
@@ -1976,56 +1963,56 @@ func refuseShell(line, shape string) error {
 	return nil
 }
 
-// parseWord parses a word: {{ and }} are braces, others enclose placeholders.
-func (c *commandLine) parseWord(word string) (pieces []piece, err error) {
-	text, begins := "", true
+// literalBraces replaces what stands for braces.
+var literalBraces = strings.NewReplacer("{{", "{", "}}", "}")
+
+// parseWord adds the parameters of a word: {{ and }} are braces, others enclose placeholders.
+func (c *commandLine) parseWord(word string) error {
+	begins := true // other values before one that begins the word may be empty
 	for {
 		i := strings.IndexAny(word, "{}")
 		if i < 0 {
-			return append(pieces, piece{text + word, -1}), nil
+			return nil
 		}
-		text, word = text+word[:i], word[i:]
+		begins, word = begins && i == 0, word[i:]
 		if strings.HasPrefix(word, "{{") || strings.HasPrefix(word, "}}") {
-			text, word = text+word[:1], word[2:]
+			begins, word = false, word[2:]
 			continue
 		}
 		placeholder, rest, closed := strings.Cut(word[1:], "}")
 		if word[0] == '}' || !closed {
-			return nil, errors.New("a brace without its other half: {{ and }} are literal braces")
+			return errors.New("a brace without its other half: {{ and }} are literal braces")
 		}
-		n, err := c.addParam(placeholder)
-		if err != nil {
-			return nil, err
+		if err := c.addParam(placeholder, begins); err != nil {
+			return err
 		}
-		begins = begins && text == "" // other values before it may be empty
-		c.params[n].begins = c.params[n].begins || begins
-		pieces = append(pieces, piece{text, n})
-		text, word = "", rest
+		word = rest
 	}
 }
 
-// addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or NAME=ONE|OTHER, and returns
-// its index.
-func (c *commandLine) addParam(placeholder string) (int, error) {
+// addParam adds the parameter of a placeholder, NAME, NAME=DEFAULT or NAME=ONE|OTHER.
+func (c *commandLine) addParam(placeholder string, begins bool) error {
 	name, text, hasDefault := strings.Cut(placeholder, "=")
 	choices := strings.Split(text, "|")
 	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
 	switch {
 	case strings.Trim(name, wordBytes) != "", name == "", name == "exporter_name":
-		return 0, errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
+		return errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
 			" {{ and }} are literal braces")
 	case strings.ContainsAny(text, `'"`):
-		return 0, errQuotedDefault
+		return errQuotedDefault
 	case i < 0:
 		i = len(c.params)
 		c.params = append(c.params, param{name: name})
 	case hasDefault && c.params[i].choices != nil && !slices.Equal(c.params[i].choices, choices):
-		return 0, fmt.Errorf("the placeholder {%s} has two different defaults", name)
+		return fmt.Errorf("the placeholder {%s} has two different defaults", name)
 	}
+	p := &c.params[i]
 	if hasDefault {
-		c.params[i].choices, c.params[i].listed = choices, len(choices) > 1
+		p.choices, p.listed = choices, len(choices) > 1
 	}
-	return i, nil
+	p.spelled, p.begins = append(p.spelled, "{"+placeholder+"}"), p.begins || begins
+	return nil
 }
 
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
@@ -2079,13 +2066,15 @@ func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 
 // args returns the words of the command with the values of the parameters filled in.
 func (c *commandLine) args(values []string) []string {
-	args := make([]string, len(c.words))
-	for i, pieces := range c.words {
-		for _, p := range pieces {
-			if args[i] += p.text; p.param >= 0 {
-				args[i] += values[p.param]
-			}
+	pairs := []string{"{{", "{", "}}", "}"}
+	for i, p := range c.params {
+		for _, placeholder := range p.spelled {
+			pairs = append(pairs, placeholder, values[i])
 		}
+	}
+	args, filler := slices.Clone(c.words), strings.NewReplacer(pairs...)
+	for i, word := range args {
+		args[i] = filler.Replace(word)
 	}
 	return args
 }
@@ -2099,11 +2088,11 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	cmd := inGroup(ctx, c.args(values))
 	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(r.limit))
 	out, errs, err := c.start(cmd)
+	defer out.Close() // to close a pipe that there is not does no harm
+	defer errs.Close()
 	if err != nil {
 		return nil, c.startFailure(err)
 	}
-	defer out.Close()
-	defer errs.Close()
 
 	var body []byte
 	var last tail
@@ -2177,12 +2166,8 @@ func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 		cmd.Stdout, cmd.Stderr = outside, errside
 		err = cmd.Start()
 	}
-	outside.Close() // to close a pipe that there is not does no harm
+	outside.Close()
 	errside.Close()
-	if err != nil {
-		out.Close()
-		errs.Close()
-	}
 	return out, errs, err
 }
 
