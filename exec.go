@@ -1,10 +1,8 @@
 // This file turns a source into a result.
 //
-// A scrape asks a source through its waterfall, which gives it a share in a fetch that
-// is waiting or running anyway, or queues one; so a flood of scrapes is one fetch. What
-// a fetch does depends on the kind of source: it asks an exporter, reads files, or runs
-// a command. All three hand the bodies they get to the source's intake, which parses
-// and labels them, and the outcome is counted and logged.
+// A scrape asks a source through its waterfall, which gives it a share in a fetch that is waiting or
+// running anyway, or queues one. A fetch asks an exporter, reads files, or runs a command, and hands
+// the bodies it gets to the source's intake, which parses and labels them.
 
 package main
 
@@ -193,9 +191,8 @@ func fail(reason, format string, args ...any) *failure {
 
 // ---- The waterfall
 
-// waterfall lets many scrapes share few fetches: see join, wait, result and leave.
-// A key is one choice of arguments. One fetch of a key runs at a time, and one may wait. Of a
-// command or of files, as many fetches run at once as --parallel says; of an exporter, all.
+// waterfall lets many scrapes share few fetches. One fetch of a key runs at a time, and one may wait.
+// Of a command or of files, as many run at once as --parallel says; of an exporter, all.
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
@@ -292,8 +289,7 @@ func (w *waterfall) join(a arguments, until time.Time) *ticket {
 }
 
 // makeRoom reports whether there is a place for another key of chosen arguments. A key that runs
-// takes none, except of an exporter, where all run at once. Results that are only kept make room,
-// the oldest first: two may have to go, for one may have ended since.
+// takes none, except of an exporter. Results that are only kept make room, the oldest first.
 func (w *waterfall) makeRoom() bool {
 	var kept []*key
 	wanted := 0
@@ -388,10 +384,9 @@ func (t *ticket) result() *result {
 	return late
 }
 
-// leave hands the ticket back. A fetch that nobody waits for any more leaves the line, or
-// is cancelled unless its result will be kept. expired says that the deadline of the
-// scrape passed: if the fetch then had a second at least, that is a timeout of the source.
-// A scrape that was refused, or spent its time waiting for its turn, found it busy.
+// leave hands the ticket back. A fetch that nobody waits for any more leaves the line, or is
+// cancelled unless its result will be kept. If the deadline of the scrape passed (expired), that is
+// a timeout of a fetch that had a second at least; one that waited for its turn was busy.
 func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -478,8 +473,7 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 	w.tidy(f.key)
 }
 
-// guard fetches, with what all fetches have in common: times, the deadline, and that
-// a panic is a failure of the source.
+// guard fetches, with what all fetches have in common: times, the deadline, the budget.
 func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	r = &result{start: f.started, limit: f.limit}
 	if !f.key.standard {
@@ -539,8 +533,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	}
 }
 
-// handOut gives the result of a fetch to all who may have it, whatever they waited for: it is then
-// the newest.
+// handOut gives the result of a fetch, the newest, to all who may have it.
 func (w *waterfall) handOut(f *fetch, r *result) {
 	for t := range f.key.tickets {
 		switch {
@@ -669,8 +662,7 @@ type waiter struct {
 // errTooManyWait is the failure of a wait because too many of the client wait already.
 var errTooManyWait = errors.New("too many of this client wait already")
 
-// wait waits for the turn. It fails if ctx ends before it comes, or if too many of
-// the client wait already.
+// wait waits for the turn. It fails if ctx ends first, or if too many of the client wait already.
 func (t *turn) wait(ctx context.Context, client string) error {
 	own, err := t.join(client)
 	if err != nil {
@@ -809,9 +801,8 @@ type watched struct {
 	broken  atomic.Bool   // there is a fault
 }
 
-// refresh rereads the files if one has changed. Broken ones are reread each time: a chmod or
-// a mount can mend them without a change that look would see. If the disk still keeps an
-// earlier call waiting, refresh returns at once.
+// refresh rereads the files if one has changed. Broken ones are reread each time: a chmod or a mount
+// can mend them unseen. If the disk still keeps an earlier call waiting, it returns at once.
 func (w *watched) refresh() {
 	if !w.looking.CompareAndSwap(false, true) {
 		return
@@ -851,8 +842,7 @@ func sameFile(a, b os.FileInfo) bool {
 // maxFile is the largest file that a flag may name, in bytes.
 const maxFile = 1 << 20
 
-// load reads the files whole and hands them to set. Its error has a line for each file that
-// cannot be read, with the flag that names it.
+// load hands the files to set. Its error has a line for each file that cannot be read.
 func (w *watched) load() error {
 	w.seen = w.look()
 	files := slices.Clone(w.files)
@@ -888,8 +878,7 @@ func (f flagFile) read() ([]byte, error) {
 	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
 }
 
-// eachLine calls do for each line but comments and empty ones, without the blanks around it,
-// until one fails.
+// eachLine calls do for each trimmed line, without comments and empty ones, until one fails.
 func eachLine(text []byte, do func(line string) error) error {
 	n := 0
 	for line := range strings.Lines(string(text)) {
@@ -1053,9 +1042,8 @@ func (c *sourceConfig) readFailure(err error) *failure {
 	return fail("read", "failed to read the body to its end: %w", err)
 }
 
-// endsOpenMetrics reports whether the last line of a body that says something is # EOF. Where
-// there is no Content-Type, that makes it OpenMetrics: with blank lines after it, a fault,
-// as its timestamps would be taken for milliseconds.
+// endsOpenMetrics reports whether the last line that is not blank is # EOF. That makes a body without
+// a Content-Type OpenMetrics; as text, its timestamps would be taken for milliseconds.
 func endsOpenMetrics(body []byte) bool {
 	line := bytes.TrimPrefix(bytes.TrimRight(body, " \t\r\n"), []byte(byteOrderMark))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
@@ -1160,7 +1148,6 @@ func (e *exporter) reconnect() {
 		TLSHandshakeTimeout:    e.timeout,
 		DisableCompression:     true, // it would hide that the body was compressed
 		MaxResponseHeaderBytes: 64 << 10,
-		MaxIdleConnsPerHost:    2,
 		IdleConnTimeout:        5 * time.Minute,
 		DisableKeepAlives:      maxConnections() < 24, // idle ones would take the last file descriptors
 	})
@@ -1173,10 +1160,8 @@ func (e *exporter) reconnect() {
 // maxConnections is how many connections there may be at once: 1,024, or half of the files
 // that may be open beyond those that the program and a command need.
 func maxConnections() int {
-	var files syscall.Rlimit
-	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files) != nil {
-		return 1024
-	}
+	files := syscall.Rlimit{Cur: math.MaxUint64} // if the system tells none
+	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
 	return int(max(2, min(1024, int64(min(files.Cur, 1<<20))/2-8)))
 }
 
@@ -1188,13 +1173,11 @@ func (e *exporter) String() string {
 	return e.url.Scheme + "://" + e.url.Host + e.url.Path
 }
 
-// check finds a client certificate that has expired. What else can be wrong with files is
-// found where they are read.
+// check finds a client certificate that has expired: other faults show when the files are read.
 func (e *exporter) check() error { return e.tls.checkExpiry() }
 
-// arguments returns the URL parameters that --params forwards, and how to ask. Parameters that
-// the URL has itself are not the scraper's to choose. A result that others get, too, is asked
-// for in the form that loses nothing.
+// arguments returns the URL parameters that --params forwards, unless the URL has them itself, and how
+// to ask. A result that others get, too, is asked for in the form that loses nothing.
 func (e *exporter) arguments(query url.Values, takes accept) (arguments, error) {
 	if e.interval > 0 || e.maxAge > 0 {
 		takes = prometheus3
@@ -1388,8 +1371,7 @@ func withoutURL(err error) error {
 
 // dial connects to the exporter, first at its IPv4 addresses: some name servers never answer for
 // the others. Each has a share of the time, as it may hang, and all is over before the deadline of
-// the fetch, so that the error says more. The context is not that of the fetch: the connection may
-// serve another one.
+// the fetch, whose context this is not, so that the error says more.
 func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout-e.timeout/10)
 	defer cancel()
@@ -1446,8 +1428,7 @@ func effectivePort(u *url.URL) string {
 	return cmp.Or(u.Port(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
 }
 
-// setHeaders keeps the headers that header files hold beside those of the command
-// line.
+// setHeaders keeps the headers of header files beside those of the command line.
 func (e *exporter) setHeaders(files []flagFile) error {
 	headers := e.fixed.Clone()
 	for _, f := range files {
@@ -1541,8 +1522,7 @@ func parseHeader(line string) (key, value string, err error) {
 	return key, value, err
 }
 
-// ownHeaders are those of the connection, and those that decide how and when the body
-// comes.
+// ownHeaders are those of the connection, and those that decide how and when the body comes.
 var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Expect", "Keep-Alive", "Proxy-Connection",
 	"Te", "Trailer", "Transfer-Encoding", "Upgrade", timeoutHeader}
 
@@ -1635,9 +1615,8 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	return failed
 }
 
-// readApart reads a file of a glob into a result of its own, which goes on from r. A read that
-// does not come back, from a dead disk say, costs the rest of its fetch. The next fetches leave
-// the file out, until it has come back.
+// readApart reads a file of a glob into a result of its own, which goes on from r. A read that does
+// not come back, from a dead disk say, costs the rest of its fetch; the next ones leave the file out.
 func (fs *files) readApart(ctx context.Context, r *result, name string) *result {
 	const most = 16 // reads that hang: each keeps a thread
 	fs.mu.Lock()
@@ -1670,9 +1649,8 @@ func (fs *files) readApart(ctx context.Context, r *result, name string) *result 
 	return part
 }
 
-// expand returns what the glob matches, sorted folder by folder. As in a shell, a leading * matches
-// no dot files. A folder that cannot be read is an error, and so is a missing one before the first
-// *; a missing one after that is not a match. The other matches are returned even then.
+// expand returns what the glob matches, sorted folder by folder. A folder that cannot be read is an
+// error beside the matches of others; a missing one is no match unless it is before the first *.
 func (fs *files) expand(ctx context.Context) (matches []string, err error) {
 	fixed := fs.pattern[:strings.IndexAny(fs.pattern, meta)]
 	fixed = fixed[:strings.LastIndexByte(fixed, '/')+1]
@@ -1815,8 +1793,8 @@ type command struct {
 	starts *sync.Mutex // shared by all commands: one is started at a time
 }
 
-// String returns the command without its arguments. If its first word holds a blank, the
-// whole command was in quotes, most likely, and what follows the blank is not shown.
+// String returns the command without its arguments. A blank in its first word means that the whole
+// command was in quotes, most likely: what follows the blank may be secret.
 func (c *command) String() string {
 	name, _, cut := strings.Cut(c.program, " ")
 	if cut {
@@ -1843,8 +1821,7 @@ func (c *command) fetch(ctx context.Context, r *result, values []string) *failur
 	return c.intake.read(r, &body{ctx: ctx, src: bytes.NewReader(out), size: int64(len(out))}, endsOpenMetrics(out))
 }
 
-// commandLine is a command line: words, and the URL parameters that placeholders in them
-// take.
+// commandLine is a command line: words, and the URL parameters that placeholders in them take.
 type commandLine struct {
 	program string // the first word, which has no placeholder
 	words   []string
@@ -1860,8 +1837,7 @@ type param struct {
 	begins  bool     // a word may begin with its value
 }
 
-// parseCommand parses a command line: words by the shell's rules of quoting, and
-// placeholders in them.
+// parseCommand parses a command line: words, as a shell quotes them, with placeholders.
 func parseCommand(line string) (*commandLine, error) {
 	words, err := splitWords(line)
 	if err != nil {
@@ -1930,9 +1906,8 @@ func splitWords(line string) ([]string, error) {
 	return words, refuseShell(line, string(shape))
 }
 
-// refuseShell returns an error if a line has words that only a shell understands. shape is
-// the line with an x for each quoted byte. The error does not quote the line: it may hold
-// secrets.
+// refuseShell returns an error if a line has words that only a shell understands. The error does not
+// quote the line, which may hold secrets.
 func refuseShell(line, shape string) error {
 	first, _, _ := strings.Cut(shape, " ")
 	if name, _, ok := strings.Cut(first, "="); ok && isBareLabel([]byte(name)) {
@@ -2028,8 +2003,7 @@ func (c *commandLine) needs() string {
 	return ""
 }
 
-// arguments returns the values that the parameters take from a query. The error names the
-// parameter, never the value.
+// arguments returns the values that the parameters take from a query.
 func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 	a := arguments{standard: true}
 	for _, p := range c.params {
@@ -2079,9 +2053,8 @@ func (c *commandLine) args(values []string) []string {
 	return args
 }
 
-// run runs the command in a process group of its own until its first process ends or ctx is
-// done. Then the whole group is killed, and what was written by then is read. It returns
-// standard output, which has --max-bytes at most.
+// run runs the command until its first process ends or ctx is done. Then its whole group is killed,
+// and what was written by then is read. It returns standard output, just over --max-bytes at most.
 func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, *failure) {
 	ctx, end := context.WithCancel(ctx)
 	defer end()
@@ -2134,8 +2107,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	return body, nil
 }
 
-// inGroup returns a command that has a process group of its own. Once ctx is done, the group is
-// sent SIGTERM, and after a while the first process SIGKILL.
+// inGroup returns a command with a process group of its own, which gets SIGTERM once ctx is done.
 func inGroup(ctx context.Context, args []string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -2147,8 +2119,7 @@ func inGroup(ctx context.Context, args []string) *exec.Cmd {
 	return cmd
 }
 
-// signalGroup sends a signal to all processes of a command. It reports whether there is one
-// in its process group.
+// signalGroup signals all processes of a command, and reports whether its group has one.
 func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 	cmd.Process.Signal(signal) // it may have left the group
 	return syscall.Kill(-cmd.Process.Pid, signal) == nil
