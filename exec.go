@@ -483,6 +483,10 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
 	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
 	r.end = time.Now()
 	r.budget.draw(r, r.held)
+	// Starting a process fails with EBADF, as its files cannot be given other numbers.
+	if f := r.failure; f != nil && (errors.Is(f.err, syscall.EMFILE) || errors.Is(f.err, syscall.EBADF)) {
+		f.err = fmt.Errorf("%w: raise the limit of open files (ulimit -n)", f.err)
+	}
 	if r.failure != nil && r.failure.reason != "internal" && ctx.Err() == context.DeadlineExceeded {
 		r.failure = w.timedOut()
 	}
@@ -839,9 +843,6 @@ func sameFile(a, b os.FileInfo) bool {
 	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
 
-// maxFile is the largest file that a flag may name, in bytes.
-const maxFile = 1 << 20
-
 // load hands the files to set. Its error has a line for each file that cannot be read.
 func (w *watched) load() error {
 	w.seen = w.look()
@@ -866,13 +867,14 @@ func (w *watched) load() error {
 
 // read reads the file, without a byte order mark.
 func (f flagFile) read() ([]byte, error) {
-	file, _, err := openRegular(f.name)
+	file, _, err := openRegular(f.name, "")
 	if err != nil {
 		return nil, err
 	}
 	defer file.Close()
-	text, err := io.ReadAll(io.LimitReader(file, maxFile+1))
-	if err != nil || len(text) > maxFile {
+	const most = 1 << 20
+	text, err := io.ReadAll(io.LimitReader(file, most+1))
+	if err != nil || len(text) > most {
 		return nil, fmt.Errorf("%s cannot be read, or is larger than 1 MiB", f.name)
 	}
 	return bytes.TrimPrefix(text, []byte(byteOrderMark)), nil
@@ -910,15 +912,16 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	if !ok {
 		w = &workspace{}
 	}
-	defer in.windows.Put(w)
-	w.likely, w.more = int(cmp.Or(in.budget.last.Load(), min(b.size, in.maxBytes)*3/2)), nil // a panic may have left one
-	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held                         // in memory
+	defer func() {
+		w.more = nil // it holds the result
+		in.windows.Put(w)
+	}()
+	w.likely = int(cmp.Or(in.budget.last.Load(), min(b.size, in.maxBytes)*3/2))
+	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held // in memory
 	if r.budget != nil {
 		w.more, room = r.extend, min(room, r.drawn)
 	}
 	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(room))
-	w.more = nil // it holds the result
-
 	r.bytes += b.n
 	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(30) // large bodies leave large garbage, and have no pointers: to collect it is cheap
@@ -929,7 +932,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		r.held += int64(e.held())
 		in.budget.last.Store(int64(len(e.buf) + len(e.buf)/16 + 2<<10)) // readLines wants 1 KiB free to the end
 		return nil
-	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.left() < r.budget.most-r.drawn: // others have some of it
+	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.left()+r.drawn < r.budget.most:
 		return fail("busy", "results with other arguments take all the memory that there is for them")
 	}
 	return in.readFailure(err)
@@ -1160,7 +1163,7 @@ func (e *exporter) reconnect() {
 // maxConnections is how many connections there may be at once: 1,024, or half of the files
 // that may be open beyond those that the program and a command need.
 func maxConnections() int {
-	files := syscall.Rlimit{Cur: math.MaxUint64} // if the system tells none
+	files := syscall.Rlimit{Cur: 1 << 20} // if the system tells none
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
 	return int(max(2, min(1024, int64(min(files.Cur, 1<<20))/2-8)))
 }
@@ -1233,10 +1236,9 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
 	in := &body{ctx: ctx, src: resp.Body, size: max(resp.ContentLength, 0)}
-	// OpenMetrics ends with # EOF, which shows that it is whole.
-	in.untilClose = resp.ContentLength < 0 && len(resp.TransferEncoding) == 0 && format != "OpenMetrics"
+	hasEnd := zipped || format == "OpenMetrics" || len(resp.TransferEncoding) > 0
+	in.untilClose = resp.ContentLength < 0 && !hasEnd
 	if zipped {
-		in.untilClose = false // it has an end of its own
 		// The limit of compressed bytes ends an endless run of empty gzip members.
 		z, err := gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes})
 		if err != nil {
@@ -1326,7 +1328,7 @@ func (e *exporter) failure(err error) *failure {
 	case errors.As(err, &dns) && dns.IsTimeout:
 		return fail("connect", "lookup %s: no answer", dns.Name)
 	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
-		return &failure{reason: "connect", err: withLimit(err)}
+		return &failure{reason: "connect", err: err}
 	// That of the system is another.
 	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
 		return fail("timeout", "not done within %v, see --timeout", e.timeout)
@@ -1349,15 +1351,6 @@ func (e *exporter) failure(err error) *failure {
 		return fail("read", "failed to read the answer: %w", err)
 	}
 	return fail("read", "the answer is not valid HTTP, or its headers are too long")
-}
-
-// withLimit adds to an error what to do if there are no file descriptors left. The child of a fork
-// then fails with EBADF, as its files cannot be given other numbers.
-func withLimit(err error) error {
-	if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.EBADF) {
-		return fmt.Errorf("%w: raise the limit of open files (ulimit -n)", err)
-	}
-	return err
 }
 
 // withoutURL removes the URL from the error of a request: it may hold secrets.
@@ -1576,7 +1569,7 @@ func (fs *files) check() error {
 		_, err := fs.expand(context.Background())
 		return err
 	}
-	file, _, err := fs.open(fs.target)
+	file, _, err := openRegular(fs.target, "/*.prom")
 	if err != nil {
 		return err
 	}
@@ -1600,7 +1593,7 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	case errors.Is(err, errTooLarge):
 		return fs.tooLarge(err)
 	case err != nil:
-		failed = &failure{reason: "file", err: withLimit(err)}
+		failed = &failure{reason: "file", err: err}
 	}
 	for i, name := range names {
 		if ctx.Err() != nil {
@@ -1718,9 +1711,9 @@ const meta = `*?[\`
 
 // read adds one file to a result. A file that changes while it is read has failed.
 func (fs *files) read(ctx context.Context, r *result, name string) *failure {
-	file, before, err := fs.open(name)
+	file, before, err := openRegular(name, "/*.prom")
 	if err != nil {
-		return &failure{reason: "file", err: withLimit(err)}
+		return &failure{reason: "file", err: err}
 	}
 	defer file.Close()
 	shown := name
@@ -1748,22 +1741,16 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	return nil
 }
 
-// open opens a file of the source.
-func (fs *files) open(name string) (*os.File, os.FileInfo, error) {
-	file, info, err := openRegular(name)
-	if errors.Is(err, errFolder) {
-		err = fmt.Errorf("%w: write %s/*.prom", err, strings.TrimRight(name, "/"))
-	}
-	return file, info, err
-}
-
 // openRegular opens a regular file. It refuses anything else before opening it: opening
-// a device can have side effects, and opening a FIFO blocks.
-func openRegular(name string) (*os.File, os.FileInfo, error) {
+// a device can have side effects, and opening a FIFO blocks. Where a folder was meant by its files, glob
+// is what to write after its name.
+func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 	info, err := os.Stat(name)
 	switch {
+	case err == nil && info.IsDir() && glob != "":
+		return nil, nil, fmt.Errorf("%s is a folder: write %s%s", name, strings.TrimRight(name, "/"), glob)
 	case err == nil && info.IsDir():
-		return nil, nil, fmt.Errorf("%s %w", name, errFolder)
+		return nil, nil, fmt.Errorf("%s is a folder", name)
 	case err == nil && !info.Mode().IsRegular():
 		return nil, nil, fmt.Errorf("%s is not a regular file", name)
 	}
@@ -1780,9 +1767,6 @@ func openRegular(name string) (*os.File, os.FileInfo, error) {
 	}
 	return file, info, nil
 }
-
-// errFolder is the failure to open a folder as a file.
-var errFolder = errors.New("is a folder")
 
 // ---- Commands
 
@@ -2182,7 +2166,7 @@ func (c *command) startFailure(err error) *failure {
 	default:
 		err = rootCause(err)
 	}
-	return fail("start", "failed to start %s: %w", c, withLimit(err))
+	return fail("start", "failed to start %s: %w", c, err)
 }
 
 // checkProgram says what is wrong with a program, without starting it.
