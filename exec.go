@@ -320,14 +320,11 @@ func (w *waterfall) enter(t *ticket) {
 		runs := !f.started.IsZero()
 		return f.key == t.key && !(runs && (f.ended || f.cancelled || !t.enough(f.limit, f.started)))
 	})
-	switch {
-	case i >= 0:
+	if i >= 0 {
 		t.fetch = all[i]
-	case t.key.standard:
-		t.fetch = &fetch{key: t.key}
+	} else if t.fetch = (&fetch{key: t.key}); t.key.standard {
 		w.waiting = slices.Insert(w.waiting, 0, t.fetch)
-	default:
-		t.fetch = &fetch{key: t.key}
+	} else {
 		w.waiting = append(w.waiting, t.fetch)
 	}
 	t.fetch.waiters++
@@ -750,11 +747,10 @@ type tlsFiles struct {
 
 // setCert keeps a certificate, and its key, which may be in the same file.
 func (t *tlsFiles) setCert(files []flagFile) error {
-	if bytes.Contains(files[1].text, []byte("ENCRYPTED")) {
-		return files[1].fault(errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE"))
-	}
 	cert, err := tls.X509KeyPair(files[0].text, files[1].text)
 	switch {
+	case bytes.Contains(files[1].text, []byte("ENCRYPTED")):
+		return files[1].fault(errors.New("the key is encrypted: decrypt it with openssl pkey -in FILE"))
 	case err != nil && strings.Contains(err.Error(), "key"):
 		return files[1].fault(err)
 	case err != nil:
@@ -919,7 +915,13 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	w.likely = int(cmp.Or(in.budget.last.Load(), min(b.size, in.maxBytes)*3/2))
 	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held // in memory
 	if r.budget != nil {
-		w.more, room = r.extend, min(room, r.drawn)
+		room = min(room, r.drawn)
+		w.more = func(wanted, limit int) int {
+			if r.budget.draw(r, int64(wanted)+r.budget.most/256) { // some more, for what comes next
+				limit = int(r.drawn)
+			}
+			return limit
+		}
 	}
 	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(room))
 	r.bytes += b.n
@@ -936,15 +938,6 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		return fail("busy", "results with other arguments take all the memory that there is for them")
 	}
 	return in.readFailure(err)
-}
-
-// extend lets a result take wanted bytes and some more. It returns how many it may take then, or
-// limit if the budget has no more.
-func (r *result) extend(wanted, limit int) int {
-	if r.budget.draw(r, int64(wanted)+r.budget.most/256) {
-		return int(r.drawn)
-	}
-	return limit
 }
 
 // budget bounds the memory of the results of a source that are in flight or kept. Nil has no bound.
@@ -1355,8 +1348,7 @@ func (e *exporter) failure(err error) *failure {
 
 // withoutURL removes the URL from the error of a request: it may hold secrets.
 func withoutURL(err error) error {
-	var withURL *url.Error
-	if errors.As(err, &withURL) {
+	if withURL, ok := errors.AsType[*url.Error](err); ok {
 		return withURL.Err
 	}
 	return err
@@ -1570,10 +1562,8 @@ func (fs *files) check() error {
 		return err
 	}
 	file, _, err := openRegular(fs.target, "/*.prom")
-	if err != nil {
-		return err
-	}
-	return file.Close()
+	file.Close() // to close none does no harm
+	return err
 }
 
 // arguments returns the default ones: a scraper has nothing to choose.
@@ -1861,8 +1851,11 @@ func splitWords(line string) ([]string, error) {
 		case c == quote:
 			quote = 0
 		case quote == 0 && (c == '\'' || c == '"'):
+			open := strings.NewReplacer("{{", "", "}}", "").Replace(string(word))
+			if strings.LastIndex(open, "{") > strings.LastIndex(open, "}") {
+				return nil, errQuotedDefault
+			}
 			quote = c
-			shape = append(shape, c)
 		case c == '\\' && quote != '\'':
 			if i++; i == len(line) {
 				return nil, errors.New(`a \ with nothing after it`)
@@ -1897,13 +1890,7 @@ func refuseShell(line, shape string) error {
 	if name, _, ok := strings.Cut(first, "="); ok && isBareLabel([]byte(name)) {
 		return fmt.Errorf("only a shell sets a variable before a command: write NAME=env %s=…", name)
 	}
-	literal := strings.NewReplacer("{{", "", "}}", "")
 	for word := range strings.FieldsSeq(shape) {
-		for _, rest := range strings.Split(literal.Replace(word), "{")[1:] {
-			if inside, _, _ := strings.Cut(rest, "}"); strings.ContainsAny(inside, `'"`) {
-				return errQuotedDefault
-			}
-		}
 		operator := strings.TrimLeft(word, "0123456789")
 		if operator == "" || strings.IndexByte("|&;<>", operator[0]) < 0 && !strings.HasSuffix(word, ";") {
 			continue
