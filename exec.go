@@ -413,8 +413,7 @@ func without(fetches []*fetch, f *fetch) []*fetch {
 	return slices.DeleteFunc(fetches, func(other *fetch) bool { return other == f })
 }
 
-// advance starts the fetches that there is room for. Two runs of one key never go on at
-// once, even if the first is cancelled.
+// advance starts the fetches that there is room for: never two of one key, even if one is cancelled.
 func (w *waterfall) advance() {
 	for (w.kind == "http" || len(w.running) < max(w.parallel, 1)) && w.life.Err() == nil {
 		i := slices.IndexFunc(w.waiting, func(f *fetch) bool {
@@ -526,26 +525,21 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	}
 	if !f.cancelled {
 		w.keep(f.key, r)
-		w.handOut(f, r)
+		for t := range f.key.tickets { // whatever they waited for, it is the newest
+			switch {
+			case w.keeps(r), !r.end.Before(t.came) && t.enough(r.limit, r.start):
+				t.got = r
+				t.wake.Signal()
+			case t.fetch == f: // it came between the end of the run and this moment
+				w.enter(t)
+			}
+		}
+		w.tidy(f.key)
 	}
 	w.mu.Unlock()
 	if counts {
 		w.report(r, changes)
 	}
-}
-
-// handOut gives the result of a fetch, the newest, to all who may have it.
-func (w *waterfall) handOut(f *fetch, r *result) {
-	for t := range f.key.tickets {
-		switch {
-		case w.keeps(r), !r.end.Before(t.came) && t.enough(r.limit, r.start):
-			t.got = r
-			t.wake.Signal()
-		case t.fetch == f: // it came between the end of the run and this moment
-			w.enter(t)
-		}
-	}
-	w.tidy(f.key)
 }
 
 // repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
@@ -628,8 +622,7 @@ func (w *waterfall) tidy(k *key) {
 	}
 }
 
-// keeps reports whether a result is served to scrapes that come after it: that of a
-// fetch in the background, until there is another, or a success within --max-age.
+// keeps reports whether a result, of the background or within --max-age, is served to later scrapes.
 func (w *waterfall) keeps(r *result) bool {
 	return r != nil && (w.interval > 0 || time.Now().Before(r.fresh))
 }
@@ -787,8 +780,7 @@ type flagFile struct {
 // fault says where a fault in the text is.
 func (f flagFile) fault(err error) error { return fmt.Errorf("%s: %s: %w", f.flag, f.name, err) }
 
-// watched are files that are read again when they change on disk. While a new one is broken,
-// what they held before stays in use.
+// watched are files that are reread when they change. A broken one leaves in use what was before.
 type watched struct {
 	files   []flagFile
 	set     func(files []flagFile) error // keeps what they hold
@@ -951,8 +943,7 @@ type budget struct {
 // likely returns how many bytes the next result is likely to take.
 func (b *budget) likely() int64 { return max(b.last.Load(), b.most/256) }
 
-// draw makes bytes what a result takes of the budget, 0 to give all back. It fails, and changes
-// nothing, if there is less.
+// draw makes bytes what a result takes of the budget, and changes nothing if there is less.
 func (b *budget) draw(r *result, bytes int64) bool {
 	if b == nil {
 		return true
@@ -1219,7 +1210,9 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 
 // read reads the body of an answer.
 func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *failure {
-	mediaType := mediaType(resp.Header.Get("Content-Type"))
+	mediaType := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Type")))
+	parameters := strings.TrimLeft(mediaType, wordBytes+"/+") // many are broken
+	mediaType = strings.TrimSuffix(mediaType, parameters)
 	format := formats[mediaType]
 	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
@@ -1279,13 +1272,6 @@ var formats = map[string]string{
 
 // wordBytes are what the names of parameters, and the words of media types, consist of.
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
-
-// mediaType returns the media type that a Content-Type names. It ignores the parameters, many of
-// which are broken.
-func mediaType(header string) string {
-	header = strings.ToLower(strings.TrimSpace(header))
-	return header[:len(header)-len(strings.TrimLeft(header, wordBytes+"/+"))]
-}
 
 // judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it
 // that cannot be read. It ignores what is not an encoding: some send a charset or a type.
@@ -1661,8 +1647,7 @@ func (fs *files) expand(ctx context.Context) (matches []string, err error) {
 	return matches, err
 }
 
-// matchIn returns what one element of a glob matches in a folder; "" is the current one. It takes
-// the names' memory from room, and ends once there is none.
+// matchIn returns what one element of a glob matches in a folder. It ends once room is used up.
 func matchIn(ctx context.Context, folder, element string, room *int64) (found []string, err error) {
 	if !hasMeta(element) {
 		if _, err = os.Lstat(folder + element); err != nil {
@@ -1732,8 +1717,7 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 }
 
 // openRegular opens a regular file. It refuses anything else before opening it: opening
-// a device can have side effects, and opening a FIFO blocks. Where a folder was meant by its files, glob
-// is what to write after its name.
+// a device can have side effects, and opening a FIFO blocks. glob is what to add to a folder's name.
 func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 	info, err := os.Stat(name)
 	switch {
@@ -1832,8 +1816,7 @@ func parseCommand(line string) (*commandLine, error) {
 	return c, nil
 }
 
-// splitWords splits a line at blanks, except those quoted by '…', "…" or a backslash, as a
-// shell does. Words that only a shell understands are an error.
+// splitWords splits a line at blanks, except those quoted by '…', "…" or a backslash, like a shell.
 func splitWords(line string) ([]string, error) {
 	var words []string
 	var word, shape []byte // shape is the line with an x for each quoted byte
@@ -2195,6 +2178,7 @@ type status struct {
 	failures    map[string]uint64 // by reason
 	lastSuccess time.Time
 	last        lastFetch
+	state       string // that it showed: "up" or a reason, "" before the first
 
 	since           time.Time // when the fetches of last's outcome, good or bad, began; zero before the first
 	lastFailure     *failure  // of a fetch with default arguments; nil before the first
@@ -2212,14 +2196,6 @@ type lastFetch struct {
 	failure  *failure
 }
 
-// state returns the state that the fetch showed the source in: "up" or a reason.
-func (f lastFetch) state() string {
-	if f.failure == nil {
-		return "up"
-	}
-	return f.failure.reason
-}
-
 // snapshot returns what was counted so far.
 func (w *waterfall) snapshot() status {
 	w.mu.Lock()
@@ -2232,24 +2208,25 @@ func (w *waterfall) snapshot() status {
 // count counts a fetch. It returns how many changes of the source's state the log is to tell.
 func (st *status) count(standard bool, r *result) (changes int) {
 	st.fetches++
+	before, state := st.state, "up"
 	if r.failure != nil {
-		st.addFailure(r.failure.reason)
+		state = r.failure.reason
+		st.addFailure(state)
 	} else {
 		st.lastSuccess = r.end
 	}
 	if !standard {
 		return 0
 	}
-	before, isFirst := st.last, st.since.IsZero()
-	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
-	if isFirst || (before.failure == nil) != (r.failure == nil) {
+	st.state, st.last = state, lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
+	if before == "" || (before == "up") != (state == "up") {
 		st.since = r.end
 	}
 	if r.failure != nil {
 		st.lastFailure, st.lastFailureTime = r.failure, r.end
 	}
 	now := time.Now()
-	if isFirst || before.state() != st.last.state() {
+	if before != state {
 		copy(st.changes[1:], st.changes[:])
 		st.changes[0] = now
 		st.unlogged++
@@ -2260,8 +2237,7 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	return changes
 }
 
-// If a source changes its state more than flapping times within flappingTime, the log sums
-// the changes up once there are fewer.
+// More changes of a source's state than flapping within flappingTime are summed up in the log.
 const flapping, flappingTime = 5, 10 * time.Minute
 
 // addFailure counts a failure.
