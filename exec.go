@@ -312,8 +312,7 @@ func (w *waterfall) makeRoom() bool {
 	return wanted < w.places && fits()
 }
 
-// enter has a ticket wait for a fetch of its key. It may share one that waits or runs, unless
-// that was told too little time; otherwise a new one is queued.
+// enter has a ticket wait for a fetch of its key: one that was not told too little time, or a new one.
 func (w *waterfall) enter(t *ticket) {
 	all := slices.Concat(w.running, w.waiting)
 	i := slices.IndexFunc(all, func(f *fetch) bool {
@@ -506,8 +505,7 @@ func (w *waterfall) timedOut() *failure {
 	return fail("timeout", "not done within %v, see --timeout", w.timeout)
 }
 
-// finish makes the outcome of a fetch known, unless it is already. The fetch counts unless
-// its scrapers left it or the program ends.
+// finish makes the outcome of a fetch known, once. It counts unless its scrapers left or life ends.
 func (w *waterfall) finish(f *fetch, r *result) {
 	w.mu.Lock()
 	if f.overdue.Stop(); f.ended {
@@ -588,8 +586,7 @@ func (w *waterfall) keep(k *key, r *result) {
 	}
 }
 
-// expire drops what is older than --max-age of the newest result: the bodies that stand in for
-// those of a failed run, whose outcome stays, or all of it.
+// expire drops a result older than --max-age, or the bodies that stand in for a failed run's.
 func (w *waterfall) expire(k *key) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -846,11 +843,10 @@ func (w *watched) load() error {
 	if err == nil {
 		err = w.set(files)
 	}
-	if err != nil {
-		return err
+	if err == nil {
+		w.changed()
 	}
-	w.changed()
-	return nil
+	return err
 }
 
 // read reads the file, without a byte order mark.
@@ -1202,10 +1198,18 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		return e.failure(err)
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusOK {
-		return e.statusFailure(resp.StatusCode)
+	hint := ""
+	switch code := resp.StatusCode; {
+	case code == http.StatusOK:
+		return e.read(ctx, r, resp)
+	case code == http.StatusUnauthorized, code == http.StatusForbidden:
+		hint = fmt.Sprintf("; give a password in the URL, --bearer-token-file %s:FILE or --header %[1]s:@FILE", e.name)
+	case code == http.StatusNotFound:
+		hint = ": is the path right?"
+	case code == http.StatusBadRequest && e.url.Scheme == "http":
+		hint = "; if it wants TLS, write https://"
 	}
-	return e.read(ctx, r, resp)
+	return fail("status", "the exporter answered %d %s%s", resp.StatusCode, http.StatusText(resp.StatusCode), hint)
 }
 
 // read reads the body of an answer.
@@ -1245,20 +1249,6 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 	return f
 }
 
-// statusFailure says what to do about an answer that is not 200.
-func (e *exporter) statusFailure(code int) *failure {
-	hint := ""
-	switch {
-	case code == http.StatusUnauthorized, code == http.StatusForbidden:
-		hint = fmt.Sprintf("; give a password in the URL, --bearer-token-file %s:FILE or --header %[1]s:@FILE", e.name)
-	case code == http.StatusNotFound:
-		hint = ": is the path right?"
-	case code == http.StatusBadRequest && e.url.Scheme == "http":
-		hint = "; if it wants TLS, write https://"
-	}
-	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), hint)
-}
-
 // formats are those that media types stand for. A body of another type may be text all the same:
 // PHP scripts and static files serve metrics as text/html and the like.
 var formats = map[string]string{
@@ -1277,8 +1267,7 @@ const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345678
 // that cannot be read. It ignores what is not an encoding: some send a charset or a type.
 func judgeEncoding(header string) (zipped bool, unreadable string) {
 	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
-		encoding = strings.TrimSpace(encoding)
-		switch encoding {
+		switch encoding = strings.TrimSpace(encoding); encoding {
 		case "gzip", "x-gzip":
 			if zipped {
 				return false, "gzip, twice"
@@ -1530,10 +1519,10 @@ func checkPattern(pattern string) error {
 // goGlob returns a shell's glob as path.Match takes it.
 func goGlob(glob string) (string, error) {
 	glob = strings.NewReplacer(`\\`, `\\`, `\[`, `\[`, "[!", "[^").Replace(glob)
-	if _, err := path.Match(glob, ""); err != nil {
+	switch _, err := path.Match(glob, ""); {
+	case err != nil:
 		return "", errors.New("the glob is malformed: [ needs its ], and \\ something after it")
-	}
-	if strings.Contains(glob, "[:") {
+	case strings.Contains(glob, "[:"):
 		return "", errors.New("classes like [:alpha:] are not known: write [a-z]")
 	}
 	return glob, nil
@@ -1557,8 +1546,7 @@ func (fs *files) arguments(url.Values, accept) (arguments, error) {
 	return arguments{standard: true}, nil
 }
 
-// fetch reads the files that the pattern matches, in the order of their names. The good ones are
-// served even if others fail, or some folders could not be read.
+// fetch reads the files that the pattern matches. The good ones are served even if others fail.
 func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	if !hasMeta(fs.target) {
 		return fs.read(ctx, r, fs.target)
@@ -2096,8 +2084,8 @@ func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 	return out, errs, err
 }
 
-// readPipe reads a pipe to its end, its limit or its deadline, and then what it still holds: that
-// was written in time. open reports whether somebody holds the other end.
+// readPipe reads a pipe to its end, limit or deadline, and then what was written in time. open reports
+// whether somebody holds the other end.
 func readPipe(pipe *os.File, limit int64) (text []byte, open bool) {
 	text, err := io.ReadAll(io.LimitReader(pipe, limit))
 	raw, fault := pipe.SyscallConn()
