@@ -1297,6 +1297,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 		s.kind, s.places = "http", 128
 	}
 	s.budget = &budget{most: 1 << 30}
+	s.budget.last.Store(1)
 	s.report = func(r *result, changes int) {
 		reason := "ok"
 		if r.failure != nil {
