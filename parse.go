@@ -1,16 +1,14 @@
-// This file turns one body of the Prometheus text format, or of OpenMetrics,
-// into its lines.
+// This file turns one body of the Prometheus text format, or of OpenMetrics, into an
+// exposition: its lines with the labels of their source, by metric family.
 //
-// It begins with what a line is, the parser, and next, which finds the next line.
-// The states follow in the order of the grammar. Each takes the index in the window
-// at which it begins, and returns the index after what it scanned, or -1 after a
-// fault. The predicates are last.
+// The parser finds the lines. Its states follow in the order of the grammar: each takes the
+// index in the window at which it begins, and returns the index after what it scanned, or -1
+// after a fault. A labeller appends what the parser finds to an exposition, which never
+// changes again, and writes what a page of the other format has otherwise.
 //
 // Names, labels and values are slices of the window: nothing is allocated per line, and
 // nothing is copied but quoted names that have to be respelled. The window ends in a
-// newline, so loops that skip one kind of byte need not look for its end. Names, label
-// values and numbers are scanned eight bytes at a time; the slice of eight has both bounds,
-// as it takes fewer instructions than one to the end.
+// newline, so loops that skip one kind of byte need not look for its end.
 //
 // The text format is read as leniently as Prometheus reads it, or more so where the
 // meaning is clear; OpenMetrics as strictly as Prometheus reads it: one blank where
@@ -21,7 +19,6 @@ package main
 import (
 	"bytes"
 	"cmp"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -478,46 +475,9 @@ func (p *parser) labelSet(i int, keep bool) int {
 		if !first && !comma {
 			p.markLax(i)
 		}
-		from := i
-		if keep {
-			i = p.plainLabels(i)
-		}
-		if i == from {
-			i = p.label(i, keep)
-		}
+		i = p.label(i, keep)
 	}
 	return i
-}
-
-// plainLabels scans labels that are written name="value", with nothing but a comma between
-// them, as nearly all are. It returns the index after the last one that label need not look at.
-func (p *parser) plainLabels(i int) int {
-	end, b, labels, seen := i, p.buf, p.labels, p.seen
-	for len(labels) < fewLabels {
-		equals := labelBytes(b, i)
-		if equals == i || b[equals] != '=' || b[equals+1] != '"' || class[b[i]]&digit != 0 || b[i] == '_' {
-			break
-		}
-		bit := nameBit(b[i:equals])
-		quote := valueBytes(b, equals+2)
-		for b[quote] == '\\' && isEscape(b[quote+1]) {
-			quote = valueBytes(b, quote+2)
-		}
-		if b[quote] != '"' || seen&bit != 0 {
-			break
-		}
-		seen, end = seen|bit, quote+1
-		labels = append(labels, label{})
-		l := &labels[len(labels)-1] // to append it filled takes longer
-		l.name, l.nameEnd = int32(i-p.start), int32(equals-p.start)
-		l.value, l.end = int32(equals+2-p.start), int32(end-p.start)
-		if b[end] != ',' {
-			break
-		}
-		i = end + 1
-	}
-	p.labels, p.seen = labels, seen
-	return end
 }
 
 // label scans one label, or the quoted metric name among the labels; with keep it
@@ -613,7 +573,7 @@ func (p *parser) labelValue(i int) int {
 	}
 }
 
-// ---- Values and what follows them
+// ---- Values
 
 // beforeNumber scans the blanks before a value.
 func (p *parser) beforeNumber(i int) int {
@@ -624,41 +584,13 @@ func (p *parser) beforeNumber(i int) int {
 	return p.blanks(i)
 }
 
-// number scans a number. Its own pass takes what exporters write, and leaves the rest
-// and all that could overflow to isOddNumber.
+// number scans a number.
 func (p *parser) number(i int) int {
-	b := p.buf
-	j := i
-	if b[j] == '-' {
-		j++
-	}
-	from := j
-	j = digits(b, j)
-	n := j - from
-	if b[j] == '.' {
-		from = j + 1
-		j = digits(b, from)
-		n += j - from
-	}
-	if b[j] == 'e' {
-		j++
-		if b[j] == '+' || b[j] == '-' {
-			j++
-		}
-		from = j
-		j = digits(b, j)
-		if j == from || j-from > 2 {
-			n = 0
-		}
-	}
-	if n > 0 && n < 100 && b[j] <= ' ' {
-		return j
-	}
-	j = wordEnd(b, i)
-	if !isOddNumber(b[i:j]) {
+	end := wordEnd(p.buf, i)
+	if !isNumber(p.buf[i:end]) {
 		return p.fail(i, "expected a number as the value")
 	}
-	return j
+	return end
 }
 
 // lineEnd scans what may stand between the value of a sample and the newline, and
@@ -779,8 +711,6 @@ func (p *parser) blanks(i int) int {
 	return i
 }
 
-// ---- Parts of a sample
-
 // repeatsLabel reports whether two labels of the sample have one name.
 func (p *parser) repeatsLabel() bool {
 	same := func(a, b label) bool { return bytes.Equal(p.labelName(a), p.labelName(b)) }
@@ -835,7 +765,7 @@ func (p *parser) tail() []byte {
 	return p.buf[i:p.pos]
 }
 
-// ---- Bytes
+// ---- Bytes and predicates
 
 // respelled returns a quoted name in the one spelling that can be compared: a newline is
 // escaped, and so is a backslash that begins no escape.
@@ -862,13 +792,6 @@ func wordEnd(b []byte, i int) int {
 
 // digits returns the index after the digits at i.
 func digits(b []byte, i int) int {
-	for len(b)-i >= 8 {
-		x := binary.LittleEndian.Uint64(b[i : i+8])
-		if m := ((x ^ ones*'0') + ones*(0x80-10) | x) & highs; m != 0 {
-			return i + bits.TrailingZeros64(m)/8
-		}
-		i += 8
-	}
 	for class[b[i]]&digit != 0 {
 		i++
 	}
@@ -877,49 +800,18 @@ func digits(b []byte, i int) int {
 
 // labelBytes returns the index after the letters, digits and underscores at i.
 func labelBytes(b []byte, i int) int {
-	for len(b)-i >= 8 {
-		if m := notLabel(binary.LittleEndian.Uint64(b[i : i+8])); m != 0 {
-			return i + bits.TrailingZeros64(m)/8
-		}
-		i += 8
-	}
 	for class[b[i]]&labelByte != 0 {
 		i++
 	}
 	return i
 }
 
-// valueBytes returns the index after bytes at i that mean themselves in a label value; there
-// may be up to seven more of them where b ends.
+// valueBytes returns the index after bytes at i that mean themselves in a label value.
 func valueBytes(b []byte, i int) int {
-	for len(b)-i >= 8 {
-		if m := special(binary.LittleEndian.Uint64(b[i : i+8])); m != 0 {
-			return i + bits.TrailingZeros64(m)/8
-		}
-		i += 8
+	for i < len(b) && class[b[i]]&valueByte != 0 {
+		i++
 	}
 	return i
-}
-
-// ones times a byte is that byte eight times; highs are the high bits of all eight.
-const ones, highs = 0x0101010101010101, 0x8080808080808080
-
-// notLabel sets the high bit of each byte of x that no label name has.
-func notLabel(x uint64) uint64 {
-	y := x &^ highs
-	lower := y | ones*0x20
-	letter := (lower + ones*(0x80-'a')) &^ (lower + ones*(0x80-'z'-1))
-	digit := (y + ones*(0x80-'0')) &^ (y + ones*(0x80-'9'-1))
-	other := (y ^ ones*'_') + ones*0x7f
-	return (other&^letter&^digit | x) & highs
-}
-
-// special sets the high bit of each byte of x that is a quote, a backslash, a
-// control character or not ASCII. Bytes above the lowest such one may be wrong.
-func special(x uint64) uint64 {
-	quote := x ^ ones*'"'
-	backslash := x ^ ones*'\\'
-	return ((x-ones*' ')&^x | (quote-ones)&^quote | (backslash-ones)&^backslash | x) & highs
 }
 
 // Classes of bytes in names and numbers.
@@ -927,23 +819,25 @@ const (
 	digit     = 1 << iota
 	labelByte // of a label name
 	nameByte  // of a metric name
+	valueByte // that means itself in a label value
 )
 
 var class = func() (t [256]uint8) {
 	for c := range t {
+		if c >= ' ' && c < utf8.RuneSelf && c != '"' && c != '\\' {
+			t[c] = valueByte
+		}
 		switch {
 		case '0' <= c && c <= '9':
-			t[c] = digit | labelByte | nameByte
+			t[c] |= digit | labelByte | nameByte
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_':
-			t[c] = labelByte | nameByte
+			t[c] |= labelByte | nameByte
 		case c == ':':
-			t[c] = nameByte
+			t[c] |= nameByte
 		}
 	}
 	return t
 }()
-
-// ---- Predicates
 
 // isEscape reports whether a backslash and c make an escape in a label value.
 func isEscape(c byte) bool {
