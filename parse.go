@@ -584,13 +584,41 @@ func (p *parser) beforeNumber(i int) int {
 	return p.blanks(i)
 }
 
-// number scans a number.
+// number scans a number. Its own pass takes what exporters write, and leaves the rest
+// and all that could overflow to isOddNumber.
 func (p *parser) number(i int) int {
-	end := wordEnd(p.buf, i)
-	if !isNumber(p.buf[i:end]) {
+	b := p.buf
+	j := i
+	if b[j] == '-' {
+		j++
+	}
+	from := j
+	j = digits(b, j)
+	n := j - from
+	if b[j] == '.' {
+		from = j + 1
+		j = digits(b, from)
+		n += j - from
+	}
+	if b[j] == 'e' {
+		j++
+		if b[j] == '+' || b[j] == '-' {
+			j++
+		}
+		from = j
+		j = digits(b, j)
+		if j == from || j-from > 2 {
+			n = 0
+		}
+	}
+	if n > 0 && n < 100 && b[j] <= ' ' {
+		return j
+	}
+	j = wordEnd(b, i)
+	if !isOddNumber(b[i:j]) {
 		return p.fail(i, "expected a number as the value")
 	}
-	return end
+	return j
 }
 
 // lineEnd scans what may stand between the value of a sample and the newline, and
