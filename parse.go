@@ -974,12 +974,12 @@ func labelBody(
 	if w.index != nil {
 		e.families, l.index, l.blocks = w.families[:0], w.index, w.blocks[:0]
 	}
+	w.window, w.index = nil, nil // what a panic leaves is not used again
 	err := l.readLines(w.more, limit)
-	w.window, w.index = nil, nil
 	if cap(l.p.buf) <= 2*windowSize { // a long line makes it larger, and is rare
 		w.window = l.p.buf
 	}
-	if len(l.e.families) < 1<<12 { // to clear a large map takes long, however few it holds
+	if len(l.index) < 1<<12 { // a large one would be kept for small bodies
 		clear(l.index)
 		w.families, w.index, w.blocks = e.families, l.index, l.blocks
 		e.families = slices.Clone(e.families)
@@ -1000,6 +1000,7 @@ type labeller struct {
 	added     *addedLabels
 	index     map[uint64]int32  // numbers of the families, see slot
 	blocks    []block           // all lines, as they came
+	scattered bool              // lines of a family stand in several blocks
 	at        int               // number of the family of the last line, -1 before the first
 	described description       // what metadata says of the lines that follow; without a name if there is none
 	prefix    []byte            // what samples of this name begin with: name, brace and added labels
@@ -1054,8 +1055,7 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 	if l.p.err != nil {
 		return l.p.err
 	}
-	l.begin()
-	if l.isScattered() && !fits(len(l.e.buf)+l.held()) {
+	if l.scattered && !fits(len(l.e.buf)+l.held()) {
 		return errTooMuch
 	}
 	l.finish()
@@ -1072,10 +1072,13 @@ func (l *labeller) held() int {
 // types make two families.
 func (l *labeller) describe() {
 	d := &l.described
-	other := l.p.kind == typeLine && d.metricType != untyped && d.metricType != l.p.metricType
-	if !bytes.Equal(d.name, l.p.name) || other {
-		l.begin()
-		*d = description{name: append(d.name, l.p.name...), help: d.help}
+	same := bytes.Equal(d.name, l.p.name)
+	if !same || l.p.kind == typeLine && d.metricType != untyped && l.p.metricType != d.metricType {
+		help := d.help
+		if l.begin(); !same {
+			help = help[:0]
+		}
+		*d = description{name: append(d.name, l.p.name...), help: help}
 	}
 	switch l.p.kind {
 	case helpLine:
@@ -1083,7 +1086,7 @@ func (l *labeller) describe() {
 			d.help = l.appendHelp(d.help)
 		}
 	case typeLine:
-		d.metricType = cmp.Or(l.p.metricType, d.metricType)
+		d.metricType = l.p.metricType
 		d.suffix = openMetricsSuffix(d.metricType, l.p.openMetrics)
 	case unitLine:
 		d.unit = len(l.p.text)
@@ -1109,6 +1112,9 @@ func (l *labeller) begin() {
 	name := l.e.append(d.name)
 	name.to = l.e.append([]byte(d.suffix)).to
 	i := l.lookUp(l.e.text(name))
+	if l.at >= 0 && d.metricType == untyped && bytes.Equal(d.name, l.e.text(l.e.families[l.at].base())) {
+		i = l.at // HELP of a counter behind its samples
+	}
 	if i >= 0 && l.e.families[i].accepts(d) {
 		l.e.buf = l.e.buf[:name.from]
 	} else {
@@ -1208,7 +1214,8 @@ func (l *labeller) sample() {
 // enter makes the family of the sample's name the one that lines belong to.
 func (l *labeller) enter() {
 	name := l.p.name
-	switch suffix, _ := bytes.CutPrefix(name, l.described.name); {
+	switch suffix, ok := bytes.CutPrefix(name, l.described.name); {
+	case !ok:
 	case len(suffix) == 0: // some counters of OpenMetrics have no suffix,
 		l.described.suffix = ""
 	case string(suffix) == "_total" && l.described.metricType == counter: // and some of text have one
@@ -1230,6 +1237,8 @@ func (l *labeller) enter() {
 	last, here := len(l.blocks)-1, uint32(len(l.e.buf))
 	if last < 0 || l.blocks[last].family != int32(l.at) || l.blocks[last].to != here {
 		l.blocks = append(l.blocks, block{int32(l.at), span{here, here}})
+		l.scattered = l.scattered || f.lined
+		f.lined = true
 	}
 }
 
@@ -1241,8 +1250,11 @@ func (l *labeller) familyOf(sample []byte) int {
 		return own
 	}
 	if end := bytes.LastIndexByte(sample, '_'); end > 0 && claimers(string(sample[end:]), l.e.openMetrics) != 0 {
-		if i := l.lookUp(sample[:end]); i >= 0 && l.e.covers(&l.e.families[i], sample) {
-			return i
+		for _, suffix := range []string{"", "_total"} {
+			i := l.lookUp(append(sample[:end:end], suffix...))
+			if i >= 0 && l.e.covers(&l.e.families[i], sample) {
+				return i
+			}
 		}
 	}
 	if own < 0 {
@@ -1506,53 +1518,23 @@ func appendRespelled(dst, text []byte, escapes string) []byte {
 	return dst
 }
 
-// isScattered reports whether lines of a family stand in several places.
-func (l *labeller) isScattered() bool {
-	seen := make([]bool, len(l.e.families))
-	for _, r := range l.blocks {
-		if seen[r.family] {
-			return true
-		}
-		seen[r.family] = true
-	}
-	return false
-}
-
 // finish brings the families into the order of their names.
 func (l *labeller) finish() {
 	l.begin()
-	if l.isScattered() {
+	if l.scattered {
 		l.gather()
 	} else {
 		for _, r := range l.blocks {
 			l.e.families[r.family].lines = r.span
 		}
 	}
-	if len(l.added.drop) > 0 {
-		l.leaveOut()
-	}
+	l.e.dropped = len(l.e.families)
+	l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
+	l.e.dropped -= len(l.e.families)
 	for _, f := range l.e.families {
 		l.e.quoted = l.e.quoted || f.quoted
 	}
 	slices.SortStableFunc(l.e.families, func(a, b family) int { return bytes.Compare(l.e.text(a.name), l.e.text(b.name)) })
-}
-
-// leaveOut removes the families that are dropped, with samples that came before their TYPE.
-func (l *labeller) leaveOut() {
-	l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool {
-		name := l.e.text(f.name)
-		end := max(bytes.LastIndexByte(name, '_'), 0)
-		i := l.lookUp(name[:end])
-		isPart := f.metricType == untyped && i >= 0 && l.e.covers(&l.e.families[i], name)
-		if isPart && l.e.families[i].dropped && !f.dropped {
-			l.e.samples -= bytes.Count(l.e.text(f.lines), []byte("\n"))
-			return true
-		}
-		if f.dropped && !isPart {
-			l.e.dropped++
-		}
-		return f.dropped
-	})
 }
 
 // gather writes the buffer anew, with the lines of each family together.
@@ -1603,7 +1585,7 @@ func (e *exposition) append(text []byte) span {
 // held is the memory that the exposition and a page made of it take, in bytes.
 func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize }
 
-// familySize is the memory that a family takes, in bytes: 40 here, as much again while
+// familySize is the memory that a family takes, in bytes: 44 here, as much again while
 // their slice grows, 24 while it is looked up, and 72 while it is merged.
 const familySize = 176
 
@@ -1623,6 +1605,7 @@ type family struct {
 	created    bool // and ends in _created
 	moments    bool // a sample has a timestamp or an exemplar
 	dropped    bool // it is left out
+	lined      bool // it has samples
 
 	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
@@ -1654,6 +1637,9 @@ func (ts typeSet) has(t metricType) bool { return ts&(1<<t) != 0 }
 // agreed returns the one type in the set beside untyped, which is no opinion.
 func (ts typeSet) agreed() metricType {
 	ts &^= 1 << untyped
+	if ts.has(gauge) { // in text an info is one, and in OpenMetrics it has another name
+		ts &^= 1 << info
+	}
 	switch bits.OnesCount16(uint16(ts)) {
 	case 0:
 		return untyped
