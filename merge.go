@@ -338,7 +338,7 @@ func (p *part) joining() *part {
 
 // split returns the part as families without a type, one for each sample name.
 func (p *part) split(exact bool) []*part {
-	e := &exposition{openMetrics: p.body.openMetrics, telling: p.body.telling}
+	e := &exposition{openMetrics: p.body.openMetrics, cameAsText: p.body.cameAsText, telling: p.body.telling}
 	l := newLabeller(e, &addedLabels{})
 	l.rewrite(p.body, p.family, true, exact)
 	l.finish()
@@ -550,7 +550,12 @@ func (pg *page) free() {
 func (pg *page) addFamily(g group) {
 	if !pg.form.strict {
 		first := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.metricType != untyped }))]
-		apart := func(p *part) bool { return p.metricType != untyped && p.suffix != first.suffix }
+		isStartTime := pg.form.openMetrics && claimers("_created", true).has(first.metricType) &&
+			bytes.HasSuffix(g.name(), []byte("_created")) // for Prometheus, unless its type is unknown
+		apart := func(p *part) bool {
+			return p.metricType != untyped && p.suffix != first.suffix ||
+				isStartTime && p.metricType == untyped && p.body.cameAsText
+		}
 		if slices.ContainsFunc(g, apart) {
 			together := func(p *part) bool { return !apart(p) }
 			pg.addFamily(slices.DeleteFunc(slices.Clone(g), apart))

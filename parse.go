@@ -968,7 +968,7 @@ type workspace struct {
 func labelBody(
 	src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int,
 ) (*exposition, error) {
-	e := &exposition{buf: make([]byte, 0, w.likely), openMetrics: openMetrics, telling: added.telling}
+	e := &exposition{buf: make([]byte, 0, w.likely), openMetrics: openMetrics, cameAsText: !openMetrics, telling: added.telling}
 	l := newLabeller(e, added)
 	l.p = parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics}
 	if w.index != nil {
@@ -1226,7 +1226,9 @@ func (l *labeller) enter() {
 		l.at = l.familyOf(name)
 	}
 	f := &l.e.families[l.at]
-	if !bytes.Equal(name, l.e.text(f.name)) {
+	if bytes.Equal(name, l.e.text(f.name)) {
+		f.bare = true
+	} else {
 		f.several = true
 		f.created = f.created || bytes.HasSuffix(name, []byte("_created"))
 	}
@@ -1568,6 +1570,7 @@ type exposition struct {
 	dropped  int // families that were left out
 
 	openMetrics bool // it is in that format
+	cameAsText  bool // its body was not
 	telling     bool // its labels tell its series from those of all other bodies
 	quoted      bool // a name in it needs quotes
 }
@@ -1601,7 +1604,8 @@ type family struct {
 	suffix     uint8  // length of what the name has after the one in metadata as it came: _total, _info or nothing
 	metricType metricType
 	quoted     bool // the family's name or one in its lines needs quotes
-	several    bool // a sample has another name than the family
+	bare       bool // a sample has the family's name
+	several    bool // a sample has another name
 	created    bool // and ends in _created
 	moments    bool // a sample has a timestamp or an exemplar
 	dropped    bool // it is left out
@@ -1684,8 +1688,8 @@ func (e *exposition) as(f form) []*exposition {
 	if e.openMetrics == f.openMetrics && (f.quoted || !e.quoted) {
 		return []*exposition{e}
 	}
-	alike := &exposition{buf: e.buf, openMetrics: e.openMetrics, telling: e.telling}
-	l := newLabeller(&exposition{openMetrics: f.openMetrics, telling: e.telling}, &addedLabels{})
+	alike := &exposition{buf: e.buf, openMetrics: e.openMetrics, cameAsText: e.cameAsText, telling: e.telling}
+	l := newLabeller(&exposition{openMetrics: f.openMetrics, cameAsText: e.cameAsText, telling: e.telling}, &addedLabels{})
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
@@ -1722,7 +1726,7 @@ func (e *exposition) differs(f *family) bool {
 // losesSamples reports whether Prometheus would take samples of a text family for start times if
 // its type stood on a page of OpenMetrics.
 func (e *exposition) losesSamples(f *family) bool {
-	return claimers("_created", true).has(f.metricType) && bytes.HasSuffix(e.text(f.name), []byte("_created"))
+	return f.bare && claimers("_created", true).has(f.metricType) && bytes.HasSuffix(e.text(f.name), []byte("_created"))
 }
 
 // inText returns the type that the text format has instead.
