@@ -244,10 +244,8 @@ func judge(groups []group, f form) []verdict {
 		switch {
 		case c < 0:
 			continue
-		case t != untyped:
+		case t != untyped, f.strict && g.contradicts(groups[c].types().agreed()):
 			verdicts[i], verdicts[c] = inConflict, max(verdicts[c], disputes)
-		case f.strict && g.contradicts(groups[c].types().agreed()):
-			verdicts[c] = inConflict
 		}
 		claims = append(claims, [2]int{i, c})
 	}
