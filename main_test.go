@@ -1067,7 +1067,7 @@ func TestReadFaults(t *testing.T) {
 	empty := func(n emptyReads) io.Reader { return &n }
 	broken := iotest.ErrReader(errors.New("broken"))
 	far := strings.Repeat("a{b=\"c\nd\"} 1\n\n", windowSize)
-	farFault := fmt.Sprintf("line %d, column 4: expected a number as the value", 3*windowSize+2)
+	farFault := fmt.Sprintf("line %d, column 4: \"\\\"} x\": expected a number as the value", 3*windowSize+2)
 	for i, c := range []struct {
 		fault string
 		body  []io.Reader
@@ -3643,7 +3643,7 @@ func TestOverviewRecovery(t *testing.T) {
 func TestOverviewAdvice(t *testing.T) {
 	for kind, all := range reasons {
 		for _, reason := range all {
-			if advice[reason] == "" && reason != "busy" {
+			if hints[reason] == "" && reason != "busy" {
 				t.Errorf("nothing is said about %s of a source of kind %s", reason, kind)
 			}
 		}

@@ -105,15 +105,27 @@ type label struct {
 	value, end    int32 // end is after the closing quote
 }
 
-// A syntaxError says where a body breaks the format and how, but not what
-// stands there: bodies may hold secrets.
+// A syntaxError says where a body breaks the format, and how.
 type syntaxError struct {
-	line, column int // from 1; the column counts bytes
+	line, column int    // from 1; the column counts bytes
+	text         string // the beginning of the line
 	fault        string
 }
 
 func (e *syntaxError) Error() string {
-	return fmt.Sprintf("line %d, column %d: %s", e.line, e.column, e.fault)
+	return fmt.Sprintf("line %d, column %d: %.80q: %s", e.line, e.column, e.text, e.fault)
+}
+
+// resemblances are what a bad line may be instead, by its beginning and what else it has.
+var resemblances = []struct{ begins, has, what string }{
+	{"<", "", "this looks like HTML"},
+	{"[", "", "this looks like JSON"},
+	{"{", "\":", "this looks like JSON"},
+	{"{\n", "", "this looks like JSON"},
+	{"{\r\n", "", "this looks like JSON"},
+	{"\x1f\x8b", "", "this is gzip, and nothing says so"},
+	{"\xff\xfe", "", "is it UTF-16? It must be UTF-8"},
+	{"\xfe\xff", "", "is it UTF-16? It must be UTF-8"},
 }
 
 // ---- The parser
@@ -189,7 +201,16 @@ func (p *parser) scan() bool {
 func (p *parser) fail(i int, fault string) int {
 	before := p.buf[:i]
 	line := p.passed + bytes.Count(before, []byte("\n")) + 1
-	p.err = &syntaxError{line, i - bytes.LastIndexByte(before, '\n'), fault}
+	start := bytes.LastIndexByte(before, '\n') + 1
+	text := string(p.buf[start:min(start+1<<10, len(p.buf))])
+	for _, r := range resemblances {
+		if strings.HasPrefix(text, r.begins) && strings.Contains(text, r.has) {
+			fault += "; " + r.what
+			break
+		}
+	}
+	text, _, _ = strings.Cut(text, "\n")
+	p.err = &syntaxError{line, i - start + 1, text, fault}
 	return -1
 }
 
@@ -386,6 +407,8 @@ func (p *parser) series(i int) int {
 	}
 	open := p.blanks(i)
 	switch {
+	case p.buf[i] == ',':
+		return p.fail(i, "unexpected comma after a metric name; this looks like a line of InfluxDB")
 	case p.buf[open] != '{' && open == i:
 		return p.fail(i, "unexpected character in a metric name")
 	case p.buf[open] != '{':
@@ -435,8 +458,6 @@ func (p *parser) notAName(i int) string {
 	switch rest := p.buf[i:]; {
 	case bytes.HasPrefix(rest, []byte("\xef\xbb\xbf")):
 		return "byte order mark: save the text without it"
-	case rest[0] == '<':
-		return "expected a metric name; this looks like HTML"
 	case rest[0] == 0:
 		return "NUL byte"
 	}
