@@ -276,13 +276,11 @@ type ticket struct {
 
 // Results of scrapes that get none.
 var (
-	late    = &result{failure: fail("timeout", "no result before the deadline of the scrape").advise(sooner)}
+	late    = &result{failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout")}
 	queued  = &result{failure: fail("busy", "still waiting for its turn at the deadline of the scrape")}
 	hurried = &result{failure: fail("busy", "less than %v to the deadline of the scrape", leastTime)}
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
 )
-
-const sooner = "raise scrape_timeout, or fetch it in the background with --interval"
 
 // leastTime is what must be left to a scrape for a fetch to start.
 const leastTime = 50 * time.Millisecond
@@ -1040,10 +1038,8 @@ func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	var fault *syntaxError
 	var corrupt flate.CorruptInputError
 	switch {
-	case errors.Is(err, errTooLarge) && size > c.maxBytes:
-		return fail("too_large", "larger than %s (%s so far)", sizeText(c.maxBytes), sizeText(size))
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
-		return fail("too_large", "%w", err)
+		return fail("too_large", "%w (%s; %s so far)", err, sizeText(c.maxBytes), sizeText(size))
 	case errors.Is(err, errNoNewline):
 		return fail("read", "%w", err)
 	case errors.As(err, &fault):
@@ -1244,28 +1240,24 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		return e.read(ctx, r, resp)
 	}
 	defer time.AfterFunc(time.Second, cancel).Stop() // why it has failed is not worth a longer wait
-	return e.statusFailure(resp)
+	return statusFailure(resp)
 }
 
-// statusFailure says what an exporter answered instead of metrics.
-func (e *exporter) statusFailure(resp *http.Response) *failure {
-	code, why := resp.StatusCode, ""
-	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-	if line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n"); line != "" {
-		why = fmt.Sprintf(": %.80q", strings.TrimSpace(e.hide(line)))
-	}
-	hint := cmp.Or(statusHints[code], statusHints[code/100])
+// statusFailure says what an exporter answered instead of metrics, with the first line of it.
+func statusFailure(resp *http.Response) *failure {
+	code, hint := resp.StatusCode, cmp.Or(statusHints[resp.StatusCode], statusHints[resp.StatusCode/100])
 	if strings.HasPrefix(resp.Header.Get("Www-Authenticate"), "Digest") {
-		hint = "it wants a Digest login, which is not supported: only a password (Basic) or a token"
+		hint = "it wants a Digest login, which is not supported: a password (Basic) or a token is"
 	}
-	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), why).advise(hint)
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	said := strings.TrimSuffix(fmt.Sprintf(": %.80q", strings.TrimSpace(hide(line, resp.Request))), `: ""`)
+	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), said).advise(hint)
 }
-
-const login = "give a password in the URL, --bearer-token-file NAME:FILE or --header NAME:@FILE"
 
 // statusHints say what to do about a status, or all of a hundred.
 var statusHints = map[int]string{
-	4:   "is the path right? Does it want a login? " + login,
+	4:   "does it want a password, or a token? " + login,
 	400: "if it wants TLS, write https://; if it wants another host name: --header NAME:'Host: …'",
 	401: login,
 	403: login + "; if it wants a client certificate: --cert-file NAME:FILE",
@@ -1273,50 +1265,42 @@ var statusHints = map[int]string{
 	406: "ask for another format: --header NAME:'Accept: …'",
 }
 
-// hide returns what an exporter said, without the secrets that it may repeat.
-func (e *exporter) hide(text string) string {
-	header := *e.headers.Load()
-	_, password, _ := (&http.Request{Header: header}).BasicAuth()
+const login = "give a password in the URL, --bearer-token-file NAME:FILE or --header NAME:@FILE"
+
+// hide returns a line that an exporter sent, without the secrets of the request that it may repeat.
+func hide(line string, request *http.Request) string {
+	_, password, _ := request.BasicAuth()
 	secrets := []string{password}
-	if token := e.token.Load(); token != nil {
-		secrets = append(secrets, *token)
-	}
-	for key, values := range header {
-		for _, value := range values {
-			if _, last, _ := strings.Cut(value, " "); !slices.Contains(openHeaders, key) {
-				secrets = append(secrets, value, last)
-			}
+	for key, values := range request.Header {
+		if !slices.Contains([]string{"Accept", "Accept-Encoding", "Host", "User-Agent", timeoutHeader}, key) {
+			_, token, _ := strings.Cut(values[0], " ")
+			secrets = append(append(secrets, values...), token)
 		}
 	}
 	for _, secret := range secrets {
-		if secret != "" {
-			text = strings.ReplaceAll(text, secret, "…")
+		if len(secret) > 3 { // a shorter one would make the line illegible
+			line = strings.ReplaceAll(line, secret, "…")
 		}
 	}
-	return text
+	return line
 }
-
-// openHeaders are no secrets.
-var openHeaders = []string{"Accept", "Connection", "Host", "User-Agent"}
 
 // read reads the body of an answer.
 func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *failure {
-	mediaType := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Type")))
-	parameters := strings.TrimLeft(mediaType, wordBytes+"/+") // many are broken
-	mediaType = strings.TrimSuffix(mediaType, parameters)
-	format := formats[mediaType]
-	shown := strings.ToLower(e.hide(resp.Header.Get("Content-Type")))
-	shown = strings.TrimSuffix(shown, strings.TrimLeft(shown, wordBytes+"/+"))
-	_, version, _ := strings.Cut(parameters, "version=")
-	version = strings.Trim(version, `"`)
-	version = strings.TrimSuffix(version, strings.TrimLeft(version, wordBytes))
+	contentType := strings.TrimSpace(resp.Header.Get("Content-Type"))
+	begin := func(text string) string { // parameters are broken in many ways
+		return strings.ToLower(text[:len(text)-len(strings.TrimLeft(text, wordBytes+"/+"))])
+	}
+	format, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
+	_, version, _ := strings.Cut(contentType, "version=")
+	version = begin(strings.Trim(version, `"`))
 	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
 	case format == "protobuf":
 		return fail("content_type", "the exporter answered %s, which it was not asked for", shown)
 	case format == "OpenMetrics" && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
-		return fail("content_type", "the exporter answered OpenMetrics %s: only 1.0.0 and 0.0.1 are known", version).
-			advise("--header NAME:'Accept: text/plain' asks for text")
+		return fail("content_type", "the exporter answered OpenMetrics %s: only 1.0.0 and 0.0.1 are known",
+			hide(version, resp.Request)).advise("--header NAME:'Accept: text/plain' asks for text")
 	case unreadable != "":
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
@@ -1334,8 +1318,8 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 	f := e.intake.read(r, in, format == "OpenMetrics")
 	var fault *syntaxError
 	if f != nil && errors.As(f.err, &fault) {
-		fault.text = e.hide(fault.text)
-		f.err = fault
+		fault.text = hide(fault.text, resp.Request)
+		f.err = fault // an error that wraps it would have the text as it was
 	}
 	switch {
 	case format != "":
@@ -1401,7 +1385,7 @@ func (e *exporter) failure(err error) *failure {
 	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
 		return fail("timeout", "not done within %v", e.timeout)
 	case errors.Is(err, errRedirect):
-		return fail("status", "%s", e.hide(err.Error())).advise("does it lead to a login page?")
+		return fail("status", "%w", err).advise("is that a login page?")
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
 		return fail("tls", "the exporter does not speak TLS").advise("write http://")
 	case errors.As(err, &unknown):
@@ -1491,8 +1475,8 @@ func stayThere(req *http.Request, via []*http.Request) error {
 	case req.URL.Scheme != first.URL.Scheme,
 		!strings.EqualFold(host, first.URL.Hostname()) && !strings.EqualFold(host, named.Hostname()),
 		port != effectivePort(first.URL) && port != effectivePort(named):
-		return fmt.Errorf("%w to another scheme, host or port: %s://%s%.80s", errRedirect, req.URL.Scheme, req.URL.Host,
-			req.URL.EscapedPath())
+		return fmt.Errorf("%w to another scheme, host or port: %s://%.80s", errRedirect, req.URL.Scheme,
+			hide(req.URL.Host+req.URL.EscapedPath(), first))
 	case len(via) >= 10:
 		return fmt.Errorf("%w after ten others", errRedirect)
 	}
@@ -1691,7 +1675,7 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 		failed = cmp.Or(failed, part.failure)
 	}
 	if more > 0 {
-		failed.err = fmt.Errorf("%w, and %d more", failed.err, more)
+		failed.err = fmt.Errorf("%w; and %d more", failed.err, more)
 	}
 	return failed
 }
@@ -1813,10 +1797,8 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	n, _ := file.ReadAt(end, before.Size()-int64(len(end)))
 	end = end[:n]
 	openMetrics := endsOpenMetrics(end)
-	start := make([]byte, 2)
-	file.ReadAt(start, 0)
-	isText := !slices.Contains([]string{"\x1f\x8b", "\xff\xfe", "\xfe\xff"}, string(start)) // gzip or UTF-16
-	if len(end) > 0 && end[len(end)-1] != '\n' && !openMetrics && isText {
+	// Gzip and UTF-16 end in a NUL byte: the parser knows them.
+	if len(end) > 0 && end[len(end)-1] != '\n' && end[len(end)-1] != 0 && !openMetrics {
 		return fail("file", "%s does not end in a newline: it may be half written", name)
 	}
 	if f := fs.intake.read(r, &body{ctx: ctx, src: file, size: before.Size()}, openMetrics); f != nil {
@@ -2373,12 +2355,12 @@ func logFetch(log *slog.Logger, r *result, changes int) {
 	level, message, quiet := slog.LevelInfo, "source is up", "fetched"
 	if f != nil {
 		level, message, quiet = slog.LevelWarn, "source is down", "fetch failed"
-		log = log.With("reason", f.reason, "err", f.err, "hint", f.hint)
+		log = log.With("reason", f.reason, "err", f.err)
 		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
 			log = log.With("stderr", detail)
 		}
-	}
-	if changes > 0 && f == nil && r.samples() == 0 {
+		log = log.With("hint", f.hint)
+	} else if changes > 0 && r.samples() == 0 {
 		log = log.With("samples", 0)
 	}
 	switch {

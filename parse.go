@@ -113,7 +113,8 @@ type syntaxError struct {
 }
 
 func (e *syntaxError) Error() string {
-	return fmt.Sprintf("line %d, column %d: %.80q: %s", e.line, e.column, e.text, e.fault)
+	shown := strings.TrimPrefix(fmt.Sprintf("%.80q: ", e.text), `"": `)
+	return fmt.Sprintf("line %d, column %d: %s%s", e.line, e.column, shown, e.fault)
 }
 
 // resemblances are what a bad line may be instead, by its beginning and what else it has.
@@ -122,7 +123,6 @@ var resemblances = []struct{ begins, has, what string }{
 	{"[", "", "this looks like JSON"},
 	{"{", "\":", "this looks like JSON"},
 	{"{\n", "", "this looks like JSON"},
-	{"{\r\n", "", "this looks like JSON"},
 	{"\x1f\x8b", "", "this is gzip, and nothing says so"},
 	{"\xff\xfe", "", "is it UTF-16? It must be UTF-8"},
 	{"\xfe\xff", "", "is it UTF-16? It must be UTF-8"},
@@ -408,7 +408,7 @@ func (p *parser) series(i int) int {
 	open := p.blanks(i)
 	switch {
 	case p.buf[i] == ',':
-		return p.fail(i, "unexpected comma after a metric name; this looks like a line of InfluxDB")
+		return p.fail(i, "a comma after a metric name; this looks like a line of InfluxDB")
 	case p.buf[open] != '{' && open == i:
 		return p.fail(i, "unexpected character in a metric name")
 	case p.buf[open] != '{':
