@@ -1247,7 +1247,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 func statusFailure(resp *http.Response) *failure {
 	code, hint := resp.StatusCode, cmp.Or(statusHints[resp.StatusCode], statusHints[resp.StatusCode/100])
 	if strings.HasPrefix(resp.Header.Get("Www-Authenticate"), "Digest") {
-		hint = "it wants a Digest login, which is not supported: a password (Basic) or a token is"
+		hint = "it wants a Digest login, which is not supported"
 	}
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
@@ -1257,15 +1257,15 @@ func statusFailure(resp *http.Response) *failure {
 
 // statusHints say what to do about a status, or all of a hundred.
 var statusHints = map[int]string{
-	4:   "does it want a password, or a token? " + login,
+	4:   "if it wants a login: " + login,
 	400: "if it wants TLS, write https://; if it wants another host name: --header NAME:'Host: …'",
-	401: login,
-	403: login + "; if it wants a client certificate: --cert-file NAME:FILE",
+	401: "log in with " + login,
+	403: "if it wants a login: " + login + "; if a client certificate: --cert-file NAME:FILE",
 	404: "is the path right?",
 	406: "ask for another format: --header NAME:'Accept: …'",
 }
 
-const login = "give a password in the URL, --bearer-token-file NAME:FILE or --header NAME:@FILE"
+const login = "a password in the URL, --bearer-token-file NAME:FILE or --header NAME:@FILE"
 
 // hide returns a line that an exporter sent, without the secrets of the request that it may repeat.
 func hide(line string, request *http.Request) string {
