@@ -1378,7 +1378,7 @@ func (e *exporter) failure(err error) *failure {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsTimeout:
-		return fail("connect", "lookup %s: no answer", dns.Name)
+		return fail("connect", "lookup %s: no answer", dns.Name).advise("does the name server answer?")
 	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
 		return fail("connect", "%w", err)
 	// That of the system is another.

@@ -2174,7 +2174,7 @@ func TestAddresses(t *testing.T) {
 	}
 	known = nil
 	p.exporters[0].reconnect()
-	wantContains(t, get(t, p, "/metrics").Body.String(), "down: x: connect: lookup many.test: no answer\n")
+	wantContains(t, get(t, p, "/metrics").Body.String(), "down: x: connect: lookup many.test: no answer; does the name server answer?\n")
 }
 
 // TestSilentHandshake ends a fetch of an exporter that says nothing in the handshake of TLS.
@@ -2457,7 +2457,7 @@ func TestFlapping(t *testing.T) {
 		if n := scrapes(40, 20*time.Second); n != 6 {
 			t.Errorf("%d changes are logged after all is calm, want 6", n)
 		}
-		wantContains(t, log.String(), `msg="source is up" exporter_name=x unlogged_changes=54`)
+		wantContains(t, log.String(), `msg="source is up" exporter_name=x samples=0 unlogged_changes=54`)
 		if n := strings.Count(log.String(), "longer than the deadline"); n != 1 {
 			t.Errorf("a --timeout that is too long is logged %d times:\n%s", n, log)
 		}
