@@ -1039,7 +1039,8 @@ func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
-		return fail("too_large", "%w (%s; %s so far)", err, sizeText(c.maxBytes), sizeText(size))
+		const mib = 1 << 20
+		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err, float64(c.maxBytes)/mib, float64(size)/mib)
 	case errors.Is(err, errNoNewline):
 		return fail("read", "%w", err)
 	case errors.As(err, &fault):
@@ -1048,17 +1049,6 @@ func (c *sourceConfig) readFailure(err error, size int64) *failure {
 		return fail("encoding", "the body is not whole gzip, as its header says: %w", err)
 	}
 	return fail("read", "failed to read the body to its end: %w", withoutURL(err))
-}
-
-// sizeText says how large n bytes are.
-func sizeText(n int64) string {
-	switch {
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
 }
 
 // endsOpenMetrics reports whether the last line that is not blank is # EOF. That makes a body without
@@ -1374,16 +1364,12 @@ func (e *exporter) failure(err error) *failure {
 	var unknown x509.UnknownAuthorityError
 	var otherName x509.HostnameError
 	var record tls.RecordHeaderError
-	var timeout net.Error
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsTimeout:
 		return fail("connect", "lookup %s: no answer", dns.Name).advise("does the name server answer?")
 	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
 		return fail("connect", "%w", err)
-	// That of the system is another.
-	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
-		return fail("timeout", "not done within %v", e.timeout)
 	case errors.Is(err, errRedirect):
 		return fail("status", "%w", err).advise("is that a login page?")
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):

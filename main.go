@@ -2219,6 +2219,17 @@ func grouped(n uint64) string {
 	return fmt.Sprintf("%s\u202f%03d", grouped(n/1000), n%1000)
 }
 
+// sizeText says how large n bytes are.
+func sizeText(n int64) string {
+	switch {
+	case n >= 1<<20:
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	case n >= 1<<10:
+		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
+	}
+	return fmt.Sprintf("%d B", n)
+}
+
 // ago says how long ago a time was.
 func ago(t time.Time) string {
 	if t.IsZero() {

@@ -124,6 +124,7 @@ var resemblances = []struct{ begins, has, what string }{
 	{"{", "\":", "this looks like JSON"},
 	{"{\n", "", "this looks like JSON"},
 	{"\x1f\x8b", "", "this is gzip, and nothing says so"},
+	{"\ufeff", "", "it begins with a byte order mark"},
 	{"\xff\xfe", "", "is it UTF-16? It must be UTF-8"},
 	{"\xfe\xff", "", "is it UTF-16? It must be UTF-8"},
 }
@@ -447,21 +448,10 @@ func (p *parser) bareName(i int) int {
 		i++
 	}
 	if i == name || class[p.buf[name]]&digit != 0 {
-		return p.fail(name, p.notAName(name))
+		return p.fail(name, "expected a metric name")
 	}
 	p.name = p.buf[name:i]
 	return i
-}
-
-// notAName guesses what stands at i in place of a metric name.
-func (p *parser) notAName(i int) string {
-	switch rest := p.buf[i:]; {
-	case bytes.HasPrefix(rest, []byte("\xef\xbb\xbf")):
-		return "byte order mark: save the text without it"
-	case rest[0] == 0:
-		return "NUL byte"
-	}
-	return "expected a metric name"
 }
 
 // quotedName scans a quoted name. As in Prometheus, it may have a newline in OpenMetrics, too.
