@@ -1020,8 +1020,7 @@ func (b *body) Read(p []byte) (int, error) {
 }
 
 // errNoNewline is the failure of a body that may have been cut short.
-var errNoNewline = errors.New("the body lacks its last newline, and only the end of the connection ends it:" +
-	" it may be cut short")
+var errNoNewline = errors.New("its last newline is missing, and only the end of the connection ends it")
 
 // byteOrderMark is what Windows programs put at the beginning of UTF-8 text.
 const byteOrderMark = "\ufeff"
@@ -1041,8 +1040,6 @@ func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
 		const mib = 1 << 20
 		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err, float64(c.maxBytes)/mib, float64(size)/mib)
-	case errors.Is(err, errNoNewline):
-		return fail("read", "%w", err)
 	case errors.As(err, &fault):
 		return fail("parse", "%w", err)
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
@@ -1259,17 +1256,14 @@ const login = "a password in the URL, --bearer-token-file NAME:FILE or --header 
 
 // hide returns a line that an exporter sent, without the secrets of the request that it may repeat.
 func hide(line string, request *http.Request) string {
+	open := []string{"Accept", "Accept-Encoding", "Host", "User-Agent", timeoutHeader}
 	_, password, _ := request.BasicAuth()
-	secrets := []string{password}
 	for key, values := range request.Header {
-		if !slices.Contains([]string{"Accept", "Accept-Encoding", "Host", "User-Agent", timeoutHeader}, key) {
-			_, token, _ := strings.Cut(values[0], " ")
-			secrets = append(append(secrets, values...), token)
-		}
-	}
-	for _, secret := range secrets {
-		if len(secret) > 3 { // a shorter one would make the line illegible
-			line = strings.ReplaceAll(line, secret, "…")
+		_, token, _ := strings.Cut(values[0], " ")
+		for _, secret := range append([]string{password, token}, values...) {
+			if len(secret) > 3 && !slices.Contains(open, key) { // without a shorter one it would be illegible
+				line = strings.ReplaceAll(line, secret, "…")
+			}
 		}
 	}
 	return line
@@ -1306,11 +1300,6 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		in.src = z
 	}
 	f := e.intake.read(r, in, format == "OpenMetrics")
-	var fault *syntaxError
-	if f != nil && errors.As(f.err, &fault) {
-		fault.text = hide(fault.text, resp.Request)
-		f.err = fault // an error that wraps it would have the text as it was
-	}
 	switch {
 	case format != "":
 		return f
@@ -1364,12 +1353,16 @@ func (e *exporter) failure(err error) *failure {
 	var unknown x509.UnknownAuthorityError
 	var otherName x509.HostnameError
 	var record tls.RecordHeaderError
+	var timeout net.Error
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsTimeout:
 		return fail("connect", "lookup %s: no answer", dns.Name).advise("does the name server answer?")
 	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
 		return fail("connect", "%w", err)
+	// That of the system is another.
+	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
+		return fail("timeout", "not done within %v", e.timeout)
 	case errors.Is(err, errRedirect):
 		return fail("status", "%w", err).advise("is that a login page?")
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
@@ -1378,15 +1371,13 @@ func (e *exporter) failure(err error) *failure {
 		return fail("tls", "%w", err).advise("give its CA: --ca-file NAME:FILE")
 	case errors.As(err, &otherName) && len(otherName.Certificate.DNSNames)+len(otherName.Certificate.IPAddresses) == 0:
 		return fail("tls", "%w", err).advise("it needs a subject alternative name (SAN); until then: --insecure NAME")
-	case errors.As(err, &otherName) && e.serverName == "":
+	case errors.As(err, &otherName):
 		return fail("tls", "%w", err).advise("give the name that is in it: --server-name NAME:HOST")
 	case errors.As(err, &cert):
 		return fail("tls", "%w", err)
 	// With TLS 1.3 the alert about a missing certificate comes with the first read.
-	case errors.As(err, &op) && op.Op == "remote error" && e.certFile == "":
-		return fail("tls", "%w", op).advise("if it wants a client certificate: --cert-file NAME:FILE")
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
-		return fail("tls", "%w", op)
+		return fail("tls", "%w", op).advise("if it wants a client certificate, or another: --cert-file NAME:FILE")
 	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return fail("read", "failed to read the answer: %w", err).advise(otherProtocols[e.url.Scheme])
 	}
