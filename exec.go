@@ -2286,9 +2286,10 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	st.fetches++
 	before, state := st.state, "up"
 	if r.failure != nil {
-		// What it quotes, and how much was read, is another each time.
-		state = r.failure.err.Error() + `"`
-		state = r.failure.reason + " " + state[:strings.IndexAny(state, `"(`)]
+		state = r.failure.reason + " " + r.failure.err.Error()
+		for _, varies := range []string{`"`, " (", "line ", "current time", "read udp"} { // and what follows
+			state, _, _ = strings.Cut(state, varies)
+		}
 		st.addFailure(r.failure.reason)
 	} else {
 		st.lastSuccess = r.end
