@@ -1013,7 +1013,7 @@ func (b *body) Read(p []byte) (int, error) {
 	if n > 0 {
 		b.last = p[n-1]
 	}
-	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' {
+	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' && b.last != 0 { // as in files.read
 		err = errNoNewline
 	}
 	return n, err
