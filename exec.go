@@ -1038,8 +1038,7 @@ func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
-		const mib = 1 << 20
-		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err, float64(c.maxBytes)/mib, float64(size)/mib)
+		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err, float64(c.maxBytes)/(1<<20), float64(size)/(1<<20))
 	case errors.As(err, &fault):
 		return fail("parse", "%w", err)
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
