@@ -1032,7 +1032,7 @@ func withoutMark(src io.Reader) io.Reader {
 	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
 }
 
-// readFailure says why a body could not be taken, of which so many bytes are known of.
+// readFailure says why a body, of size bytes as far as is known, could not be taken.
 func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	var fault *syntaxError
 	var corrupt flate.CorruptInputError
@@ -1225,7 +1225,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	if resp.StatusCode == http.StatusOK {
 		return e.read(ctx, r, resp)
 	}
-	defer time.AfterFunc(time.Second, cancel).Stop() // why it has failed is not worth a longer wait
+	defer time.AfterFunc(time.Second, cancel).Stop() // a reason is not worth a longer wait
 	return statusFailure(resp)
 }
 
@@ -1241,7 +1241,7 @@ func statusFailure(resp *http.Response) *failure {
 	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), said).advise(hint)
 }
 
-// statusHints say what to do about a status, or all of a hundred.
+// statusHints say what to do about a status, 4 being all others that begin with it.
 var statusHints = map[int]string{
 	4:   "if it wants a login: " + login,
 	400: "if it wants TLS, write https://; if it wants another host name: --header NAME:'Host: …'",
@@ -1260,7 +1260,7 @@ func hide(line string, request *http.Request) string {
 	for key, values := range request.Header {
 		_, token, _ := strings.Cut(values[0], " ")
 		for _, secret := range append([]string{password, token}, values...) {
-			if len(secret) > 3 && !slices.Contains(open, key) { // without a shorter one it would be illegible
+			if len(secret) > 3 && !slices.Contains(open, key) { // a shorter one is in many texts
 				line = strings.ReplaceAll(line, secret, "…")
 			}
 		}
@@ -1385,7 +1385,7 @@ func (e *exporter) failure(err error) *failure {
 		advise(otherProtocols[begin[:min(8, len(begin))]])
 }
 
-// otherProtocols say what may be spoken if no answer comes to a URL of a scheme, or one that begins so.
+// otherProtocols say what may be spoken when a URL of the scheme gets no answer, or one that begins so.
 var otherProtocols = map[string]string{
 	"http":     "if it wants TLS, write https://",
 	`\x15\x03`: "it wants TLS: write https://",
@@ -2286,7 +2286,7 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	before, state := st.state, "up"
 	if r.failure != nil {
 		state = r.failure.reason + " " + r.failure.err.Error()
-		for _, varies := range []string{`"`, " (", "line ", "current time", "read udp"} { // and what follows
+		for _, varies := range []string{`"`, " (", "line ", "current time", "read udp"} { // from there on
 			state, _, _ = strings.Cut(state, varies)
 		}
 		st.addFailure(r.failure.reason)
