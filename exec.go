@@ -93,14 +93,18 @@ type shared struct {
 	log       *slog.Logger
 	userAgent string
 	windows   sync.Pool  // of *workspace
+	idle      sync.Map   // globs of --drop that have matched nothing yet
 	starts    sync.Mutex // held while a command is started
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
-	s.intake = intake{sourceConfig: c, added: addedLabels{drop: c.drop}, windows: &sh.windows}
+	s.intake = intake{sourceConfig: c, added: addedLabels{drop: c.drop, idle: &sh.idle}, windows: &sh.windows}
 	s.intake.budget.most = 4 * c.maxBytes
+	for _, glob := range c.drop {
+		sh.idle.Store(glob, true)
+	}
 	if added := &s.intake.added; !c.raw {
 		added.add("exporter_name", c.name)
 		added.telling = c.kind != "file" || !hasMeta(c.target) // two files may have the same series
@@ -2253,14 +2257,19 @@ type status struct {
 	failures    map[string]uint64 // by reason
 	lastSuccess time.Time
 	last        lastFetch
-	state       string // that it showed: "up" or a reason and its error, "" before the first
 
 	since           time.Time // when the fetches of last's outcome, good or bad, began; zero before the first
 	lastFailure     *failure  // of a fetch with default arguments; nil before the first
 	lastFailureTime time.Time
 
-	changes  [flapping + 1]time.Time // of the source's state, the latest first
-	unlogged int                     // changes that the log does not know
+	changes  [flapping + 1]change // of the source's state, the latest first
+	unlogged int                  // changes that the log does not know
+}
+
+// change is what a source's state changed to: "up", or a reason and the part of its error that stays.
+type change struct {
+	at    time.Time
+	state string
 }
 
 // lastFetch is what the last fetch with default arguments came to.
@@ -2283,7 +2292,7 @@ func (w *waterfall) snapshot() status {
 // count counts a fetch. It returns how many changes of the source's state the log is to tell.
 func (st *status) count(standard bool, r *result) (changes int) {
 	st.fetches++
-	before, state := st.state, "up"
+	before, state := st.changes[0].state, "up"
 	if r.failure != nil {
 		state = r.failure.reason + " " + r.failure.err.Error()
 		for _, varies := range []string{`"`, " (", "line ", "current time", "read udp"} { // from there on
@@ -2296,7 +2305,7 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	if !standard {
 		return 0
 	}
-	st.state, st.last = state, lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
+	st.last = lastFetch{r.end.Sub(r.start), r.samples(), r.bytes, r.failure}
 	if before == "" || (before == "up") != (state == "up") {
 		st.since = r.end
 	}
@@ -2306,10 +2315,10 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	now := time.Now()
 	if before != state {
 		copy(st.changes[1:], st.changes[:])
-		st.changes[0] = now
+		st.changes[0] = change{now, state}
 		st.unlogged++
 	}
-	if now.Sub(st.changes[flapping]) >= flappingTime {
+	if now.Sub(st.changes[flapping].at) >= flappingTime {
 		changes, st.unlogged = st.unlogged, 0
 	}
 	return changes

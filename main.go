@@ -53,6 +53,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -350,6 +351,9 @@ type program struct {
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
 
+	keptMu   sync.Mutex // guards the next two; held while the page at / is made, by one at a time
+	kept     string     // the page at /, with marks
+	keptMade time.Time
 	process  atomic.Pointer[processMetrics]
 	warnedMu sync.Mutex // guards warned
 	warned   map[string]bool
@@ -1362,7 +1366,7 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case isEndpoint:
 		p.scrape(w, r, sources)
 	case r.URL.Path == "/":
-		p.index(w)
+		p.index(w, r)
 	default:
 		http.Error(w, "there is nothing at this path; / lists the endpoints", http.StatusNotFound)
 	}
@@ -1559,7 +1563,14 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	p.lastScrape.Store(&scraped{r.RemoteAddr, time.Now(), time.Since(began)})
+	if len(sources) == len(p.endpoints[r.URL.Path]) || r.Header.Get(timeoutHeader) != "" { // not by hand
+		this := &scraped{by: clientOf(r.RemoteAddr), end: time.Now(), took: time.Since(began)}
+		if last := p.lastScrape.Load(); last != nil {
+			this.gaps[0] = this.end.Sub(last.end)
+			copy(this.gaps[1:], last.gaps[:])
+		}
+		p.lastScrape.Store(this)
+	}
 	http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	if err != nil {
 		p.refuse(w, "no page could be made before the deadline of the scrape", http.StatusServiceUnavailable)
@@ -1614,9 +1625,10 @@ func (p *program) openPage(
 
 // scraped is what the page at / says of a scrape.
 type scraped struct {
-	by   string // the address of the client
+	by   string // see clientOf
 	end  time.Time
 	took time.Duration
+	gaps [5]time.Duration // between the last scrapes
 }
 
 // selected returns the sources with the names, in their own order: none where only the
@@ -1918,44 +1930,71 @@ func eachChoice(headers []string, do func(choice string, params map[string]strin
 
 // ---- The overview page
 
+// Marks stand in the page for what differs between those who look at it. No text holds one, see html.
+const originMark, refreshMark = "\x00origin", "\x00refresh"
+
 // index answers with the state of every source, for the person on call.
-func (p *program) index(w http.ResponseWriter) {
+func (p *program) index(w http.ResponseWriter, r *http.Request) {
 	sum := sha256.Sum256([]byte(style))
 	h := w.Header()
 	h.Set("Content-Security-Policy", "default-src 'none'; style-src 'sha256-"+
 		base64.StdEncoding.EncodeToString(sum[:])+"'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'")
 	h.Set("Content-Type", "text/html; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
-	w.Write(p.appendIndex(nil))
+	// Without its URL, the refresh of a page that was left at a #link would only scroll there.
+	refresh, origin := `<meta http-equiv=refresh content="15;url=./">`, "http://"
+	if r.URL.Query().Get("refresh") == "0" {
+		refresh = ""
+	}
+	if r.TLS != nil {
+		origin = "https://"
+	}
+	origin += html(strings.ReplaceAll(cmp.Or(r.Host, "localhost"), "'", "")) // it is shown within '' of a shell
+	strings.NewReplacer(originMark, origin, refreshMark, refresh).WriteString(w, p.overview())
 }
 
-// appendIndex appends the page at /.
+// overview returns the page at /, with marks. It is made at most once a second, for all who look.
+func (p *program) overview() string {
+	p.keptMu.Lock()
+	defer p.keptMu.Unlock()
+	if time.Since(p.keptMade) >= time.Second {
+		p.kept, p.keptMade = string(p.appendIndex(nil)), time.Now()
+	}
+	return p.kept
+}
+
+// appendIndex appends the page at /, with marks.
 func (p *program) appendIndex(dst []byte) []byte {
-	host, _ := os.Hostname()
-	rows, conflicts := p.rows(), p.unmerged()
-	dst = appendBanner(dst, host, rows, len(conflicts))
+	rows, curl := p.rows(), "curl -s"
+	if p.passwords != nil {
+		curl += " -u USER"
+	}
+	unmerged, leftOut := p.unmerged()
+	dst = p.appendBanner(dst, rows, len(unmerged), leftOut)
 	dst = p.appendFacts(dst)
-	dst = append(dst, "\n<table><thead><tr><th>State<th>Source<th>From<th>Took<th>Timeout"+
-		"<th>Samples<th>Size<th>Last success<th>Failures</thead><tbody>"...)
+	dst = append(dst, "\n<table><thead><tr><th scope=col>State<th scope=col>Source<th scope=col>From<th scope=col>Took"+
+		"<th scope=col>Timeout<th scope=col>Samples<th scope=col>Size<th scope=col>Last success"+
+		"<th scope=col>Failures</thead><tbody>"...)
 	for _, r := range rows {
 		dst = r.appendLine(dst)
-		dst = r.appendFailure(dst)
+		dst = r.appendDetails(dst, curl)
 	}
 	dst = append(dst, "\n</table>"...)
-	if most := 20; len(conflicts) > most {
-		conflicts = append(conflicts[:most], "and "+grouped(uint64(len(conflicts)-most))+" more")
+	if most := 20; len(unmerged) > most {
+		unmerged = append(unmerged[:most], "and "+grouped(uint64(len(unmerged)-most))+" more")
 	}
-	if len(conflicts) > 0 {
+	if len(unmerged) > 0 {
 		dst = fmt.Appendf(dst, "\n<h2 id=-unmerged>Could not be merged as it came</h2><ul>\n<li>%s\n</ul>",
-			strings.Join(conflicts, "\n<li>"))
+			strings.Join(unmerged, "\n<li>"))
 	}
-	dst = append(dst, "\n<footer>"...)
 	paths := slices.Sorted(maps.Keys(p.endpoints))
+	dst = fmt.Appendf(dst, "\n<p class=dim>What Prometheus 3 gets: <code>%s -H 'Accept: %s' '%s%s'</code></main>\n"+
+		"<footer><nav aria-label=Endpoints>", curl, prometheus3.header(), originMark, html(paths[0]))
 	for _, path := range paths {
-		dst = fmt.Appendf(dst, `<a href=".%s">%[1]s</a> `, escapeHTML.Replace(path))
+		dst = fmt.Appendf(dst, `<a href=".%s">%[1]s</a> `, html(path))
 	}
 	return fmt.Appendf(dst, `<a href=".%s?exporter_name=%s">status metrics alone</a> `+
-		`<a href="./-/healthy">/-/healthy</a></footer>`+"\n", escapeHTML.Replace(paths[0]), ownName)
+		`<a href="./-/healthy">/-/healthy</a></nav></footer>`+"\n", html(paths[0]), ownName)
 }
 
 // row is a source as the page shows it.
@@ -1973,6 +2012,7 @@ const (
 	neverAsked
 	onDemand // a command that cannot be run without a parameter
 	isUp
+	inDoubt // only the page as a whole: it may look better than things are
 )
 
 // looks are what the states are called, the classes that colour them, and what tells them
@@ -1982,6 +2022,7 @@ var looks = [...]struct{ name, class, mark string }{
 	neverAsked: {"never asked", "wait", "○"},
 	onDemand:   {"on demand", "call", "◇"},
 	isUp:       {"up", "up", "●"},
+	inDoubt:    {"", "wait", "▲"},
 }
 
 // rows returns all sources in the order of their states, then of the flags.
@@ -2005,63 +2046,89 @@ func (p *program) rows() []row {
 }
 
 // appendBanner appends the head of the page, and in a line how the host is.
-func appendBanner(dst []byte, host string, rows []row, conflicts int) []byte {
+func (p *program) appendBanner(dst []byte, rows []row, unmerged, leftOut int) []byte {
 	var n [isUp + 1]int // by state
 	for _, r := range rows {
 		n[r.state]++
 	}
-	state, text := isUp, "all up"
+	state, text := isUp, fmt.Sprintf("%d up", n[isUp])
 	switch {
 	case n[isDown] > 0:
 		state, text = isDown, fmt.Sprintf("%d down", n[isDown])
 	case n[isUp] == 0:
 		state, text = neverAsked, "nothing asked yet"
-	case n[neverAsked] > 0:
-		text = fmt.Sprintf("%d up", n[isUp])
+	case leftOut > 0:
+		state, text = inDoubt, grouped(uint64(leftOut))+" samples left out"
+	case n[isUp] == len(rows):
+		text = "all up"
 	}
-	heading := escapeHTML.Replace(looks[state].mark + " " + text + " – " + host)
-	// Without its URL, the refresh of a page that was left at a #link would only scroll there.
+	last := cmp.Or(p.lastScrape.Load(), &scraped{end: p.started})
+	if state != neverAsked && time.Since(last.end) >= max(time.Minute, 3*slices.Max(last.gaps[:])) {
+		state = inDoubt
+		text = strings.TrimSuffix(fmt.Sprintf("not scraped for %s: the state of %s, %s",
+			ageText(last.end), last.end.UTC().Format("15:04"), text), ", all up")
+	}
+	host, _ := os.Hostname()
+	heading := html(looks[state].mark + " " + text + " – " + host)
 	dst = fmt.Appendf(dst, "<!doctype html><html lang=en><meta charset=utf-8>"+
-		`<meta name=viewport content="width=device-width"><meta http-equiv=refresh content="15;url=./">`+
-		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[1]s</h1>", heading, style, looks[state].class)
-	var down []string
-	for _, r := range rows[:n[isDown]] {
-		down = append(down, fmt.Sprintf("<a href=#%s>%[1]s</a>", r.name))
-	}
-	if len(down) > 0 {
-		dst = append(dst, "<p>"+strings.Join(down, ", ")...)
-	}
+		`<meta name=viewport content="width=device-width">%s`+
+		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[2]s</h1>",
+		refreshMark, heading, style, looks[state].class)
+	dst = appendCauses(dst, rows[:n[isDown]])
 	dst = fmt.Appendf(dst, "<p class=dim>%d of %d up", n[isUp], len(rows))
 	for _, state := range []sourceState{onDemand, neverAsked} {
 		if n[state] > 0 {
 			dst = fmt.Appendf(dst, ", %d %s", n[state], looks[state].name)
 		}
 	}
-	if conflicts > 0 {
-		dst = fmt.Appendf(dst, ", <a href=#-unmerged>conflicts: %d</a>", conflicts)
+	if unmerged > 0 {
+		dst = fmt.Appendf(dst, ", <a href=#-unmerged>conflicts: %d</a>", unmerged)
 	}
-	return append(dst, "</header>"...)
+	return append(dst, "</header>\n<main>"...)
+}
+
+// appendCauses appends a paragraph for each reason that sources are down for.
+func appendCauses(dst []byte, down []row) []byte {
+	links := map[string][]string{}
+	for _, r := range down {
+		reason := r.last.failure.reason
+		links[reason] = append(links[reason], fmt.Sprintf("<a href=#%s>%[1]s</a>", r.name))
+	}
+	for _, reason := range slices.Sorted(maps.Keys(links)) {
+		names, more := links[reason], ""
+		if n := len(names) - 8; n > 1 {
+			names, more = names[:8], fmt.Sprintf(" and %d more", n)
+		}
+		dst = fmt.Appendf(dst, "<p><b>%s: %d</b> %s%s", reason, len(links[reason]), strings.Join(names, ", "), more)
+	}
+	return dst
 }
 
 // appendFacts appends what there is to know of the program itself.
 func (p *program) appendFacts(dst []byte) []byte {
 	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s · started %s · ",
-		escapeHTML.Replace(p.build.version+" ("+p.build.revision+")"), ago(p.started))
-	if last := p.lastScrape.Load(); last != nil {
-		by := ""
-		if host, _, err := net.SplitHostPort(last.by); err == nil { // not a Unix socket
-			by = " by " + escapeHTML.Replace(host)
-		}
-		dst = fmt.Appendf(dst, "last scrape %s%s, took %s", ago(last.end), by, durationText(last.took))
+		html(p.build.version+" ("+p.build.revision+")"), ago(p.started))
+	last := p.lastScrape.Load()
+	if last != nil {
+		dst = fmt.Appendf(dst, "last scrape %s by %s, took %s",
+			ago(last.end), cmp.Or(last.by, "a Unix socket"), durationText(last.took))
 	} else {
 		dst = append(dst, "not scraped yet"...)
 	}
-	dst = fmt.Appendf(dst, " · this page: %s, renewed every 15 s", time.Now().UTC().Format("15:04:05 UTC"))
+	dst = fmt.Appendf(dst, ` · this page: %s, <a href="./">renewed every 15 s</a> or <a href="?refresh=0">not</a>`,
+		time.Now().UTC().Format("15:04:05 UTC"))
 	for _, w := range p.watched {
 		if w.broken.Load() {
 			dst = fmt.Appendf(dst, "\n<p class=wait>▲ %s: the changed file was not taken up; the log says why",
-				escapeHTML.Replace(w.files[0].flag))
+				html(w.files[0].flag))
 		}
+	}
+	var idle []string
+	for glob := range p.idle.Range {
+		idle = append(idle, html(glob.(string)))
+	}
+	if slices.Sort(idle); len(idle) > 0 && last != nil {
+		dst = fmt.Appendf(dst, "\n<p class=wait>▲ no metric family has matched --drop %s", strings.Join(idle, ", "))
 	}
 	return dst
 }
@@ -2069,89 +2136,94 @@ func (p *program) appendFacts(dst []byte) []byte {
 // appendLine appends the line of a source: its state and for how long it has been in it, where it
 // is, and what its fetches came to.
 func (r row) appendLine(dst []byte) []byte {
-	look := looks[r.state]
-	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s><td", look.class, r.name)
-	if r.state == isDown {
-		dst = r.since.UTC().AppendFormat(dst, ` title="since 2006-01-02 15:04:05 UTC"`)
+	look, name, from := looks[r.state], r.name, r.String()
+	if r.state != onDemand {
+		name = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, html(r.paths[0]), name)
 	}
-	dst = fmt.Appendf(dst, ">%s %s", look.mark, look.name)
+	if r.kind != "http" {
+		from = r.kind + " " + from
+	}
+	age, took, limit, samples, size := "", "–", "–", "–", "–"
 	if !r.since.IsZero() {
-		dst = fmt.Appendf(dst, " <i>%s</i>", ageText(r.since))
+		age, took = ageText(r.since), durationText(r.last.duration)
+		limit = fmt.Sprintf("<meter aria-label=time max=%.4g high=%.4g value=%.3g></meter> %s", r.timeout.Seconds(),
+			0.8*r.timeout.Seconds(), r.last.duration.Seconds(), durationText(r.timeout))
+		if r.state != isDown || r.last.samples > 0 {
+			samples, size = grouped(uint64(r.last.samples)), sizeText(r.last.bytes)
+		}
 	}
-	if r.state == onDemand {
-		dst = append(append(dst, "<td>"...), r.name...)
-	} else {
-		dst = fmt.Appendf(dst, `<td><a href=".%s?exporter_name=%s">%[2]s</a>`, escapeHTML.Replace(r.paths[0]), r.name)
-	}
-	dst = append(append(dst, "<td>"...), escapeHTML.Replace(r.from())...)
-	dst = r.appendLast(dst)
 	var failures uint64
 	for _, n := range r.failures {
 		failures += n
 	}
-	return fmt.Appendf(dst, "<td>%s<td>%s", ago(r.lastSuccess), grouped(failures))
+	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s><td>%s <a href=\"?refresh=0#%[2]s\">%[4]s</a> <i>%s</i>",
+		look.class, r.name, look.mark, look.name, age)
+	return append(dst, "<td>"+strings.Join([]string{name, html(from), took, limit, samples, size, ago(r.lastSuccess),
+		grouped(failures)}, "<td>")...)
 }
 
-// appendLast appends what the last fetch took and brought.
-func (r row) appendLast(dst []byte) []byte {
-	if r.since.IsZero() {
-		return append(dst, "<td>–<td>–<td>–<td>–"...)
+// appendDetails appends a line with what else is known of a source: its last error and what to do about
+// it, its last changes, and the command that asks it now. A source that has been well for an hour has it
+// shown once somebody follows a link to the source.
+func (r row) appendDetails(dst []byte, curl string) []byte {
+	f, class := r.lastFailure, looks[r.state].class
+	if r.state == isUp && (f == nil || time.Since(r.lastFailureTime) > time.Hour) {
+		class += " well"
 	}
-	limit := r.timeout.Seconds()
-	dst = fmt.Appendf(dst, "<td>%s<td><meter max=%.4g high=%.4g value=%.3g></meter> %s", durationText(r.last.duration),
-		limit, 0.8*limit, r.last.duration.Seconds(), durationText(r.timeout))
-	if r.state == isDown && r.last.samples == 0 {
-		return append(dst, "<td>–<td>–"...)
+	dst = fmt.Appendf(dst, "\n<tr class=\"why %s\"><td><td colspan=8>", class)
+	if f != nil {
+		if r.state == isUp {
+			dst = fmt.Appendf(dst, "failed %s: ", ago(r.lastFailureTime))
+		}
+		dst = fmt.Appendf(dst, "<b>%s:</b> %s", f.reason, html(f.err.Error()))
+		if f.hint != "" && r.state == isDown {
+			dst = fmt.Appendf(dst, " <i>→ %s</i>", html(f.hint))
+		}
+		dst = append(dst, "<br>"...)
 	}
-	return fmt.Appendf(dst, "<td>%s<td>%s", grouped(uint64(r.last.samples)), sizeText(r.last.bytes))
-}
-
-// from returns where a source is, and where it can be asked for if nobody has done so.
-func (r row) from() string {
-	from := r.String()
-	if r.kind != "http" {
-		from = r.kind + " " + from
+	for _, c := range r.changes[:flapping] {
+		if !c.at.IsZero() {
+			word, _, _ := strings.Cut(c.state, " ")
+			dst = fmt.Appendf(dst, "%s %s · ", clock(c.at), word)
+		}
 	}
-	if r.since.IsZero() {
-		from += ", served on " + strings.Join(r.paths, ", ")
+	dst = fmt.Appendf(dst, "<code>%s '%s%s?exporter_name=%s", curl, originMark, html(r.paths[0]), r.name)
+	if r.state == onDemand {
+		dst = fmt.Appendf(dst, "&amp;%s=VALUE", r.fetcher.(*command).needs())
 	}
-	return from
-}
-
-// appendFailure appends a line with the error of a source that is down, or has been within
-// an hour.
-func (r row) appendFailure(dst []byte) []byte {
-	f := r.lastFailure
-	if f == nil || r.state == isUp && time.Since(r.lastFailureTime) > time.Hour {
-		return dst
-	}
-	dst = fmt.Appendf(dst, "\n<tr class=\"why %s\"><td><td colspan=8>", looks[r.state].class)
-	if r.state == isUp {
-		dst = fmt.Appendf(dst, "failed %s: ", ago(r.lastFailureTime))
-	}
-	dst = fmt.Appendf(dst, "<b>%s:</b> %s", f.reason, escapeHTML.Replace(f.err.Error()))
-	if f.hint != "" && r.state == isDown {
-		dst = fmt.Appendf(dst, " <i>→ %s</i>", escapeHTML.Replace(f.hint))
-	}
-	return dst
+	return append(dst, "'</code>"...)
 }
 
 // unmerged lists, in HTML, what could not be merged as it came when each endpoint was last
-// scraped.
-func (p *program) unmerged() []string {
-	var lines []string
+// scraped, and counts the samples that the page of one leaves out.
+func (p *program) unmerged() (lines []string, leftOut int) {
 	for _, found := range p.found.Range {
+		samples := 0
+		for _, n := range found.(*findings).repeated {
+			samples += n
+		}
+		leftOut = max(leftOut, samples)
 		for pair, c := range found.(*findings).pairs {
 			families := strings.Join(c.first, ", ")
 			if more := c.families - len(c.first); more > 0 {
 				families += " and " + grouped(uint64(more)) + " more"
 			}
 			sources := strings.Join(slices.Compact([]string{pair.one, pair.other}), ", ")
-			lines = append(lines, escapeHTML.Replace(fmt.Sprintf("%s: %s: %s", sources, families, pair.what)))
+			lines = append(lines, html(fmt.Sprintf("%s: %s: %s", sources, families, pair.what)))
 		}
 	}
 	slices.Sort(lines)
-	return slices.Compact(lines)
+	return slices.Compact(lines), leftOut
+}
+
+// html returns text as it stands in HTML.
+func html(text string) string {
+	return escapeHTML.Replace(strings.Map(func(r rune) rune {
+		if unicode.IsGraphic(r) || r == '\n' {
+			return r
+		}
+		return utf8.RuneError
+	}, text))
 }
 
 // escapeHTML escapes what is special in HTML.
@@ -2162,40 +2234,33 @@ var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`
 const style = `
 :root{color-scheme:light dark;--fg:#1a1d21;--dim:#5b6470;--bg:#fff;--line:#e1e5e9;--link:#0b57d0}
 .down{--c:#b3152f;--t:#fdecef}.wait{--c:#8a6100;--t:#fbf3df}.call{--c:var(--dim)}.up{--c:#197a3d;--t:#e8f5ec}
-@media(prefers-color-scheme:dark){
-:root{--fg:#e6e8eb;--dim:#9aa4b0;--bg:#14171a;--line:#2c3238;--link:#8ab4f8}
+@media(prefers-color-scheme:dark){:root{--fg:#e6e8eb;--dim:#9aa4b0;--bg:#14171a;--line:#2c3238;--link:#8ab4f8}
 .down{--c:#ff8589;--t:#35171c}.wait{--c:#e0b34a;--t:#2e2612}.up{--c:#4cc38a;--t:#12291d}}
 body{margin:0 auto;max-width:84em;padding:1em;background:var(--bg);color:var(--fg);
 font:15px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums}
 a{color:var(--link)}.dim,i{color:var(--dim);font-style:normal}p{margin:.6em 0 1em}
+code{font-size:.87em;user-select:all;white-space:normal;overflow-wrap:anywhere}
 h1{margin:0;font-size:1.4em;color:var(--c)}h2{margin:1.6em 0 .3em;font-size:1em}ul{margin:0;padding-left:1.2em}
 header{display:flex;flex-wrap:wrap;gap:.2em 1.4em;align-items:baseline;padding:.6em 1em;border-radius:6px;
-background:var(--t)}header p{margin:0}p.wait{color:var(--c)}
-table{border-collapse:collapse;width:100%}
-th{position:sticky;top:0;background:var(--bg);color:var(--dim);font-weight:500;text-align:left;
-box-shadow:inset 0 -1px var(--line)}
-th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}
-td{border-top:1px solid var(--line)}
+background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}footer a{margin-right:1.2em}
+table{border-collapse:collapse;width:100%}th{position:sticky;top:0;background:var(--bg);color:var(--dim);
+font-weight:500;text-align:left;box-shadow:inset 0 -1px var(--line)}
+th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}td{border-top:1px solid var(--line)}
 tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
 :is(th,td):is(:nth-child(4),:nth-child(n+6)){text-align:right}:is(th,td):last-child{padding-right:0}
-td:first-child{color:var(--c);font-weight:600}td i{font-weight:400}
-td:nth-child(2) a{color:inherit;font-weight:600;text-decoration-color:var(--dim)}
+td:first-child{color:var(--c);font-weight:600}td:first-child a{color:inherit}td i{font-weight:400}
+td:nth-child(2) a{color:inherit;font-weight:600}td a{text-decoration-color:var(--dim)}
 td:nth-child(3){width:99%;max-width:0;overflow:hidden;text-overflow:ellipsis}
 td:nth-child(3):hover,.down td:nth-child(3),.why td{white-space:normal;overflow-wrap:anywhere}
-td:nth-child(3),td:nth-child(5){color:var(--dim)}
-meter{width:5em;height:.8em;vertical-align:baseline}
-.why td{border:0;padding-top:0;text-align:left}.why.down b{color:var(--c)}
-footer{margin-top:2em}footer a{margin-right:1.2em}
+td:nth-child(3),td:nth-child(5){color:var(--dim)}meter{width:5em;height:.8em;vertical-align:baseline}
+.why td{border:0;padding-top:0;text-align:left}.why.down b{color:var(--c)}.well:not(:target+tr){display:none}
 @media(max-width:66em){:is(th,td):is(:nth-child(5),:nth-child(7)){display:none}}
-@media(max-width:46em){
-thead,td{display:none}table,tbody{display:block}
-tr{display:flex;flex-wrap:wrap;gap:0 .8em;border-top:1px solid var(--line);padding:.4em 0}
-td{border:0;padding:0}td:first-child{min-width:6.6em}
-td:nth-child(2){flex:1;overflow:hidden;text-overflow:ellipsis}
+@media(max-width:46em){thead,td,td code{display:none}table,tbody{display:block}
+tr{display:flex;flex-wrap:wrap;gap:0 .8em;border-top:1px solid var(--line);padding:.4em 0}td{border:0;padding:0}
+td:first-child{min-width:6.6em}td:nth-child(2){flex:1;overflow:hidden;text-overflow:ellipsis}
 td:nth-child(-n+2),.up td:nth-child(4),.down td:nth-child(3),.down td:nth-child(8){display:block}
 .down td:nth-child(2){flex:1 0 60%}.down td:nth-child(3){flex:1 0 50%;max-width:none}
-.down td:nth-child(8):before{content:"last up: "}
-.why{border:0;padding-top:0}.why td:first-child{display:none}}
+.down td:nth-child(8):before{content:"last up: "}.why{border:0;padding-top:0}.why td:first-child{display:none}}}
 `
 
 // durationText says how long a duration is, in seconds or milliseconds, with one decimal if the
@@ -2230,18 +2295,25 @@ func sizeText(n int64) string {
 	return fmt.Sprintf("%d B", n)
 }
 
-// ago says how long ago a time was.
+// ago says when a time was, and how long ago.
 func ago(t time.Time) string {
 	if t.IsZero() {
 		return "never"
 	}
-	return ageText(t) + " ago"
+	return clock(t) + ", " + ageText(t) + " ago"
+}
+
+// clock says when a time was, with its day if that is another one.
+func clock(t time.Time) string {
+	if time.Since(t) < 24*time.Hour {
+		return t.UTC().Format("15:04:05")
+	}
+	return t.UTC().Format("2 Jan 15:04:05")
 }
 
 // ageText says how long it is since a time.
 func ageText(t time.Time) string {
-	d := time.Since(t)
-	switch {
+	switch d := time.Since(t); {
 	case d < 2*time.Minute:
 		return fmt.Sprintf("%d s", int(d.Seconds()))
 	case d < 2*time.Hour:
@@ -2249,7 +2321,7 @@ func ageText(t time.Time) string {
 	case d < 48*time.Hour:
 		return fmt.Sprintf("%d h", int(d.Hours()))
 	}
-	return fmt.Sprintf("%d d", int(d.Hours()/24))
+	return fmt.Sprintf("%d d", int(time.Since(t).Hours()/24))
 }
 
 // ---- Small modes

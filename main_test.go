@@ -3624,15 +3624,15 @@ func TestProcessNow(t *testing.T) {
 
 // ---- main.go: The overview page
 
-// TestOverviewRecovery shows the error of a source that is up again for an hour.
+// TestOverviewRecovery shows the error of a source that is up again for an hour, later to who asks.
 func TestOverviewRecovery(t *testing.T) {
 	for _, c := range []struct {
 		state sourceState
 		ago   time.Duration
 		shown bool
 	}{{isUp, 59 * time.Minute, true}, {isUp, 61 * time.Minute, false}, {isDown, 61 * time.Minute, true}} {
-		r := row{source: &source{waterfall: waterfall{sourceConfig: &sourceConfig{}}}, state: c.state, status: status{lastFailure: fail("file", "x"), lastFailureTime: time.Now().Add(-c.ago)}}
-		if got := string(r.appendFailure(nil)); strings.Contains(got, "<b>file:</b>") != c.shown {
+		r := row{source: &source{waterfall: waterfall{sourceConfig: &sourceConfig{paths: []string{"/m"}}}}, state: c.state, status: status{lastFailure: fail("file", "x"), lastFailureTime: time.Now().Add(-c.ago)}}
+		if got := string(r.appendDetails(nil, "curl")); strings.Contains(got, " well") == c.shown || !strings.Contains(got, "<b>file:</b>") {
 			t.Errorf("%v ago, now %v: %s", c.ago, c.state, got)
 		}
 	}
@@ -3652,7 +3652,7 @@ func TestOverviewAdvice(t *testing.T) {
 
 // TestOverviewSize keeps the page small: it is loaded again every 15 s.
 func TestOverviewSize(t *testing.T) {
-	for _, c := range []struct{ up, down, limit int }{{6, 5, 8_000}, {55, 5, 25_000}, {0, 20, 30_000}} {
+	for _, c := range []struct{ up, down, limit int }{{6, 5, 11_000}, {55, 5, 36_000}, {0, 20, 30_000}} {
 		var args []string
 		for i := range c.up {
 			args = append(args, "--file", fmt.Sprintf("appliance-service-%02d=testdata/appliance/backup.prom", i))
@@ -3677,14 +3677,14 @@ func TestOverviewUnmerged(t *testing.T) {
 		t.Errorf("without any: %s", page)
 	}
 	found := &findings{pairs: map[pair]*concern{}}
-	found.add(pair{typesDiffer, "c1", "c2"}, "<b>")
+	found.add(pair{typesDiffer, "c1", "c2"}, "<b>"+strings.Repeat("x", 1000))
 	for i := range 1020 {
 		found.add(pair{sameSeries, "d", fmt.Sprint("more", i)}, "m")
 	}
 	p.found.Store("/metrics", found)
 	page := string(p.appendIndex(nil))
-	wantContains(t, page, "<a href=#-unmerged>conflicts: 1021</a>", "<h2 id=-unmerged>", "<li>and 1\u202f001 more",
-		"<li>c1, c2: &lt;b&gt;: the types of metric families differ: they are served untyped")
+	wantContains(t, page, "<a href=#-unmerged>conflicts: 1000</a>", "<h2 id=-unmerged>", "<li>and 980 more",
+		"<li>c1, c2: &lt;b&gt;"+strings.Repeat("x", 77)+": the types of metric families differ: they are served untyped")
 	if n := strings.Count(page, "<li>d, more"); n != 19 {
 		t.Errorf("%d of the same series, want 19", n)
 	}
@@ -3705,11 +3705,72 @@ func TestOverviewUnits(t *testing.T) {
 	}
 	f(grouped(0)+" "+grouped(999)+" "+grouped(1000)+" "+grouped(1002003), "0 999 1\u202f000 1\u202f002\u202f003")
 	f(ago(time.Time{}), "never")
-	synctest.Test(t, func(t *testing.T) { // time stands still
+	synctest.Test(t, func(t *testing.T) { // time stands still at midnight
 		at := func(d time.Duration) string { return ago(time.Now().Add(-d)) }
-		f(at(0)+", "+at(119*time.Second), "0 s ago, 119 s ago")
-		f(at(2*time.Minute)+", "+at(119*time.Minute), "2 min ago, 119 min ago")
-		f(at(2*time.Hour)+", "+at(47*time.Hour)+", "+at(48*time.Hour), "2 h ago, 47 h ago, 2 d ago")
+		f(at(0)+"; "+at(119*time.Second), "00:00:00, 0 s ago; 23:58:01, 119 s ago")
+		f(at(2*time.Minute)+"; "+at(119*time.Minute), "23:58:00, 2 min ago; 22:01:00, 119 min ago")
+		f(at(2*time.Hour)+"; "+at(47*time.Hour), "22:00:00, 2 h ago; 30 Dec 01:00:00, 47 h ago")
+		f(at(48*time.Hour), "30 Dec 00:00:00, 2 d ago")
+	})
+}
+
+// TestOverviewStale is amber once nobody has scraped for three times the longest of the last five gaps,
+// a minute at least. What a person asks of a single source is no scrape.
+func TestOverviewStale(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--file", "a=testdata/appliance/backup.prom", "--exec", "b=true")
+		heading := func(pause time.Duration, want string) {
+			t.Helper()
+			time.Sleep(pause)
+			page := get(t, p, "/").Body.String()
+			_, page, _ = strings.Cut(page, "<header class=")
+			got, _, _ := strings.Cut(page, " – ")
+			if got != want {
+				t.Errorf("after %v: %s, want %s", pause, got, want)
+			}
+		}
+		p.sources[1].do = func(context.Context, *result, []string) *failure { return nil }
+		heading(time.Hour, "wait><h1>○ nothing asked yet")
+		get(t, p, "/metrics")
+		heading(59*time.Second, "up><h1>● all up")
+		heading(time.Second, "wait><h1>▲ not scraped for 60 s: the state of 01:00")
+		get(t, p, "/metrics?exporter_name=a")
+		heading(time.Second, "wait><h1>▲ not scraped for 61 s: the state of 01:00")
+		get(t, p, "/metrics?exporter_name=a", timeoutHeader, "5")
+		heading(3*time.Minute, "up><h1>● all up")
+		heading(3*time.Second, "wait><h1>▲ not scraped for 3 min: the state of 01:01")
+		for range 6 {
+			get(t, p, "/metrics")
+			time.Sleep(15 * time.Second)
+		}
+		p.sources[1].do = func(context.Context, *result, []string) *failure { return fail("exit", "x") }
+		get(t, p, "/metrics")
+		heading(59*time.Second, "down><h1>✖ 1 down")
+		heading(time.Second, "wait><h1>▲ not scraped for 60 s: the state of 01:05, 1 down")
+	})
+}
+
+// TestOverviewKept makes the page once a second, whoever looks at it, and says to each where they look.
+func TestOverviewKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, "--file", "a=testdata/appliance/backup.prom", "--drop", "go_*", "--drop", "backup_size*", "--drop", "b*")
+		at := func(host, path string) string { return get(t, p, path, "Host", host).Body.String() }
+		first := at("", "/")
+		get(t, p, "/metrics")
+		if page := at("", "/"); page != first {
+			t.Errorf("made anew: %s", page)
+		}
+		time.Sleep(time.Second)
+		page := at("", "/")
+		wantContains(t, page, "all up", "has matched --drop go_*\n", `<meta http-equiv=refresh content="15;url=./">`)
+		if page := at("", "/?refresh=0"); strings.Contains(page, "http-equiv") || strings.Contains(page, "\x00") {
+			t.Errorf("it is renewed: %s", page)
+		}
+		r := httptest.NewRequest("GET", "/", nil)
+		r.Host, r.TLS = "a'<b>", &tls.ConnectionState{}
+		w := httptest.NewRecorder()
+		p.ServeHTTP(w, r)
+		wantContains(t, w.Body.String(), "<code>curl -s 'https://a&lt;b&gt;/metrics?exporter_name=a'</code>")
 	})
 }
 

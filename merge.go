@@ -434,7 +434,8 @@ type discord string
 
 const (
 	typesDiffer discord = "the types of metric families differ: they are served untyped"
-	sameSeries  discord = "sources without a telling label have the same series: the first is served"
+	sameSeries  discord = "sources without a telling label have the same series: the first is served; " +
+		"take one out of --raw, or --label it (files of one pattern need labels of their own)"
 )
 
 // concern is which metric families two sources are at odds about.
@@ -467,12 +468,15 @@ func (m *merged) pair(what discord, g group) {
 // add keeps that two sources are at odds about a family.
 func (f *findings) add(about pair, family string) {
 	c := f.pairs[about]
-	if c == nil {
+	switch {
+	case c == nil && len(f.pairs) == 1000: // as many as the log tells
+		return
+	case c == nil:
 		c = &concern{}
 		f.pairs[about] = c
 	}
 	if c.families++; len(c.first) < 3 {
-		c.first = append(c.first, family)
+		c.first = append(c.first, family[:min(len(family), 80)])
 	}
 }
 

@@ -28,6 +28,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"unicode/utf8"
 )
 
@@ -930,10 +931,11 @@ var (
 // addedLabels are what a source adds to each of its samples.
 type addedLabels struct {
 	names   []string
-	text    []byte   // as it stands between the braces
-	seen    uint64   // see nameBit
-	telling bool     // they tell its series from those of all other bodies
-	drop    []string // globs of metric families that are left out instead
+	text    []byte    // as it stands between the braces
+	seen    uint64    // see nameBit
+	telling bool      // they tell its series from those of all other bodies
+	drop    []string  // globs of metric families that are left out instead
+	idle    *sync.Map // those of all sources that have matched nothing yet
 }
 
 // add appends a label.
@@ -950,6 +952,9 @@ func (a *addedLabels) add(name, value string) {
 func (a *addedLabels) drops(name []byte) bool {
 	return slices.ContainsFunc(a.drop, func(pattern string) bool {
 		matches, _ := path.Match(pattern, string(name))
+		if matches {
+			a.idle.Delete(pattern)
+		}
 		return matches
 	})
 }
