@@ -2115,7 +2115,7 @@ func (p *program) appendFacts(dst []byte) []byte {
 	} else {
 		dst = append(dst, "not scraped yet"...)
 	}
-	dst = fmt.Appendf(dst, ` · this page: %s, <a href="./">renewed every 15 s</a> or <a href="?refresh=0">not</a>`,
+	dst = fmt.Appendf(dst, ` · this page: %s, renewed every 15 s: <a href="./">on</a> <a href="?refresh=0">off</a>`,
 		time.Now().UTC().Format("15:04:05 UTC"))
 	for _, w := range p.watched {
 		if w.broken.Load() {
@@ -2181,17 +2181,18 @@ func (r row) appendDetails(dst []byte, curl string) []byte {
 		}
 		dst = append(dst, "<br>"...)
 	}
-	for _, c := range r.changes[:flapping] {
-		if !c.at.IsZero() {
-			word, _, _ := strings.Cut(c.state, " ")
-			dst = fmt.Appendf(dst, "%s %s · ", clock(c.at), word)
-		}
-	}
 	dst = fmt.Appendf(dst, "<code>%s '%s%s?exporter_name=%s", curl, originMark, html(r.paths[0]), r.name)
 	if r.state == onDemand {
 		dst = fmt.Appendf(dst, "&amp;%s=VALUE", r.fetcher.(*command).needs())
 	}
-	return append(dst, "'</code>"...)
+	dst = append(dst, "'</code>"...)
+	for _, c := range r.changes[:flapping] {
+		if !c.at.IsZero() {
+			word, _, _ := strings.Cut(c.state, " ")
+			dst = fmt.Appendf(dst, " <i>%s %s</i>", clock(c.at), word)
+		}
+	}
+	return dst
 }
 
 // unmerged lists, in HTML, what could not be merged as it came when each endpoint was last
@@ -2239,11 +2240,11 @@ const style = `
 body{margin:0 auto;max-width:84em;padding:1em;background:var(--bg);color:var(--fg);
 font:15px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums}
 a{color:var(--link)}.dim,i{color:var(--dim);font-style:normal}p{margin:.6em 0 1em}
-code{font-size:.87em;user-select:all;white-space:normal;overflow-wrap:anywhere}
+code{font-size:.87em;margin-right:.8em;user-select:all;white-space:normal;overflow-wrap:anywhere}
 h1{margin:0;font-size:1.4em;color:var(--c)}h2{margin:1.6em 0 .3em;font-size:1em}ul{margin:0;padding-left:1.2em}
 header{display:flex;flex-wrap:wrap;gap:.2em 1.4em;align-items:baseline;padding:.6em 1em;border-radius:6px;
 background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}footer a{margin-right:1.2em}
-table{border-collapse:collapse;width:100%}th{position:sticky;top:0;background:var(--bg);color:var(--dim);
+table{border-collapse:collapse;width:100%;margin-bottom:1.6em}th{position:sticky;top:0;background:var(--bg);color:var(--dim);
 font-weight:500;text-align:left;box-shadow:inset 0 -1px var(--line)}
 th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}td{border-top:1px solid var(--line)}
 tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
