@@ -2262,14 +2262,11 @@ type status struct {
 	lastFailure     *failure  // of a fetch with default arguments; nil before the first
 	lastFailureTime time.Time
 
-	changes  [flapping + 1]change // of the source's state, the latest first
-	unlogged int                  // changes that the log does not know
-}
-
-// change is what a source's state changed to: "up", or a reason and the part of its error that stays.
-type change struct {
-	at    time.Time
-	state string
+	unlogged int                    // changes that the log does not know
+	changes  [flapping + 1]struct { // of the source's state, the latest first
+		at    time.Time
+		state string // "up", or a reason and the part of its error that stays
+	}
 }
 
 // lastFetch is what the last fetch with default arguments came to.
@@ -2315,7 +2312,7 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	now := time.Now()
 	if before != state {
 		copy(st.changes[1:], st.changes[:])
-		st.changes[0] = change{now, state}
+		st.changes[0].at, st.changes[0].state = now, state
 		st.unlogged++
 	}
 	if now.Sub(st.changes[flapping].at) >= flappingTime {

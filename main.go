@@ -1980,12 +1980,9 @@ func (p *program) appendIndex(dst []byte) []byte {
 		dst = r.appendDetails(dst, curl)
 	}
 	dst = append(dst, "\n</table>"...)
-	if most := 20; len(unmerged) > most {
-		unmerged = append(unmerged[:most], "and "+grouped(uint64(len(unmerged)-most))+" more")
-	}
-	if len(unmerged) > 0 {
-		dst = fmt.Appendf(dst, "\n<h2 id=-unmerged>Could not be merged as it came</h2><ul>\n<li>%s\n</ul>",
-			strings.Join(unmerged, "\n<li>"))
+	if shown := unmerged[:min(len(unmerged), 20)]; len(shown) > 0 {
+		dst = fmt.Appendf(dst, "\n<h2 id=-unmerged>Could not be merged as it came (%d of %d)</h2><ul>\n<li>%s\n</ul>",
+			len(shown), len(unmerged), strings.Join(shown, "\n<li>"))
 	}
 	paths := slices.Sorted(maps.Keys(p.endpoints))
 	dst = fmt.Appendf(dst, "\n<p class=dim>What Prometheus 3 gets: <code>%s -H 'Accept: %s' '%s%s'</code></main>\n"+
@@ -2075,12 +2072,8 @@ func (p *program) appendBanner(dst []byte, rows []row, unmerged, leftOut int) []
 		"<title>%s</title><style>%s</style>\n<header class=%s><h1>%[2]s</h1>",
 		refreshMark, heading, style, looks[state].class)
 	dst = appendCauses(dst, rows[:n[isDown]])
-	dst = fmt.Appendf(dst, "<p class=dim>%d of %d up", n[isUp], len(rows))
-	for _, state := range []sourceState{onDemand, neverAsked} {
-		if n[state] > 0 {
-			dst = fmt.Appendf(dst, ", %d %s", n[state], looks[state].name)
-		}
-	}
+	dst = fmt.Appendf(dst, "<p class=dim>%d of %d up, %d on demand, %d never asked",
+		n[isUp], len(rows), n[onDemand], n[neverAsked])
 	if unmerged > 0 {
 		dst = fmt.Appendf(dst, ", <a href=#-unmerged>conflicts: %d</a>", unmerged)
 	}
@@ -2136,12 +2129,9 @@ func (p *program) appendFacts(dst []byte) []byte {
 // appendLine appends the line of a source: its state and for how long it has been in it, where it
 // is, and what its fetches came to.
 func (r row) appendLine(dst []byte) []byte {
-	look, name, from := looks[r.state], r.name, r.String()
+	look, name, from := looks[r.state], r.name, strings.TrimPrefix(r.kind+" "+r.String(), "http ")
 	if r.state != onDemand {
 		name = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, html(r.paths[0]), name)
-	}
-	if r.kind != "http" {
-		from = r.kind + " " + from
 	}
 	age, took, limit, samples, size := "", "–", "–", "–", "–"
 	if !r.since.IsZero() {
@@ -2162,9 +2152,8 @@ func (r row) appendLine(dst []byte) []byte {
 		grouped(failures)}, "<td>")...)
 }
 
-// appendDetails appends a line with what else is known of a source: its last error and what to do about
-// it, its last changes, and the command that asks it now. A source that has been well for an hour has it
-// shown once somebody follows a link to the source.
+// appendDetails appends a line with a source's last error and what to do about it, the command that asks
+// it now, and its last changes. If it has been well for an hour, only a link to the source shows the line.
 func (r row) appendDetails(dst []byte, curl string) []byte {
 	f, class := r.lastFailure, looks[r.state].class
 	if r.state == isUp && (f == nil || time.Since(r.lastFailureTime) > time.Hour) {
@@ -2172,14 +2161,11 @@ func (r row) appendDetails(dst []byte, curl string) []byte {
 	}
 	dst = fmt.Appendf(dst, "\n<tr class=\"why %s\"><td><td colspan=8>", class)
 	if f != nil {
-		if r.state == isUp {
-			dst = fmt.Appendf(dst, "failed %s: ", ago(r.lastFailureTime))
-		}
-		dst = fmt.Appendf(dst, "<b>%s:</b> %s", f.reason, html(f.err.Error()))
+		dst = fmt.Appendf(dst, "<b>%s:</b> %s <i>(failed %s)", f.reason, html(f.err.Error()), ago(r.lastFailureTime))
 		if f.hint != "" && r.state == isDown {
-			dst = fmt.Appendf(dst, " <i>→ %s</i>", html(f.hint))
+			dst = fmt.Appendf(dst, " → %s", html(f.hint))
 		}
-		dst = append(dst, "<br>"...)
+		dst = append(dst, "</i><br>"...)
 	}
 	dst = fmt.Appendf(dst, "<code>%s '%s%s?exporter_name=%s", curl, originMark, html(r.paths[0]), r.name)
 	if r.state == onDemand {
@@ -2244,8 +2230,8 @@ code{font-size:.87em;margin-right:.8em;user-select:all;white-space:normal;overfl
 h1{margin:0;font-size:1.4em;color:var(--c)}h2{margin:1.6em 0 .3em;font-size:1em}ul{margin:0;padding-left:1.2em}
 header{display:flex;flex-wrap:wrap;gap:.2em 1.4em;align-items:baseline;padding:.6em 1em;border-radius:6px;
 background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}footer a{margin-right:1.2em}
-table{border-collapse:collapse;width:100%;margin-bottom:1.6em}th{position:sticky;top:0;background:var(--bg);color:var(--dim);
-font-weight:500;text-align:left;box-shadow:inset 0 -1px var(--line)}
+table{border-collapse:collapse;width:100%;margin-bottom:1.6em}th{position:sticky;top:0;background:var(--bg);
+color:var(--dim);font-weight:500;text-align:left;box-shadow:inset 0 -1px var(--line)}
 th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}td{border-top:1px solid var(--line)}
 tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
 :is(th,td):is(:nth-child(4),:nth-child(n+6)){text-align:right}:is(th,td):last-child{padding-right:0}
@@ -2256,7 +2242,7 @@ td:nth-child(3):hover,.down td:nth-child(3),.why td{white-space:normal;overflow-
 td:nth-child(3),td:nth-child(5){color:var(--dim)}meter{width:5em;height:.8em;vertical-align:baseline}
 .why td{border:0;padding-top:0;text-align:left}.why.down b{color:var(--c)}.well:not(:target+tr){display:none}
 @media(max-width:66em){:is(th,td):is(:nth-child(5),:nth-child(7)){display:none}}
-@media(max-width:46em){thead,td,td code{display:none}table,tbody{display:block}
+@media(max-width:54em){thead,td,td code{display:none}table,tbody{display:block}
 tr{display:flex;flex-wrap:wrap;gap:0 .8em;border-top:1px solid var(--line);padding:.4em 0}td{border:0;padding:0}
 td:first-child{min-width:6.6em}td:nth-child(2){flex:1;overflow:hidden;text-overflow:ellipsis}
 td:nth-child(-n+2),.up td:nth-child(4),.down td:nth-child(3),.down td:nth-child(8){display:block}
@@ -2304,7 +2290,7 @@ func ago(t time.Time) string {
 	return clock(t) + ", " + ageText(t) + " ago"
 }
 
-// clock says when a time was, with its day if that is another one.
+// clock says when a time was, with its day if it was more than a day ago.
 func clock(t time.Time) string {
 	if time.Since(t) < 24*time.Hour {
 		return t.UTC().Format("15:04:05")

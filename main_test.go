@@ -3683,7 +3683,7 @@ func TestOverviewUnmerged(t *testing.T) {
 	}
 	p.found.Store("/metrics", found)
 	page := string(p.appendIndex(nil))
-	wantContains(t, page, "<a href=#-unmerged>conflicts: 1000</a>", "<h2 id=-unmerged>", "<li>and 980 more",
+	wantContains(t, page, "<a href=#-unmerged>conflicts: 1000</a>", "<h2 id=-unmerged>Could not be merged as it came (20 of 1000)</h2>",
 		"<li>c1, c2: &lt;b&gt;"+strings.Repeat("x", 77)+": the types of metric families differ: they are served untyped")
 	if n := strings.Count(page, "<li>d, more"); n != 19 {
 		t.Errorf("%d of the same series, want 19", n)

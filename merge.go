@@ -465,18 +465,14 @@ func (m *merged) pair(what discord, g group) {
 	}
 }
 
-// add keeps that two sources are at odds about a family.
+// add keeps that two sources are at odds about a family, if they are among the first thousand pairs.
 func (f *findings) add(about pair, family string) {
-	c := f.pairs[about]
-	switch {
-	case c == nil && len(f.pairs) == 1000: // as many as the log tells
-		return
-	case c == nil:
-		c = &concern{}
-		f.pairs[about] = c
-	}
+	c := cmp.Or(f.pairs[about], &concern{})
 	if c.families++; len(c.first) < 3 {
 		c.first = append(c.first, family[:min(len(family), 80)])
+	}
+	if c.families > 1 || len(f.pairs) < 1000 {
+		f.pairs[about] = c
 	}
 }
 
