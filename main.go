@@ -2100,7 +2100,7 @@ func appendCauses(dst []byte, down []row) []byte {
 // appendFacts appends what there is to know of the program itself.
 func (p *program) appendFacts(dst []byte) []byte {
 	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s · started %s · ",
-		html(p.build.version+" ("+p.build.revision+")"), ago(p.started))
+		html(p.build.version+" ("+p.build.revision[:min(len(p.build.revision), 7)]+")"), ago(p.started))
 	last := p.lastScrape.Load()
 	if last != nil {
 		dst = fmt.Appendf(dst, "last scrape %s by %s, took %s",
@@ -2226,7 +2226,7 @@ const style = `
 body{margin:0 auto;max-width:84em;padding:1em;background:var(--bg);color:var(--fg);
 font:15px/1.45 system-ui,sans-serif;font-variant-numeric:tabular-nums}
 a{color:var(--link)}.dim,i{color:var(--dim);font-style:normal}p{margin:.6em 0 1em}
-code{font-size:.87em;margin-right:.8em;user-select:all;white-space:normal;overflow-wrap:anywhere}
+i+i{margin-left:.8em}code{font-size:.87em;margin-right:.8em;user-select:all;white-space:normal;overflow-wrap:anywhere}
 h1{margin:0;font-size:1.4em;color:var(--c)}h2{margin:1.6em 0 .3em;font-size:1em}ul{margin:0;padding-left:1.2em}
 header{display:flex;flex-wrap:wrap;gap:.2em 1.4em;align-items:baseline;padding:.6em 1em;border-radius:6px;
 background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}footer a{margin-right:1.2em}
