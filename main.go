@@ -2099,17 +2099,14 @@ func appendCauses(dst []byte, down []row) []byte {
 
 // appendFacts appends what there is to know of the program itself.
 func (p *program) appendFacts(dst []byte) []byte {
-	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s · started %s · ",
-		html(p.build.version+" ("+p.build.revision[:min(len(p.build.revision), 7)]+")"), ago(p.started))
-	last := p.lastScrape.Load()
+	last, scrape := p.lastScrape.Load(), "not scraped yet"
 	if last != nil {
-		dst = fmt.Appendf(dst, "last scrape %s by %s, took %s",
+		scrape = fmt.Sprintf("last scrape %s by %s, took %s",
 			ago(last.end), cmp.Or(last.by, "a Unix socket"), durationText(last.took))
-	} else {
-		dst = append(dst, "not scraped yet"...)
 	}
-	dst = fmt.Appendf(dst, ` · this page: %s, renewed every 15 s: <a href="./">on</a> <a href="?refresh=0">off</a>`,
-		time.Now().UTC().Format("15:04:05 UTC"))
+	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s (%.7s) · started %s · %s · this page: %s UTC, "+
+		`renewed every 15 s: <a href="./">on</a> <a href="?refresh=0">off</a>`,
+		html(p.build.version), html(p.build.revision), ago(p.started), scrape, clock(time.Now()))
 	for _, w := range p.watched {
 		if w.broken.Load() {
 			dst = fmt.Appendf(dst, "\n<p class=wait>▲ %s: the changed file was not taken up; the log says why",
@@ -2126,8 +2123,7 @@ func (p *program) appendFacts(dst []byte) []byte {
 	return dst
 }
 
-// appendLine appends the line of a source: its state and for how long it has been in it, where it
-// is, and what its fetches came to.
+// appendLine appends the line of a source: its state and its age, where it is, what its fetches came to.
 func (r row) appendLine(dst []byte) []byte {
 	look, name, from := looks[r.state], r.name, strings.TrimPrefix(r.kind+" "+r.String(), "http ")
 	if r.state != onDemand {

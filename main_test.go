@@ -3771,6 +3771,8 @@ func TestOverviewKept(t *testing.T) {
 		w := httptest.NewRecorder()
 		p.ServeHTTP(w, r)
 		wantContains(t, w.Body.String(), "<code>curl -s 'https://a&lt;b&gt;/metrics?exporter_name=a'</code>")
+		p.passwords = &passwords{}
+		wantContains(t, string(p.appendIndex(nil)), "<code>curl -s -u USER '")
 	})
 }
 
