@@ -1428,18 +1428,40 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	u, err = url.Parse(text)
 	_, afterScheme, _ := strings.Cut(text, "://")
 	afterHost := strings.TrimLeftFunc(afterScheme, func(c rune) bool { return !strings.ContainsRune("/?#", c) })
+	host := strings.TrimSuffix(afterScheme, afterHost)
+	host = host[strings.LastIndexByte(host, '@')+1:]
+	port := host[strings.LastIndexAny(host, "]:")+1:]
+	_, query, _ := strings.Cut(text, "?")
 	switch {
+	case strings.ContainsAny(text, "\r\n"):
+		return nil, "", errors.New("the URL holds a newline: does it come from a file?")
+	case strings.Contains(strings.TrimSuffix(query, `"`), `"`):
+		return nil, "", errors.New(`a quote in the query of the URL: write %22 for "`)
 	case strings.ContainsAny(text, " \t\"'`"):
 		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
 	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
+		scheme, rest, oneSlash := strings.Cut(text, ":/")
+		if oneSlash = oneSlash && (scheme == "http" || scheme == "https"); oneSlash {
+			text = rest
+		} else {
+			scheme = "http"
+		}
 		if !strings.Contains(text, "/") {
 			text += "/metrics" // most likely
 		}
-		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", text)
+		return nil, "", fmt.Errorf("want a scheme and two slashes: did you mean %s://%s?", scheme, text)
 	case isSocket && rest != "" && rest[0] != '/' && rest[0] != '?':
 		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
 	case strings.Contains(afterHost, "@"):
 		return nil, "", errors.New("an @ after the host: write %40; in a password, %2F for /, %3F for ?, %23 for #")
+	case host[:min(1, len(host))] != "[" && strings.Count(host, ":") > 1:
+		return nil, "", errors.New("an IPv6 address in a URL needs brackets: http://[::1]:9100/metrics")
+	case strings.HasPrefix(host, "[") && strings.Contains(strings.ReplaceAll(host, "%25", ""), "%"):
+		return nil, "", errors.New("the zone in a URL begins with %25: http://[fe80::1%25eth0]:9100/metrics")
+	case len(port) < len(host) && !isPort(port, true):
+		return nil, "", errors.New("the port in the URL is not a number from 0 to 65535")
+	case err != nil && strings.Contains(text, "$"):
+		return nil, "", errors.New("this is not a URL: nothing expands $ here")
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:

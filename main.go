@@ -605,6 +605,9 @@ func parseFlags(args []string) (*config, []string) {
 		f.fault(`there is no source. For example:
   reverse_exporter --http node=http://localhost:9100/metrics
   reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs=/usr/local/bin/certs`)
+		if os.Getenv("MERGER_URLS") != "" {
+			f.fault("MERGER_URLS is not read: write --http NAME=URL for each of its URLs")
+		}
 	}
 	return &f.config, f.faults
 }
@@ -633,13 +636,17 @@ func (f *flags) readArgs(args []string) {
 			value, hasValue = args[i], true
 		}
 		switch {
+		case f.modes["hash-password"] && o == nil, name == "hash-password" && hasValue: // it may be the password
+			f.fault("--hash-password takes no argument: it reads the password from standard input")
+			return
 		case !isFlag:
 			f.stray(i, args[i], last)
 			continue
 		case o == nil && strings.ContainsAny(name, " ,:"): // it may hold a secret
 			f.fault("argument %d is not a flag; a flag and its value are two arguments, or --flag=value", i+1)
 		case o == nil:
-			f.unknown(name)
+			typed, _, _ := strings.Cut(args[i], "=")
+			f.unknown(typed, name)
 			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
 				i++ // its value
 			}
@@ -661,48 +668,59 @@ func (f *flags) readArgs(args []string) {
 // stray keeps the fault of a word that belongs to no flag, with the one before it. The word is
 // shown unless it may be a piece of something secret.
 func (f *flags) stray(i int, arg string, before *option) {
-	word := ""
+	word, wrong := "", "is not a flag; a value with blanks needs quotes"
+	_, missing := os.Lstat(arg)
 	switch {
+	case arg == "":
+		wrong = "is empty: is a variable not set?"
+	case arg == ownName:
+		wrong = "is the name of the program: in a container, its entrypoint may be there already"
+	case arg == "help" || arg == "version":
+		wrong = "is not a flag: write --" + arg
+	case strings.HasPrefix(arg, "–") || strings.HasPrefix(arg, "—"):
+		wrong = "begins with a long dash: write --"
 	case before == nil:
-	case before.makesSource() || before.secret():
+	case before.secret() || before.makesSource() && (before.name != "file" || missing != nil):
 		word = ", after --" + before.name + ","
 	default:
 		word = " (" + arg + "), after --" + before.name + ","
+		if missing == nil {
+			wrong = "is a file: a glob needs quotes, or the shell expands it"
+		}
 	}
-	f.fault("argument %d%s is not a flag; a value with blanks needs quotes", i+1, word)
+	f.fault("argument %d%s %s", i+1, word, wrong)
 }
 
-// foreign are flags that other exporters have, and what serves instead.
+// foreign are flags that other exporters have, with a dot between words, and what serves instead.
 var foreign = map[string]string{
-	"web.telemetry-path": "use --path /PATH",
-	"web.config.file":    "use --web.tls-cert-file, --web.tls-key-file and --web.basic-auth-file",
-	"config.file":        "there is no configuration file, only flags",
-	"config":             "there is no configuration file, only flags",
-	"listen":             "use --web.listen-address",
-	"listen-address":     "use --web.listen-address",
-	"port":               "use --web.listen-address :9998",
-	"v":                  "use --version, or --log.level debug",
-	"verbose":            "use --log.level debug",
-	"debug":              "use --log.level debug",
-	"url":                "use --http NAME=URL",
+	"web.telemetry.path":           "use --path /PATH",
+	"web.config.file":              "use --web.tls-cert-file, --web.tls-key-file and --web.basic-auth-file",
+	"collector.textfile.directory": "use --file NAME='DIR/*.prom'",
+	"config.file":                  "there is no configuration file, only flags",
+	"config":                       "there is no configuration file, only flags",
+	"listen":                       "use --web.listen-address",
+	"listen.address":               "use --web.listen-address",
+	"listen.port":                  "use --web.listen-address :9998",
+	"port":                         "use --web.listen-address :9998",
+	"v":                            "use --version, or --log.level debug",
+	"verbose":                      "use --log.level debug",
+	"debug":                        "use --log.level debug",
+	"url":                          "use --http NAME=URL",
 }
 
-// unknown keeps the fault of a flag that does not exist, with the one that was meant.
-func (f *flags) unknown(name string) {
+// unknown keeps the fault of a flag that does not exist, as it was typed, with the one that was meant.
+func (f *flags) unknown(typed, name string) {
 	best, least := "", 3 // typing errors
 	for _, o := range f.options {
 		if n := distance(name, o.name); o.name != "" && n < min(least, len(name)) {
 			best, least = o.name, n
 		}
 	}
-	switch {
-	case foreign[name] != "":
-		f.fault("there is no flag --%s; %s", name, foreign[name])
-	case best != "":
-		f.fault("there is no flag --%s; did you mean --%s?", name, best)
-	default:
-		f.fault("there is no flag --%s; see --help", name)
+	instead := foreign[strings.NewReplacer("-", ".", "_", ".").Replace(name)]
+	if instead == "" && best != "" {
+		instead = "did you mean --" + best + "?"
 	}
+	f.fault("there is no flag %s; %s", typed, cmp.Or(instead, "see --help"))
 }
 
 // distance returns how many letters two names have between what both begin and what both end with,
@@ -995,6 +1013,9 @@ func (s *sourceConfig) setParallel(value string) error {
 // setDrop adds a glob for the names of metric families that are left out.
 func (s *sourceConfig) setDrop(value string) error {
 	glob, err := goGlob(value)
+	if strings.ContainsAny(strings.ReplaceAll(value, "[^", "["), "^$(|)") {
+		return errors.New("want a glob like go_*, not a regular expression")
+	}
 	if value == "" || strings.ContainsAny(value, `{}"= `) {
 		return errors.New("want a glob like go_* for the names of metric families (labels cannot be dropped)")
 	}
@@ -1113,7 +1134,8 @@ func (c *config) setListen(text string) error {
 	}
 	file, isUnix := strings.CutPrefix(a.addr, "unix:")
 	scheme, _, hasScheme := strings.Cut(a.addr, "://")
-	_, port, err := net.SplitHostPort(a.addr)
+	host, port, err := net.SplitHostPort(a.addr)
+	bare := strings.TrimSuffix(a.addr, ":")
 	_, path, hasPath := strings.Cut(a.addr, "/")
 	switch {
 	case isUnix && (file == "" || file[0] == '@'):
@@ -1124,12 +1146,20 @@ func (c *config) setListen(text string) error {
 		a.network, a.addr = "unix", file
 	case hasScheme:
 		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
+	case strings.HasPrefix(a.addr, "/"):
+		return fmt.Errorf("a socket is written unix:%s", a.addr)
+	case isPort(bare, false):
+		return fmt.Errorf("a port is written :%s", bare)
+	case host == "*":
+		return fmt.Errorf("every address is written :%s", port)
 	case hasPath:
 		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
 		return errors.New("want an address like :9998, 127.0.0.1:9998 or unix:/run/re.sock")
 	case !isPort(port, false):
 		return fmt.Errorf("the port %s is not a number from 0 to 65535", port)
+	case host == "0.0.0.0": // by "tcp" it would be IPv6 as well
+		a.network = "tcp4"
 	}
 	c.listen = append(c.listen, a)
 	return nil
