@@ -63,6 +63,7 @@ type sourceConfig struct {
 	raw                bool
 	require            bool
 	anyExit            bool
+	doubts             []string // what its command may not mean
 }
 
 // ownName is the exporter_name of the program itself.
@@ -124,6 +125,13 @@ func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	log := sh.log.With("exporter_name", c.name)
 	s.report = func(r *result, changes int) { logFetch(log, r, changes) }
 	return s
+}
+
+// takes reports whether a scraper chooses a value of the URL parameter.
+func (s *source) takes(name string) bool {
+	c, isCommand := s.fetcher.(*command)
+	return slices.Contains(s.params, "*") || slices.Contains(s.params, name) ||
+		isCommand && slices.ContainsFunc(c.params, func(p param) bool { return p.name == name })
 }
 
 // result is what one fetch yields. It does not change once a scrape can see it.
@@ -1965,6 +1973,30 @@ func (c *commandLine) needs() string {
 		}
 	}
 	return ""
+}
+
+// doubts says which braces are most likely meant for the command: labels, awk, a template of Go.
+func (c *commandLine) doubts() (doubts []string) {
+	name, _, _ := strings.Cut(c.program, " ") // what follows may be secret
+	for _, p := range c.params {
+		for _, word := range c.words {
+			before, _, found := strings.Cut(word, p.spelled[0])
+			before = before[strings.LastIndexAny(before, " \t\n")+1:]
+			isScript := strings.HasSuffix(name, "awk") && p.choices == nil
+			if found && !p.listed && (isScript || isBareLabel([]byte(before))) {
+				doubts = append(doubts, fmt.Sprintf("%s is a placeholder for the URL parameter %s; literal braces are {%[1]s}",
+					p.spelled[0], p.name))
+				break
+			}
+		}
+	}
+	for _, word := range c.words {
+		_, template, found := strings.Cut(strings.ReplaceAll(word, "{{{{", ""), "{{.")
+		if template, _, closed := strings.Cut(template, "}}"); found && closed {
+			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", name, template))
+		}
+	}
+	return doubts
 }
 
 // arguments returns the values that the parameters take from a query.

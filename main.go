@@ -53,6 +53,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -260,7 +261,12 @@ func (c *config) run(ctx context.Context, hangup <-chan os.Signal, stdout, stder
 	}()
 	status := printing(ctx, stdout, lines, func(stdout io.Writer) int {
 		if c.modes["check"] {
-			return p.check(stdout)
+			return p.check(stdout, c.doubts)
+		}
+		for _, s := range c.sources {
+			if len(s.doubts) > 0 {
+				p.log.Info("this may not be meant", "exporter_name", s.name, "note", strings.Join(s.doubts, "; "))
+			}
 		}
 		if err := p.loadFiles(); err != nil {
 			return complain(lines, 1, strings.Split(err.Error(), "\n")...)
@@ -350,15 +356,15 @@ type program struct {
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
 
-	process  atomic.Pointer[processMetrics]
-	warnedMu sync.Mutex // guards warned
-	warned   map[string]bool
+	process atomic.Pointer[processMetrics]
+	toldMu  sync.Mutex     // guards told
+	told    map[string]int // see tell
 }
 
 // newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
-		endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{},
+		endpoints: map[string][]*source{}, started: time.Now(), told: map[string]int{},
 		dropped: new(atomic.Uint64), connections: connections{all: map[net.Conn]connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
@@ -549,6 +555,7 @@ func supervise(ctx context.Context, path string, args []string) (int, error) {
 type config struct {
 	modes     map[string]bool // those given, by flag
 	sources   []*sourceConfig // in the order of the flags
+	doubts    []string        // what may not be meant
 	listen    []address
 	logLevel  string
 	logFormat string
@@ -600,6 +607,7 @@ func parseFlags(args []string) (*config, []string) {
 	f.setOptions()
 	f.checkSources()
 	f.checkServer()
+	f.findDoubts()
 	needsSource := !f.modes["healthcheck"] && !f.modes["hash-password"]
 	if needsSource && len(f.sources) == 0 && len(f.faults) == 0 {
 		f.fault(`there is no source. For example:
@@ -930,6 +938,7 @@ func (f *flags) checkSources() {
 		if s.logins() > 1 {
 			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
 		}
+		s.doubts = line.doubts()
 		needs := line.needs()
 		if needs != "" && f.modes["once"] {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
@@ -939,6 +948,51 @@ func (f *flags) checkSources() {
 				s.name, needs)
 		}
 	}
+}
+
+// findDoubts notes values that hold what a shell would expand, and nobody here.
+func (f *flags) findDoubts() {
+	doubt := func(where, value string, star bool) {
+		if sign := unexpanded(value, star); sign != "" {
+			f.doubts = append(f.doubts, where+": nothing expands "+sign+" here")
+		}
+	}
+	for _, s := range f.sources {
+		words, _ := splitWords(s.target)
+		if s.kind != "exec" {
+			words = []string{s.target}
+		}
+		for _, word := range words {
+			if s.kind != "exec" || !strings.ContainsAny(word, " \t\n") { // not a script
+				doubt("--"+s.kind+" "+s.name, word, s.kind != "file" && strings.Contains(word, "/"))
+			}
+		}
+	}
+	for _, o := range f.options {
+		for _, value := range f.given[o.name] {
+			where := "--" + o.name + " " + value
+			if o.secret() {
+				where, _, _ = strings.Cut(where, ":")
+			}
+			doubt(where, value, strings.Contains(o.value, "FILE"))
+		}
+	}
+}
+
+// unexpanded returns ~ or $ if a text has it where a shell expands it, or a * if star is set.
+func unexpanded(text string, star bool) string {
+	if i := strings.Index(text, "~/"); i == 0 || i > 0 && strings.IndexByte(":=@", text[i-1]) >= 0 {
+		return "~"
+	}
+	for i := range len(text) - 1 {
+		if c := text[i+1]; text[i] == '$' && (class[c]&labelByte != 0 || c == '{' || c == '(') {
+			return "$"
+		}
+	}
+	if star && strings.Contains(text, "*") {
+		return "*"
+	}
+	return ""
 }
 
 // logins counts how often the flags say how to log in to an exporter.
@@ -1183,6 +1237,10 @@ func (p *program) listenAll() ([]net.Listener, error) {
 			for _, l := range listeners {
 				l.Close()
 			}
+			if resp, asked := a.ask(context.Background(), time.Second); errors.Is(err, syscall.EADDRINUSE) &&
+				asked == nil && resp.Header.Get("X-Content-Type-Options") != "" && resp.StatusCode == http.StatusOK {
+				err = fmt.Errorf("%w, most likely by another reverse_exporter", err)
+			}
 			return nil, fmt.Errorf("failed to listen, see --web.listen-address: %w", err)
 		}
 		if a.tls {
@@ -1202,11 +1260,30 @@ func (a address) listen() (net.Listener, error) {
 	}
 	l, err := net.Listen(a.network, a.addr)
 	if err == nil && a.network == "unix" {
-		if err = os.Chmod(a.addr, 0o666); err != nil {
+		l.(*net.UnixListener).SetUnlinkOnClose(false)
+		own := &socket{Listener: l, path: a.addr}
+		if own.info, err = os.Lstat(a.addr); err == nil {
+			err = os.Chmod(a.addr, 0o666)
+		}
+		if l = own; err != nil {
 			l.Close()
 		}
 	}
 	return l, err
+}
+
+// socket is a listener at a path, which is removed at the end unless another program has bound it.
+type socket struct {
+	net.Listener
+	path string
+	info os.FileInfo
+}
+
+func (s *socket) Close() error {
+	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.info) {
+		os.Remove(s.path)
+	}
+	return s.Listener.Close()
 }
 
 // removeStale removes the socket of a program that ended without removing it.
@@ -1254,7 +1331,7 @@ func (p *program) newServer() *http.Server {
 		Protocols:                    new(http.Protocols),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
-				p.warnOnce("", "too many connections: for each new one, one of the client that has most is closed",
+				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that has most is closed",
 					"room", p.connections.room)
 			}
 		},
@@ -1289,22 +1366,19 @@ func clientOf(remoteAddr string) string {
 // connection is the state of a connection.
 type connection struct {
 	client string // see clientOf
-	served bool   // a request is being answered
+	asked  bool   // it has had a request
+	served bool   // one is being answered
 	ending bool   // it is closed after that
 	since  time.Time
 }
 
-// goesBefore reports whether a connection is closed rather than another one: one that has been
-// idle for a second, one whose request is not here yet, one that is served; of these the oldest.
+// goesBefore reports whether a connection is closed rather than another one: one that has been idle for
+// a second, one that has had its answer, one that has been served for a second, one whose request is
+// not here yet, one that is served; of these the oldest.
 func (c connection) goesBefore(other connection) bool {
 	rank := func(c connection) int {
-		switch {
-		case c.served:
-			return 2
-		case time.Since(c.since) < time.Second:
-			return 1
-		}
-		return 0
+		long := time.Since(c.since) >= time.Second
+		return slices.Index([]bool{long && !c.served, c.asked && !c.served, long, !c.served, true}, true)
 	}
 	return cmp.Or(cmp.Compare(rank(c), rank(other)), c.since.Compare(other.since)) < 0
 }
@@ -1327,7 +1401,7 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) (full bool) 
 	case c.ending && state == http.StateIdle:
 		cs.close(conn)
 	case here: // it may have been closed to make room
-		cs.all[conn] = connection{c.client, state == http.StateActive, c.ending, time.Now()}
+		cs.all[conn] = connection{c.client, true, state == http.StateActive, c.ending, time.Now()}
 	}
 	return full
 }
@@ -1434,6 +1508,11 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		fault = "too many passwords are being checked"
 	}
 	p.refusals.Add(1)
+	why, client := fault, cmp.Or(clientOf(r.RemoteAddr), "a Unix socket")
+	if ok && code == http.StatusUnauthorized {
+		why = "the user name or password is wrong"
+	}
+	p.tell(slog.LevelWarn, 100, client+why, "requests are refused", "client", client, "why", why)
 	http.Error(w, fault, code)
 	return false
 }
@@ -1444,6 +1523,7 @@ type passwords struct {
 	users atomic.Pointer[map[string]*user] // by name
 	key   []byte                           // of digests
 	turn  turn                             // to stretch
+	left  sync.Map                         // clients that have left, one of whose checks goes on
 }
 
 // user is one user's password, stretched.
@@ -1515,7 +1595,8 @@ func parseHash(hash string) (*user, error) {
 const minIterations, maxIterations = 100_000, 2_000_000
 
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
-// wait to be checked or ctx is done. An unknown user costs as much as a known one.
+// wait to be checked or ctx is done. An unknown user costs as much as a known one. When a client leaves,
+// one check of it goes on, so that its next try finds it done.
 func (ps *passwords) check(ctx context.Context, client, name, password string) int {
 	us := *ps.users.Load()
 	u, known := us[name]
@@ -1531,18 +1612,36 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 	if foundRight() {
 		return http.StatusOK
 	}
-	if ps.turn.wait(ctx, client) != nil {
-		return http.StatusServiceUnavailable
+	code := make(chan int, 1)
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	go func() {
+		defer cancel()
+		if ps.turn.wait(own, client) != nil {
+			code <- http.StatusServiceUnavailable
+			return
+		}
+		defer ps.turn.pass()
+		switch {
+		case foundRight(): // by another request meanwhile
+			code <- http.StatusOK
+		case hmac.Equal(stretch(password, u.salt, u.iterations), u.key) && known:
+			u.right.Store(&digest)
+			code <- http.StatusOK
+		default:
+			code <- http.StatusUnauthorized
+		}
+	}()
+	select {
+	case code := <-code:
+		return code
+	case <-ctx.Done():
 	}
-	defer ps.turn.pass()
-	if foundRight() { // by another request meanwhile
-		return http.StatusOK
+	if _, another := ps.left.LoadOrStore(client, nil); another {
+		cancel()
+	} else {
+		context.AfterFunc(own, func() { ps.left.Delete(client) })
 	}
-	if key := stretch(password, u.salt, u.iterations); !hmac.Equal(key, u.key) || !known {
-		return http.StatusUnauthorized
-	}
-	u.right.Store(&digest)
-	return http.StatusOK
+	return http.StatusServiceUnavailable
 }
 
 // digest returns a digest that is of use to this run of the program only.
@@ -1577,6 +1676,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 			return
 		}
 	}
+	p.noteUnknown(r.URL.Path, query)
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
 	takes := accepted(r.Header.Values("Accept"))
 	tickets, err := askAll(sources, query, takes, time.Now().Add(limit-margin(limit)))
@@ -1601,6 +1701,18 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	}
 	p.send(w, r, sp)
 	p.report(found)
+}
+
+// noteUnknown logs URL parameters that no source of an endpoint takes: a scraper may mean others.
+func (p *program) noteUnknown(path string, query url.Values) {
+	for name := range query {
+		takes := func(s *source) bool { return s.takes(name) }
+		if name == "exporter_name" || slices.ContainsFunc(p.endpoints[path], takes) {
+			continue
+		}
+		name = name[:min(len(name), 64)]
+		p.tell(slog.LevelInfo, 20, name, "no source takes this URL parameter", "path", path, "parameter", name)
+	}
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, no longer
@@ -1674,7 +1786,7 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces, so that a slow source"+
+		p.tell(slog.LevelWarn, 1000, "", "a --timeout is longer than the deadline that a scraper announces, so that a slow source"+
 			" may miss it", "timeout", longest, "deadline", d)
 	}
 	return d
@@ -1715,7 +1827,7 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 	var lines []string
 	for i, s := range sources {
 		if f := results[i].failure; f != nil && (empty || s.require) {
-			lines = append(lines, fmt.Sprintf("down: %s: %s: %v", s.name, f.reason, f.err))
+			lines = append(lines, printable(fmt.Sprintf("down: %s: %s: %v", s.name, f.reason, f.err)))
 		}
 	}
 	return strings.Join(lines, "\n")
@@ -1834,21 +1946,30 @@ func (p *program) about() *about {
 // report logs what could not be merged, once for each pair of sources.
 func (p *program) report(found *findings) {
 	for pair, c := range found.pairs {
-		p.warnOnce(pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one, "other", pair.other,
+		p.tell(slog.LevelWarn, 1000, pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one, "other", pair.other,
 			"families", c.families, "first", c.first[0])
 	}
 }
 
-// warnOnce logs a warning once for each subject, until it has logged a thousand.
-func (p *program) warnOnce(subject, what string, attrs ...any) {
-	p.warnedMu.Lock()
-	known := p.warned[what+subject] || len(p.warned) == 1000
+// tell logs something once for each subject. Those beyond most are summed up: it tells of the first,
+// the tenth, the hundredth and so on.
+func (p *program) tell(level slog.Level, most int, subject, what string, attrs ...any) {
+	p.toldMu.Lock()
+	known := p.told[what+"\n"+subject] > 0
 	if !known {
-		p.warned[what+subject] = true
+		p.told[what]++
 	}
-	p.warnedMu.Unlock()
-	if !known {
-		p.log.Warn(what, attrs...)
+	others := p.told[what] - most
+	if others <= 0 {
+		p.told[what+"\n"+subject] = 1
+	}
+	p.toldMu.Unlock()
+	switch {
+	case known:
+	case others <= 0:
+		p.log.Log(context.Background(), level, what, attrs...)
+	case strings.Trim(strconv.Itoa(others), "0") == "1":
+		p.log.Log(context.Background(), level, what, "others", others)
 	}
 }
 
@@ -1866,7 +1987,8 @@ func (p *program) processNow() *exposition {
 	}
 	kept := p.process.Load()
 	if kept == nil || time.Since(kept.read) >= time.Second {
-		kept = &processMetrics{readProcess(p.started), time.Now()}
+		now := time.Now() // the clock may have been set since the start; rounded, the start stays the same
+		kept = &processMetrics{readProcess(now.Add(-now.Sub(p.started)).Round(100 * time.Millisecond)), now}
 		p.process.Store(kept)
 	}
 	return kept.exposition
@@ -2301,15 +2423,31 @@ func ageText(t time.Time) string {
 
 // ---- Small modes
 
-// check looks at the files that the flags name.
-func (p *program) check(stdout io.Writer) int {
+// check prints what was understood and what may not be meant, and looks at the files that flags name.
+func (p *program) check(stdout io.Writer, doubts []string) int {
+	for _, s := range p.sources {
+		line := fmt.Sprintf("%s %s: %s", s.kind, s.name, s)
+		if c, ok := s.fetcher.(*command); ok {
+			for _, param := range c.params {
+				line += " {" + param.name + "}"
+			}
+		}
+		line += fmt.Sprintf(", at %s, timeout %v", strings.Join(s.paths, " "), s.timeout)
+		fmt.Fprintln(stdout, printable(line))
+		for _, doubt := range s.doubts {
+			doubts = append(doubts, "--exec "+s.name+": "+doubt)
+		}
+	}
+	for _, doubt := range doubts {
+		fmt.Fprintln(stdout, "looks like a mistake:", printable(doubt))
+	}
 	faults := []error{p.loadFiles()}
 	if err := p.tls.checkExpiry(); err != nil {
 		faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
 	}
 	for _, s := range p.sources {
 		if err := s.check(); err != nil {
-			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
+			faults = append(faults, fmt.Errorf("--%s %s: %s", s.kind, s.name, printable(err.Error())))
 		}
 	}
 	if err := errors.Join(faults...); err != nil {
@@ -2318,6 +2456,19 @@ func (p *program) check(stdout io.Writer) int {
 	}
 	fmt.Fprintln(stdout, "ok")
 	return 0
+}
+
+// printable escapes what would not be seen, or do something to a terminal.
+func printable(text string) string {
+	var b strings.Builder
+	for _, c := range text {
+		if quoted := strconv.QuoteRune(c); unicode.IsPrint(c) {
+			b.WriteRune(c)
+		} else {
+			b.WriteString(quoted[1 : len(quoted)-1])
+		}
+	}
+	return b.String()
 }
 
 // once prints what a scrape of /metrics, or of the only endpoint, would get.
@@ -2349,10 +2500,24 @@ func (p *program) once(stdout io.Writer) int {
 	return 0
 }
 
-// healthcheck asks the program that listens on an address whether it is healthy. It does not
-// verify who answers, for the request reveals nothing.
+// healthcheck tells whether the program that listens on an address is healthy.
 func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	resp, err := a.ask(ctx, 5*time.Second)
+	switch {
+	case err == nil && resp.StatusCode == http.StatusOK:
+		fmt.Fprintln(stdout, "healthy")
+		return 0
+	case err == nil:
+		err = fmt.Errorf("it answered %s", resp.Status)
+	}
+	return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
+		" as the program", a.addr, withoutURL(err)))
+}
+
+// ask asks the program that listens on the address whether it is healthy. It does not verify who
+// answers, for the request reveals nothing. The answer has no body.
+func (a address) ask(ctx context.Context, limit time.Duration) (*http.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var dialer net.Dialer
 	client := http.Client{Transport: &http.Transport{
@@ -2368,14 +2533,8 @@ func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
 	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
 	if err == nil {
 		resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			fmt.Fprintln(stdout, "healthy")
-			return 0
-		}
-		err = fmt.Errorf("it answered %s", resp.Status)
 	}
-	return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
-		" as the program", a.addr, withoutURL(err)))
+	return resp, err
 }
 
 // hashIterations makes a small ARM board stretch a password within a second.

@@ -3155,13 +3155,13 @@ func TestStuckLog(t *testing.T) {
 }
 
 // TestWarnOnce logs a subject once, and keeps a thousand in mind.
-func TestWarnOnce(t *testing.T) {
+func TestTell(t *testing.T) {
 	p, log := newTestProgram(t, "--file", "x=y")
 	for i := range 5000 {
-		p.warnOnce(strconv.Itoa(i/2), "warned")
+		p.tell(slog.LevelWarn, 1000, strconv.Itoa(i/2), "warned")
 	}
-	if n := strings.Count(log.String(), "warned"); n != 1000 || len(p.warned) != 1000 {
-		t.Errorf("%d lines, %d kept, want 1000", n, len(p.warned))
+	if n := strings.Count(log.String(), "warned"); n != 1004 || len(p.told) != 1001 {
+		t.Errorf("%d lines, %d kept, want 1004 and 1001", n, len(p.told))
 	}
 }
 
@@ -3282,7 +3282,7 @@ func TestConnections(t *testing.T) {
 		"a1+ b1+ b2+ c1+":                     "b1",    // of the client that has most
 		"a1+ 1+ 1! 2+ 2! 3+":                  "1",     // a network counts as one
 		"a1+ b1+ c1+ d1+":                     "a1",    // all have one
-		"a1+ a1! b1+ b1! c1+ d1+":             "c1",    // its request is not here yet
+		"a1+ a1! b1+ b1! c1+ d1+":             "a1",    // served for longer than c1 is here
 		"a1+ a1! b1+ b1! c1+ c1! d1+":         "a1",    // all are served, but the new one
 		"a1+ a2+ a3+ a4+ a1. a1! a5+":         "a1 a2", // what was closed does not come back
 		"a1+ a2+ a2- a3+ a4+ a4- b1+ b2+":     "a1",    // what has gone needs no room
