@@ -94,16 +94,23 @@ func printVersion(stdout io.Writer) int {
 }
 
 const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
-one scrape target: one port, one /metrics, told apart by the label exporter_name.
+one scrape target: one port, one /metrics, and the label exporter_name.
 
 Examples:
-  reverse_exporter --http node=http://localhost:9100/metrics --http pg=http://localhost:9187/metrics
-  reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs='/usr/local/bin/certs --days 30'
-  reverse_exporter --exec smart='smart.sh {disk=sda|sdb}' --timeout smart:30s --max-age smart:5m
+  reverse_exporter --http node=http://localhost:9100 --http pg=http://pg:9187
+  reverse_exporter --file cron='/var/lib/metrics/*.prom' --exec up='up --all'
+  reverse_exporter --exec smart='smart.sh {disk=sda|sdb}' --max-age smart:5m
   reverse_exporter --once --http node=http://localhost:9100/metrics
   printf %s "$PASSWORD" | reverse_exporter --hash-password
-  CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics", "--label", "site=hel1"]
+  CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics"]
       (in a Dockerfile, where nothing expands $VAR)
+`
+
+const conclusion = `
+Exit status: 0 if all is well, also after SIGTERM and SIGINT; 1 if something
+failed; 64 if the flags are wrong.
+
+More: README.md in the repository of the Go module reverse_exporter.
 `
 
 // options returns the table of all flags, in the order of the help. They set the configuration
@@ -111,10 +118,11 @@ Examples:
 func options(c *config, s *sourceConfig) []option {
 	return []option{
 		{help: "Sources, repeatable; NAME becomes the value of exporter_name:"},
-		{"http", "NAME=URL", "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
+		{"http", "NAME=URL", "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics; " +
+			"without a path it is /metrics",
 			func(url string) error { _, _, err := parseURL(url); return err }, ""},
 		{"file", "NAME=PATTERN", "text files, read on every scrape; PATTERN may be a glob", checkPattern, ""},
-		{"exec", "NAME=COMMAND", "a command that prints metrics, run on demand without a shell;\n" +
+		{"exec", "NAME=COMMAND", "a command that prints metrics, run on demand without a shell; " +
 			"{x}, {x=default}, {x=one|other} take the URL parameter x",
 			func(line string) error { _, err := parseCommand(line); return err }, ""},
 
@@ -132,7 +140,7 @@ func options(c *config, s *sourceConfig) []option {
 		{"path", "[NAME:]/PATH", "endpoint to be served on; repeatable (/metrics)", s.setPath, ""},
 		{"params", "NAME:LIST", "URL parameters forwarded to an http source, * for all",
 			func(list string) error { s.params = strings.Split(list, ","); return nil }, "http"},
-		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable;\n" +
+		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable; " +
 			"NAME:@FILE reads header lines from a file", s.setHeader, "http"},
 		{"bearer-token-file", "NAME:FILE", "send Authorization: Bearer with what the file holds",
 			asText(&s.tokenFile), "http"},
@@ -147,7 +155,7 @@ func options(c *config, s *sourceConfig) []option {
 		{"require", nameList, "answer 503 when one of these is down", asSwitch(&s.require), ""},
 
 		{help: "Server:"},
-		{"web.listen-address", "ADDR", ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
+		{"web.listen-address", "ADDR", ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998); " +
 			"http:// or https:// before it chooses TLS for this one", c.setListen, ""},
 		{"web.tls-cert-file", "FILE", "serve https with this certificate ...", asText(&c.tlsCert), ""},
 		{"web.tls-key-file", "FILE", "... and its key", asText(&c.tlsKey), ""},
@@ -163,7 +171,8 @@ func options(c *config, s *sourceConfig) []option {
 
 		{help: "Modes:"},
 		{"once", "", "print the merged metrics and exit; 1 if a source is down", nil, ""},
-		{"check", "", "validate the flags and the files they name, and exit", nil, ""},
+		{"check", "", "validate the flags and the files they name, print what was understood and what looks " +
+			"like a mistake, and exit", nil, ""},
 		{"healthcheck", "", "ask the program at the first --web.listen-address; exit 0 if it is well", nil, ""},
 		{"hash-password", "", "read a password from standard input and print its HASH", nil, ""},
 		{"version", "", "print the version and exit", nil, ""},
@@ -171,7 +180,7 @@ func options(c *config, s *sourceConfig) []option {
 	}
 }
 
-// appendUsage appends the help text.
+// appendUsage appends the help text, in lines of 80 columns at most.
 func appendUsage(dst []byte) []byte {
 	const column = 33
 	dst = append(dst, introduction...)
@@ -180,17 +189,22 @@ func appendUsage(dst []byte) []byte {
 			dst = append(append(append(dst, '\n'), o.help...), '\n')
 			continue
 		}
-		flag := strings.TrimRight("  --"+o.name+" "+o.value, " ")
-		if len(flag) > column-2 {
-			dst = append(append(dst, flag...), '\n')
-			flag = ""
+		line := strings.TrimRight("  --"+o.name+" "+o.value, " ")
+		if len(line) > column-2 {
+			dst = append(append(dst, line...), '\n')
+			line = ""
 		}
-		for line := range strings.SplitSeq(o.help, "\n") {
-			dst = fmt.Appendf(dst, "%-*s%s\n", column, flag, line)
-			flag = ""
+		line = fmt.Sprintf("%-*s", column-1, line)
+		for word := range strings.FieldsSeq(o.help) {
+			if len(line)+1+len(word) > 80 {
+				dst = append(append(dst, line...), '\n')
+				line = strings.Repeat(" ", column-1)
+			}
+			line += " " + word
 		}
+		dst = append(append(dst, line...), '\n')
 	}
-	return dst
+	return append(dst, conclusion...)
 }
 
 // main is the only one to touch the arguments, signals and the exit status.
@@ -1331,8 +1345,8 @@ func (p *program) newServer() *http.Server {
 		Protocols:                    new(http.Protocols),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
-				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that has most is closed",
-					"room", p.connections.room)
+				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that has "+
+					"most is closed", "room", p.connections.room)
 			}
 		},
 	}
@@ -1786,8 +1800,8 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.tell(slog.LevelWarn, 1000, "", "a --timeout is longer than the deadline that a scraper announces, so that a slow source"+
-			" may miss it", "timeout", longest, "deadline", d)
+		p.tell(slog.LevelWarn, 1000, "", "a --timeout is longer than the deadline that a scraper announces, so that "+
+			"a slow source may miss it", "timeout", longest, "deadline", d)
 	}
 	return d
 }
@@ -1946,8 +1960,8 @@ func (p *program) about() *about {
 // report logs what could not be merged, once for each pair of sources.
 func (p *program) report(found *findings) {
 	for pair, c := range found.pairs {
-		p.tell(slog.LevelWarn, 1000, pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one, "other", pair.other,
-			"families", c.families, "first", c.first[0])
+		p.tell(slog.LevelWarn, 1000, pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one,
+			"other", pair.other, "families", c.families, "first", c.first[0])
 	}
 }
 
