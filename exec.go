@@ -63,7 +63,6 @@ type sourceConfig struct {
 	raw                bool
 	require            bool
 	anyExit            bool
-	doubts             []string // what its command may not mean
 }
 
 // ownName is the exporter_name of the program itself.
@@ -695,6 +694,13 @@ func (t *turn) join(client string) (*waiter, error) {
 		t.next()
 	}
 	return own, nil
+}
+
+// length returns how many wait.
+func (t *turn) length() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.waiting)
 }
 
 // leave takes a waiter out of the line. One that is not in it has the turn, which is passed on.
@@ -1447,17 +1453,13 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		return nil, "", errors.New(`a quote in the query of the URL: write %22 for "`)
 	case strings.ContainsAny(text, " \t\"'`"):
 		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
+	case strings.HasPrefix(text, "http") && strings.Contains(text, ":/") && afterScheme == "":
+		return nil, "", errors.New("two slashes belong after the scheme of a URL, as in http://localhost:9100/metrics")
 	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
-		scheme, rest, oneSlash := strings.Cut(text, ":/")
-		if oneSlash = oneSlash && (scheme == "http" || scheme == "https"); oneSlash {
-			text = rest
-		} else {
-			scheme = "http"
-		}
 		if !strings.Contains(text, "/") {
 			text += "/metrics" // most likely
 		}
-		return nil, "", fmt.Errorf("want a scheme and two slashes: did you mean %s://%s?", scheme, text)
+		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", text)
 	case isSocket && rest != "" && rest[0] != '/' && rest[0] != '?':
 		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
 	case strings.Contains(afterHost, "@"):
@@ -1975,28 +1977,43 @@ func (c *commandLine) needs() string {
 	return ""
 }
 
-// doubts says which braces are most likely meant for the command: labels, awk, a template of Go.
+// doubts says what is likely not meant: braces of labels, of awk or of a template, and what only a
+// shell expands, unless it is in a word with blanks, which may be a script.
 func (c *commandLine) doubts() (doubts []string) {
 	name, _, _ := strings.Cut(c.program, " ") // what follows may be secret
-	for _, p := range c.params {
-		for _, word := range c.words {
+	for _, word := range c.words {
+		for _, p := range c.params {
 			before, _, found := strings.Cut(word, p.spelled[0])
 			before = before[strings.LastIndexAny(before, " \t\n")+1:]
 			isScript := strings.HasSuffix(name, "awk") && p.choices == nil
 			if found && !p.listed && (isScript || isBareLabel([]byte(before))) {
-				doubts = append(doubts, fmt.Sprintf("%s is a placeholder for the URL parameter %s; literal braces are {%[1]s}",
-					p.spelled[0], p.name))
-				break
+				doubts = append(doubts, fmt.Sprintf("%s is a placeholder for the URL parameter %s; "+
+					"literal braces are {%[1]s}", p.spelled[0], p.name))
 			}
 		}
-	}
-	for _, word := range c.words {
-		_, template, found := strings.Cut(strings.ReplaceAll(word, "{{{{", ""), "{{.")
-		if template, _, closed := strings.Cut(template, "}}"); found && closed {
+		_, template, _ := strings.Cut(strings.ReplaceAll(word, "{{{{", ""), "{{.")
+		if template, _, found := strings.Cut(template, "}}"); found {
 			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", name, template))
+		}
+		if !strings.ContainsAny(word, " \t\n") {
+			doubts = append(doubts, unexpanded(word, strings.Contains(word, "/"))...)
 		}
 	}
 	return doubts
+}
+
+// unexpanded says that a text holds what only a shell expands: a ~, a $, or with star a *.
+func unexpanded(text string, star bool) []string {
+	_, variable, _ := strings.Cut(text, "$")
+	switch {
+	case strings.Contains(text, "~/"):
+		return []string{"nothing expands ~ here"}
+	case variable != "":
+		return []string{"nothing expands $ here"}
+	case star && strings.Contains(text, "*"):
+		return []string{"nothing expands * here"}
+	}
+	return nil
 }
 
 // arguments returns the values that the parameters take from a query.

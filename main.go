@@ -106,13 +106,6 @@ Examples:
       (in a Dockerfile, where nothing expands $VAR)
 `
 
-const conclusion = `
-Exit status: 0 if all is well, also after SIGTERM and SIGINT; 1 if something
-failed; 64 if the flags are wrong.
-
-More: README.md in the repository of the Go module reverse_exporter.
-`
-
 // options returns the table of all flags, in the order of the help. They set the configuration
 // of the program, and of one source.
 func options(c *config, s *sourceConfig) []option {
@@ -177,6 +170,9 @@ func options(c *config, s *sourceConfig) []option {
 		{"hash-password", "", "read a password from standard input and print its HASH", nil, ""},
 		{"version", "", "print the version and exit", nil, ""},
 		{"help", "", "print this and exit", nil, ""},
+
+		{help: "Exit status: 0 if all is well or a signal ended it, 1 if not, 64: wrong flags.\n" +
+			"More: README.md in the repository of the Go module reverse_exporter."},
 	}
 }
 
@@ -204,7 +200,7 @@ func appendUsage(dst []byte) []byte {
 		}
 		dst = append(append(dst, line...), '\n')
 	}
-	return append(dst, conclusion...)
+	return dst
 }
 
 // main is the only one to touch the arguments, signals and the exit status.
@@ -277,10 +273,8 @@ func (c *config) run(ctx context.Context, hangup <-chan os.Signal, stdout, stder
 		if c.modes["check"] {
 			return p.check(stdout, c.doubts)
 		}
-		for _, s := range c.sources {
-			if len(s.doubts) > 0 {
-				p.log.Info("this may not be meant", "exporter_name", s.name, "note", strings.Join(s.doubts, "; "))
-			}
+		if len(c.doubts) > 0 {
+			p.log.Info("some flags may not be meant like this", "doubts", strings.Join(c.doubts, "; "))
 		}
 		if err := p.loadFiles(); err != nil {
 			return complain(lines, 1, strings.Split(err.Error(), "\n")...)
@@ -621,7 +615,6 @@ func parseFlags(args []string) (*config, []string) {
 	f.setOptions()
 	f.checkSources()
 	f.checkServer()
-	f.findDoubts()
 	needsSource := !f.modes["healthcheck"] && !f.modes["hash-password"]
 	if needsSource && len(f.sources) == 0 && len(f.faults) == 0 {
 		f.fault(`there is no source. For example:
@@ -690,15 +683,10 @@ func (f *flags) readArgs(args []string) {
 // stray keeps the fault of a word that belongs to no flag, with the one before it. The word is
 // shown unless it may be a piece of something secret.
 func (f *flags) stray(i int, arg string, before *option) {
-	word, wrong := "", "is not a flag; a value with blanks needs quotes"
+	word, wrong := "", cmp.Or(strays[arg], "is not a flag; a value with blanks needs quotes")
 	_, missing := os.Lstat(arg)
 	switch {
-	case arg == "":
-		wrong = "is empty: is a variable not set?"
-	case arg == ownName:
-		wrong = "is the name of the program: in a container, its entrypoint may be there already"
-	case arg == "help" || arg == "version":
-		wrong = "is not a flag: write --" + arg
+	case strays[arg] != "":
 	case strings.HasPrefix(arg, "–") || strings.HasPrefix(arg, "—"):
 		wrong = "begins with a long dash: write --"
 	case before == nil:
@@ -711,6 +699,14 @@ func (f *flags) stray(i int, arg string, before *option) {
 		}
 	}
 	f.fault("argument %d%s %s", i+1, word, wrong)
+}
+
+// strays are words that are seen between flags, and why.
+var strays = map[string]string{
+	"":        "is empty: is a variable not set?",
+	"help":    "is not a flag: write --help",
+	"version": "is not a flag: write --version",
+	ownName:   "is the name of the program: in a container, its entrypoint may be there already",
 }
 
 // foreign are flags that other exporters have, with a dot between words, and what serves instead.
@@ -857,6 +853,9 @@ func (f *flags) values(o option) map[*sourceConfig][]string {
 	for _, given := range f.given[o.name] {
 		sources, value := f.split(o, given)
 		for _, s := range sources {
+			for _, doubt := range unexpanded(value, strings.Contains(o.value, "FILE")) {
+				f.doubts = append(f.doubts, o.shown(s, value)+": "+doubt)
+			}
 			same := func(earlier string) bool { return earlier == value || !strings.Contains(o.help, "repeatable") }
 			if key, _, isLabel := strings.Cut(value, "="); isLabel && o.name == "label" { // one value for each key
 				same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") }
@@ -952,7 +951,13 @@ func (f *flags) checkSources() {
 		if s.logins() > 1 {
 			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
 		}
-		s.doubts = line.doubts()
+		doubts := line.doubts()
+		if s.kind != "exec" {
+			doubts = unexpanded(s.target, s.kind == "http")
+		}
+		for _, doubt := range doubts {
+			f.doubts = append(f.doubts, fmt.Sprintf("--%s %s: %s", s.kind, s.name, doubt))
+		}
 		needs := line.needs()
 		if needs != "" && f.modes["once"] {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
@@ -962,51 +967,6 @@ func (f *flags) checkSources() {
 				s.name, needs)
 		}
 	}
-}
-
-// findDoubts notes values that hold what a shell would expand, and nobody here.
-func (f *flags) findDoubts() {
-	doubt := func(where, value string, star bool) {
-		if sign := unexpanded(value, star); sign != "" {
-			f.doubts = append(f.doubts, where+": nothing expands "+sign+" here")
-		}
-	}
-	for _, s := range f.sources {
-		words, _ := splitWords(s.target)
-		if s.kind != "exec" {
-			words = []string{s.target}
-		}
-		for _, word := range words {
-			if s.kind != "exec" || !strings.ContainsAny(word, " \t\n") { // not a script
-				doubt("--"+s.kind+" "+s.name, word, s.kind != "file" && strings.Contains(word, "/"))
-			}
-		}
-	}
-	for _, o := range f.options {
-		for _, value := range f.given[o.name] {
-			where := "--" + o.name + " " + value
-			if o.secret() {
-				where, _, _ = strings.Cut(where, ":")
-			}
-			doubt(where, value, strings.Contains(o.value, "FILE"))
-		}
-	}
-}
-
-// unexpanded returns ~ or $ if a text has it where a shell expands it, or a * if star is set.
-func unexpanded(text string, star bool) string {
-	if i := strings.Index(text, "~/"); i == 0 || i > 0 && strings.IndexByte(":=@", text[i-1]) >= 0 {
-		return "~"
-	}
-	for i := range len(text) - 1 {
-		if c := text[i+1]; text[i] == '$' && (class[c]&labelByte != 0 || c == '{' || c == '(') {
-			return "$"
-		}
-	}
-	if star && strings.Contains(text, "*") {
-		return "*"
-	}
-	return ""
 }
 
 // logins counts how often the flags say how to log in to an exporter.
@@ -1203,7 +1163,6 @@ func (c *config) setListen(text string) error {
 	file, isUnix := strings.CutPrefix(a.addr, "unix:")
 	scheme, _, hasScheme := strings.Cut(a.addr, "://")
 	host, port, err := net.SplitHostPort(a.addr)
-	bare := strings.TrimSuffix(a.addr, ":")
 	_, path, hasPath := strings.Cut(a.addr, "/")
 	switch {
 	case isUnix && (file == "" || file[0] == '@'):
@@ -1216,10 +1175,8 @@ func (c *config) setListen(text string) error {
 		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
 	case strings.HasPrefix(a.addr, "/"):
 		return fmt.Errorf("a socket is written unix:%s", a.addr)
-	case isPort(bare, false):
-		return fmt.Errorf("a port is written :%s", bare)
-	case host == "*":
-		return fmt.Errorf("every address is written :%s", port)
+	case isPort(strings.Trim(a.addr, "*:"), false) && a.addr != ":"+port:
+		return fmt.Errorf("a port of every address is written :%s", strings.Trim(a.addr, "*:"))
 	case hasPath:
 		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
@@ -1251,8 +1208,7 @@ func (p *program) listenAll() ([]net.Listener, error) {
 			for _, l := range listeners {
 				l.Close()
 			}
-			if resp, asked := a.ask(context.Background(), time.Second); errors.Is(err, syscall.EADDRINUSE) &&
-				asked == nil && resp.Header.Get("X-Content-Type-Options") != "" && resp.StatusCode == http.StatusOK {
+			if errors.Is(err, syscall.EADDRINUSE) && a.isHealthy(context.Background(), time.Second) == nil {
 				err = fmt.Errorf("%w, most likely by another reverse_exporter", err)
 			}
 			return nil, fmt.Errorf("failed to listen, see --web.listen-address: %w", err)
@@ -1273,13 +1229,10 @@ func (a address) listen() (net.Listener, error) {
 		}
 	}
 	l, err := net.Listen(a.network, a.addr)
-	if err == nil && a.network == "unix" {
-		l.(*net.UnixListener).SetUnlinkOnClose(false)
-		own := &socket{Listener: l, path: a.addr}
-		if own.info, err = os.Lstat(a.addr); err == nil {
-			err = os.Chmod(a.addr, 0o666)
-		}
-		if l = own; err != nil {
+	if own, isSocket := l.(*net.UnixListener); isSocket {
+		info, missing := os.Lstat(a.addr)
+		l = socket{own, info}
+		if err = cmp.Or(missing, os.Chmod(a.addr, 0o666)); err != nil {
 			l.Close()
 		}
 	}
@@ -1288,16 +1241,14 @@ func (a address) listen() (net.Listener, error) {
 
 // socket is a listener at a path, which is removed at the end unless another program has bound it.
 type socket struct {
-	net.Listener
-	path string
+	*net.UnixListener
 	info os.FileInfo
 }
 
-func (s *socket) Close() error {
-	if now, err := os.Lstat(s.path); err == nil && os.SameFile(now, s.info) {
-		os.Remove(s.path)
-	}
-	return s.Listener.Close()
+func (s socket) Close() error {
+	now, err := os.Lstat(s.Addr().String())
+	s.SetUnlinkOnClose(err == nil && os.SameFile(now, s.info))
+	return s.UnixListener.Close()
 }
 
 // removeStale removes the socket of a program that ended without removing it.
@@ -1626,34 +1577,31 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 	if foundRight() {
 		return http.StatusOK
 	}
-	code := make(chan int, 1)
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	go func() {
+	code := unlessDone(ctx, func() int {
 		defer cancel()
 		if ps.turn.wait(own, client) != nil {
-			code <- http.StatusServiceUnavailable
-			return
+			return http.StatusServiceUnavailable
 		}
 		defer ps.turn.pass()
-		switch {
-		case foundRight(): // by another request meanwhile
-			code <- http.StatusOK
-		case hmac.Equal(stretch(password, u.salt, u.iterations), u.key) && known:
-			u.right.Store(&digest)
-			code <- http.StatusOK
-		default:
-			code <- http.StatusUnauthorized
+		if foundRight() { // by another request meanwhile
+			return http.StatusOK
 		}
-	}()
-	select {
-	case code := <-code:
+		if key := stretch(password, u.salt, u.iterations); !hmac.Equal(key, u.key) || !known {
+			return http.StatusUnauthorized
+		}
+		u.right.Store(&digest)
+		return http.StatusOK
+	})
+	if code > 1 {
 		return code
-	case <-ctx.Done():
 	}
-	if _, another := ps.left.LoadOrStore(client, nil); another {
-		cancel()
-	} else {
+	_, another := ps.left.LoadOrStore(client, nil)
+	if !another {
 		context.AfterFunc(own, func() { ps.left.Delete(client) })
+	}
+	if another || ps.turn.length() > 2000 {
+		cancel()
 	}
 	return http.StatusServiceUnavailable
 }
@@ -1690,7 +1638,13 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 			return
 		}
 	}
-	p.noteUnknown(r.URL.Path, query)
+	for name := range query {
+		takes := func(s *source) bool { return s.takes(name) }
+		if name != "exporter_name" && !slices.ContainsFunc(p.endpoints[r.URL.Path], takes) {
+			name = name[:min(len(name), 64)]
+			p.tell(slog.LevelInfo, 20, name, "no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
+		}
+	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
 	takes := accepted(r.Header.Values("Accept"))
 	tickets, err := askAll(sources, query, takes, time.Now().Add(limit-margin(limit)))
@@ -1715,18 +1669,6 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 	}
 	p.send(w, r, sp)
 	p.report(found)
-}
-
-// noteUnknown logs URL parameters that no source of an endpoint takes: a scraper may mean others.
-func (p *program) noteUnknown(path string, query url.Values) {
-	for name := range query {
-		takes := func(s *source) bool { return s.takes(name) }
-		if name == "exporter_name" || slices.ContainsFunc(p.endpoints[path], takes) {
-			continue
-		}
-		name = name[:min(len(name), 64)]
-		p.tell(slog.LevelInfo, 20, name, "no source takes this URL parameter", "path", path, "parameter", name)
-	}
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, no longer
@@ -2439,30 +2381,25 @@ func ageText(t time.Time) string {
 
 // check prints what was understood and what may not be meant, and looks at the files that flags name.
 func (p *program) check(stdout io.Writer, doubts []string) int {
-	for _, s := range p.sources {
-		line := fmt.Sprintf("%s %s: %s", s.kind, s.name, s)
-		if c, ok := s.fetcher.(*command); ok {
-			for _, param := range c.params {
-				line += " {" + param.name + "}"
-			}
-		}
-		line += fmt.Sprintf(", at %s, timeout %v", strings.Join(s.paths, " "), s.timeout)
-		fmt.Fprintln(stdout, printable(line))
-		for _, doubt := range s.doubts {
-			doubts = append(doubts, "--exec "+s.name+": "+doubt)
-		}
-	}
-	for _, doubt := range doubts {
-		fmt.Fprintln(stdout, "looks like a mistake:", printable(doubt))
-	}
 	faults := []error{p.loadFiles()}
 	if err := p.tls.checkExpiry(); err != nil {
 		faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
 	}
 	for _, s := range p.sources {
+		params := ""
+		if c, ok := s.fetcher.(*command); ok {
+			for _, p := range c.params {
+				params += " {" + p.name + "}"
+			}
+		}
+		fmt.Fprintf(stdout, "%s %s: %s%s, at %s, timeout %v\n",
+			s.kind, s.name, printable(s.String()), params, strings.Join(s.paths, " "), s.timeout)
 		if err := s.check(); err != nil {
 			faults = append(faults, fmt.Errorf("--%s %s: %s", s.kind, s.name, printable(err.Error())))
 		}
+	}
+	for _, doubt := range doubts {
+		fmt.Fprintln(stdout, "looks like a mistake:", printable(doubt))
 	}
 	if err := errors.Join(faults...); err != nil {
 		fmt.Fprintln(stdout, err)
@@ -2472,17 +2409,12 @@ func (p *program) check(stdout io.Writer, doubts []string) int {
 	return 0
 }
 
-// printable escapes what would not be seen, or do something to a terminal.
+// printable quotes a text that would not be seen, or do something to a terminal.
 func printable(text string) string {
-	var b strings.Builder
-	for _, c := range text {
-		if quoted := strconv.QuoteRune(c); unicode.IsPrint(c) {
-			b.WriteRune(c)
-		} else {
-			b.WriteString(quoted[1 : len(quoted)-1])
-		}
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		return strconv.Quote(text)
 	}
-	return b.String()
+	return text
 }
 
 // once prints what a scrape of /metrics, or of the only endpoint, would get.
@@ -2514,23 +2446,19 @@ func (p *program) once(stdout io.Writer) int {
 	return 0
 }
 
-// healthcheck tells whether the program that listens on an address is healthy.
+// healthcheck asks the program that listens on an address whether it is healthy.
 func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
-	resp, err := a.ask(ctx, 5*time.Second)
-	switch {
-	case err == nil && resp.StatusCode == http.StatusOK:
-		fmt.Fprintln(stdout, "healthy")
-		return 0
-	case err == nil:
-		err = fmt.Errorf("it answered %s", resp.Status)
+	if err := a.isHealthy(ctx, 5*time.Second); err != nil {
+		return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
+			" as the program", a.addr, withoutURL(err)))
 	}
-	return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
-		" as the program", a.addr, withoutURL(err)))
+	fmt.Fprintln(stdout, "healthy")
+	return 0
 }
 
-// ask asks the program that listens on the address whether it is healthy. It does not verify who
-// answers, for the request reveals nothing. The answer has no body.
-func (a address) ask(ctx context.Context, limit time.Duration) (*http.Response, error) {
+// isHealthy says why no healthy reverse_exporter listens on the address. It does not verify who
+// answers, for the request reveals nothing.
+func (a address) isHealthy(ctx context.Context, limit time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	var dialer net.Dialer
@@ -2545,10 +2473,14 @@ func (a address) ask(ctx context.Context, limit time.Duration) (*http.Response, 
 		u.Scheme = "https"
 	}
 	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
-	if err == nil {
-		resp.Body.Close()
+	if err != nil {
+		return err
 	}
-	return resp, err
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("X-Content-Type-Options") == "" {
+		return fmt.Errorf("it answered %s", resp.Status)
+	}
+	return nil
 }
 
 // hashIterations makes a small ARM board stretch a password within a second.
