@@ -1783,7 +1783,7 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 	var lines []string
 	for i, s := range sources {
 		if f := results[i].failure; f != nil && (empty || s.require) {
-			lines = append(lines, printable(fmt.Sprintf("down: %s: %s: %v", s.name, f.reason, f.err)))
+			lines = append(lines, fmt.Sprintf("down: %s: %s: %s", s.name, f.reason, printable(f.err.Error())))
 		}
 	}
 	return strings.Join(lines, "\n")
@@ -2395,14 +2395,16 @@ func (p *program) check(stdout io.Writer, doubts []string) int {
 		fmt.Fprintf(stdout, "%s %s: %s%s, at %s, timeout %v\n",
 			s.kind, s.name, printable(s.String()), params, strings.Join(s.paths, " "), s.timeout)
 		if err := s.check(); err != nil {
-			faults = append(faults, fmt.Errorf("--%s %s: %s", s.kind, s.name, printable(err.Error())))
+			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
 		}
 	}
 	for _, doubt := range doubts {
 		fmt.Fprintln(stdout, "looks like a mistake:", printable(doubt))
 	}
 	if err := errors.Join(faults...); err != nil {
-		fmt.Fprintln(stdout, err)
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			fmt.Fprintln(stdout, printable(line))
+		}
 		return 1
 	}
 	fmt.Fprintln(stdout, "ok")
