@@ -85,14 +85,6 @@ func readBuild() build {
 	return b
 }
 
-// printVersion prints what the program was built from.
-func printVersion(stdout io.Writer) int {
-	b := readBuild()
-	fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
-		b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	return 0
-}
-
 const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
 one scrape target: one port, one /metrics, and the label exporter_name.
 
@@ -101,7 +93,6 @@ Examples:
   reverse_exporter --file cron='/var/lib/metrics/*.prom' --exec up='up --all'
   reverse_exporter --exec smart='smart.sh {disk=sda|sdb}' --max-age smart:5m
   reverse_exporter --once --http node=http://localhost:9100/metrics
-  printf %s "$PASSWORD" | reverse_exporter --hash-password
   CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics"]
       (in a Dockerfile, where nothing expands $VAR)
 `
@@ -112,8 +103,7 @@ func options(c *config, s *sourceConfig) []option {
 	return []option{
 		{help: "Sources, repeatable; NAME becomes the value of exporter_name:"},
 		{"http", "NAME=URL", "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics; " +
-			"without a path it is /metrics",
-			func(url string) error { _, _, err := parseURL(url); return err }, ""},
+			"without a path it is /metrics", func(url string) error { _, _, err := parseURL(url); return err }, ""},
 		{"file", "NAME=PATTERN", "text files, read on every scrape; PATTERN may be a glob", checkPattern, ""},
 		{"exec", "NAME=COMMAND", "a command that prints metrics, run on demand without a shell; " +
 			"{x}, {x=default}, {x=one|other} take the URL parameter x",
@@ -121,30 +111,25 @@ func options(c *config, s *sourceConfig) []option {
 
 		{help: "Options; with NAME: for one source, without for all:"},
 		{"label", "[NAME:]KEY=VALUE", "add a label to every sample; repeatable", s.setLabel, ""},
-		{"timeout", "[NAME:]DURATION", "longest time a fetch may take (10s)",
-			asDuration(&s.timeout, time.Millisecond), ""},
+		{"timeout", "[NAME:]DURATION", "longest time a fetch may take (10s)", asDuration(&s.timeout, time.Millisecond), ""},
 		{"max-bytes", "[NAME:]SIZE", "largest body taken, as 512KiB, 32MiB (32MiB)", s.setMaxBytes, ""},
 		{"max-age", "[NAME:]DURATION", "serve a result again while it is younger (0)", asDuration(&s.maxAge, 0), ""},
-		{"interval", "NAME:DURATION", "fetch in the background, serve the last result",
-			asDuration(&s.interval, 100*time.Millisecond), ""},
-		{"parallel", "NAME:N", "runs of a command with different arguments that may go on at once (1)",
-			s.setParallel, "exec"},
+		{"interval", "NAME:DURATION", "fetch in the background", asDuration(&s.interval, 100*time.Millisecond), ""},
+		{"parallel", "NAME:N", "runs of a command with different arguments at once (1)", s.setParallel, "exec"},
 		{"drop", "[NAME:]PATTERN", "leave out the metric families that match, as go_*; repeatable", s.setDrop, ""},
 		{"path", "[NAME:]/PATH", "endpoint to be served on; repeatable (/metrics)", s.setPath, ""},
 		{"params", "NAME:LIST", "URL parameters forwarded to an http source, * for all",
 			func(list string) error { s.params = strings.Split(list, ","); return nil }, "http"},
 		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable; " +
 			"NAME:@FILE reads header lines from a file", s.setHeader, "http"},
-		{"bearer-token-file", "NAME:FILE", "send Authorization: Bearer with what the file holds",
-			asText(&s.tokenFile), "http"},
+		{"bearer-token-file", "NAME:FILE", "send what it holds as Authorization: Bearer", asText(&s.tokenFile), "http"},
 		{"ca-file", "NAME:FILE", "certificates that an https source is verified against", asText(&s.caFile), "https"},
 		{"cert-file", "NAME:FILE", "certificate that an https source is shown ...", asText(&s.certFile), "https"},
 		{"key-file", "NAME:FILE", "... and its key, if that is in another file", asText(&s.keyFile), "https"},
 		{"server-name", "NAME:HOST", "name in the certificate of an https source", asText(&s.serverName), "https"},
 		{"insecure", nameList, "do not verify the certificates of these", asSwitch(&s.insecure), "https"},
 		{"raw", nameList, "do not add exporter_name", asSwitch(&s.raw), ""},
-		{"any-exit", nameList, "take what these commands print whatever their exit status",
-			asSwitch(&s.anyExit), "exec"},
+		{"any-exit", nameList, "take what these commands print whatever their exit status", asSwitch(&s.anyExit), "exec"},
 		{"require", nameList, "answer 503 when one of these is down", asSwitch(&s.require), ""},
 
 		{help: "Server:"},
@@ -152,20 +137,16 @@ func options(c *config, s *sourceConfig) []option {
 			"http:// or https:// before it chooses TLS for this one", c.setListen, ""},
 		{"web.tls-cert-file", "FILE", "serve https with this certificate ...", asText(&c.tlsCert), ""},
 		{"web.tls-key-file", "FILE", "... and its key", asText(&c.tlsKey), ""},
-		{"web.tls-client-ca-file", "FILE", "demand client certificates that this CA verifies",
-			asText(&c.tlsClientCA), ""},
-		{"web.basic-auth-file", "FILE", "demand a password; lines of user:HASH, see --hash-password",
-			asText(&c.basicAuth), ""},
+		{"web.tls-client-ca-file", "FILE", "demand client certificates of this CA", asText(&c.tlsClientCA), ""},
+		{"web.basic-auth-file", "FILE", "demand a password; has lines of user:HASH", asText(&c.basicAuth), ""},
 		{"web.disable-exporter-metrics", "", "leave out the process_* and go_* metrics of the program itself", nil, ""},
 		{"log.level", "LEVEL", "debug, info, warn or error (info)",
 			asOneOf(&c.logLevel, "debug", "info", "warn", "error"), ""},
-		{"log.format", "FORMAT", "logfmt or json, on standard error (logfmt)",
-			asOneOf(&c.logFormat, "logfmt", "json"), ""},
+		{"log.format", "FORMAT", "logfmt or json (logfmt)", asOneOf(&c.logFormat, "logfmt", "json"), ""},
 
 		{help: "Modes:"},
 		{"once", "", "print the merged metrics and exit; 1 if a source is down", nil, ""},
-		{"check", "", "validate the flags and the files they name, print what was understood and what looks " +
-			"like a mistake, and exit", nil, ""},
+		{"check", "", "validate flags and files, print what was understood and what looks like a mistake", nil, ""},
 		{"healthcheck", "", "ask the program at the first --web.listen-address; exit 0 if it is well", nil, ""},
 		{"hash-password", "", "read a password from standard input and print its HASH", nil, ""},
 		{"version", "", "print the version and exit", nil, ""},
@@ -178,23 +159,17 @@ func options(c *config, s *sourceConfig) []option {
 
 // appendUsage appends the help text, in lines of 80 columns at most.
 func appendUsage(dst []byte) []byte {
-	const column = 33
 	dst = append(dst, introduction...)
 	for _, o := range options(&config{}, &sourceConfig{}) {
 		if o.name == "" {
 			dst = append(append(append(dst, '\n'), o.help...), '\n')
 			continue
 		}
-		line := strings.TrimRight("  --"+o.name+" "+o.value, " ")
-		if len(line) > column-2 {
-			dst = append(append(dst, line...), '\n')
-			line = ""
-		}
-		line = fmt.Sprintf("%-*s", column-1, line)
+		line := fmt.Sprintf("%-32s", "  --"+o.name+" "+o.value)
 		for word := range strings.FieldsSeq(o.help) {
 			if len(line)+1+len(word) > 80 {
 				dst = append(append(dst, line...), '\n')
-				line = strings.Repeat(" ", column-1)
+				line = strings.Repeat(" ", 32)
 			}
 			line += " " + word
 		}
@@ -233,11 +208,16 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	case c.modes["help"]:
 		mode = func(stdout io.Writer) int { stdout.Write(appendUsage(nil)); return 0 }
 	case c.modes["version"]:
-		mode = printVersion
+		mode = func(stdout io.Writer) int {
+			b := readBuild()
+			fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
+				b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return 0
+		}
 	case c.modes["hash-password"]:
 		mode = func(stdout io.Writer) int { return hashPassword(stdin, stdout, stderr) }
 	case c.modes["healthcheck"]:
-		mode = func(stdout io.Writer) int { return healthcheck(ctx, c.listen[0], stdout, stderr) }
+		mode = func(stdout io.Writer) int { return healthcheck(c.listen[0], stdout, stderr) }
 	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *sourceConfig) bool { return s.kind == "exec" }):
 		path, err := os.Executable()
 		if err != nil { // there is no /proc
@@ -466,13 +446,8 @@ func (p *program) loadFiles() error {
 func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners []net.Listener) int {
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
-	kinds := map[string]int{}
-	for _, s := range p.sources {
-		kinds[s.kind]++
-	}
 	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
-		"http", kinds["http"], "file", kinds["file"], "exec", kinds["exec"],
-		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
+		"sources", len(p.sources), "endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
 	for i, l := range listeners {
 		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
 		go func() { failed <- server.Serve(l) }()
@@ -896,7 +871,8 @@ func (f *flags) split(o option, given string) (sources []*sourceConfig, value st
 	case equals && f.named[wrong] != nil && (o.name != "label" || strings.Contains(afterEquals, "=")):
 		// the mistake that everyone makes
 		f.fault("--%s %s=: a colon belongs after the name, write --%[1]s %[2]s:%s", o.name, wrong, afterEquals)
-	case hasColon && isSourceName(name) && o.looksScoped(value):
+	case hasColon && isSourceName(name) && (o.name != "label" && !o.secret() || strings.ContainsAny(value, "=:@")):
+		// in --label env:prod and --header 'X-Scope: a', the NAME is missing
 		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 	case !strings.HasPrefix(o.value, "["):
 		f.fault("--%s: want %s, with the NAME of a source; %s", o.name, o.value, f.names())
@@ -904,18 +880,6 @@ func (f *flags) split(o option, given string) (sources []*sourceConfig, value st
 		return []*sourceConfig{nil}, given
 	}
 	return nil, ""
-}
-
-// looksScoped reports whether what stands before a value and a colon is likely to be meant as
-// the NAME of a source: in X-Scope: a or env:prod it is something else.
-func (o option) looksScoped(value string) bool {
-	switch o.name {
-	case "label":
-		return strings.Contains(value, "=")
-	case "header":
-		return strings.Contains(value, ":") || strings.HasPrefix(value, "@")
-	}
-	return true
 }
 
 // names lists the sources, for an error.
@@ -1208,7 +1172,7 @@ func (p *program) listenAll() ([]net.Listener, error) {
 			for _, l := range listeners {
 				l.Close()
 			}
-			if errors.Is(err, syscall.EADDRINUSE) && a.isHealthy(context.Background(), time.Second) == nil {
+			if errors.Is(err, syscall.EADDRINUSE) && a.isHealthy(time.Second) == nil {
 				err = fmt.Errorf("%w, most likely by another reverse_exporter", err)
 			}
 			return nil, fmt.Errorf("failed to listen, see --web.listen-address: %w", err)
@@ -2449,10 +2413,10 @@ func (p *program) once(stdout io.Writer) int {
 }
 
 // healthcheck asks the program that listens on an address whether it is healthy.
-func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
-	if err := a.isHealthy(ctx, 5*time.Second); err != nil {
+func healthcheck(a address, stdout, stderr io.Writer) int {
+	if err := a.isHealthy(5 * time.Second); err != nil {
 		return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
-			" as the program", a.addr, withoutURL(err)))
+			" as the program", a.addr, err))
 	}
 	fmt.Fprintln(stdout, "healthy")
 	return 0
@@ -2460,23 +2424,20 @@ func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
 
 // isHealthy says why no healthy reverse_exporter listens on the address. It does not verify who
 // answers, for the request reveals nothing.
-func (a address) isHealthy(ctx context.Context, limit time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	var dialer net.Dialer
-	client := http.Client{Transport: &http.Transport{
+func (a address) isHealthy(limit time.Duration) error {
+	client := http.Client{Timeout: limit, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, a.network, a.addr)
+			return new(net.Dialer).DialContext(ctx, a.network, a.addr)
 		},
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}}
-	u := &url.URL{Scheme: "http", Host: "localhost", Path: "/-/healthy"}
+	scheme := "http"
 	if a.tls {
-		u.Scheme = "https"
+		scheme = "https"
 	}
-	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
+	resp, err := client.Get(scheme + "://localhost/-/healthy")
 	if err != nil {
-		return err
+		return withoutURL(err)
 	}
 	resp.Body.Close()
 	if resp.StatusCode != http.StatusOK || resp.Header.Get("X-Content-Type-Options") == "" {
