@@ -67,20 +67,18 @@ type build struct{ version, revision string }
 
 // readBuild reads the build's own information.
 func readBuild() build {
-	b := build{"unknown", "unknown"}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		b.version = strings.Trim(info.Main.Version, "()") // (devel) in a working tree
-		for _, s := range info.Settings {
-			switch {
-			case s.Key == "vcs.revision":
-				b.revision = s.Value
-			case s.Key == "vcs.modified" && s.Value == "true":
-				b.revision += " with changes"
-			}
-		}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
 	}
-	if version != "" {
-		b.version = version
+	b := build{cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), "unknown"} // (devel) in a working tree
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			b.revision = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			b.revision += " with changes"
+		}
 	}
 	return b
 }
@@ -917,7 +915,7 @@ func (f *flags) checkSources() {
 		}
 		doubts := line.doubts()
 		if s.kind != "exec" {
-			doubts = unexpanded(s.target, s.kind == "http")
+			doubts = unexpanded(s.target[strings.LastIndexByte(s.target, '@')+1:], s.kind == "http")
 		}
 		for _, doubt := range doubts {
 			f.doubts = append(f.doubts, fmt.Sprintf("--%s %s: %s", s.kind, s.name, doubt))
@@ -1144,7 +1142,7 @@ func (c *config) setListen(text string) error {
 	case hasPath:
 		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
-		return errors.New("want an address like :9998, 127.0.0.1:9998 or unix:/run/re.sock")
+		return errors.New("want an address like :9998, 127.0.0.1:9998, [::1]:9998 or unix:/run/re.sock")
 	case !isPort(port, false):
 		return fmt.Errorf("the port %s is not a number from 0 to 65535", port)
 	case host == "0.0.0.0": // by "tcp" it would be IPv6 as well
