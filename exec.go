@@ -1454,7 +1454,7 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	case strings.ContainsAny(text, " \t\"'`"):
 		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
 	case strings.HasPrefix(text, "http") && strings.Contains(text, ":/") && afterScheme == "":
-		return nil, "", errors.New("two slashes belong after the scheme of a URL, as in http://localhost:9100/metrics")
+		return nil, "", errors.New("two slashes are missing: want a URL like http://localhost:9100/metrics")
 	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
 		if !strings.Contains(text, "/") {
 			text += "/metrics" // most likely
@@ -1464,10 +1464,8 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
 	case strings.Contains(afterHost, "@"):
 		return nil, "", errors.New("an @ after the host: write %40; in a password, %2F for /, %3F for ?, %23 for #")
-	case host[:min(1, len(host))] != "[" && strings.Count(host, ":") > 1:
-		return nil, "", errors.New("an IPv6 address in a URL needs brackets: http://[::1]:9100/metrics")
-	case strings.HasPrefix(host, "[") && strings.Contains(strings.ReplaceAll(host, "%25", ""), "%"):
-		return nil, "", errors.New("the zone in a URL begins with %25: http://[fe80::1%25eth0]:9100/metrics")
+	case strings.Count(host, ":") > 1 && (host[0] != '[' || strings.Contains(strings.ReplaceAll(host, "%25", ""), "%")):
+		return nil, "", errors.New("an IPv6 address in a URL is written like [::1], with a zone like [fe80::1%25eth0]")
 	case len(port) < len(host) && !isPort(port, true):
 		return nil, "", errors.New("the port in the URL is not a number from 0 to 65535")
 	case err != nil && strings.Contains(text, "$"):

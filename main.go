@@ -656,10 +656,15 @@ func (f *flags) readArgs(args []string) {
 // stray keeps the fault of a word that belongs to no flag, with the one before it. The word is
 // shown unless it may be a piece of something secret.
 func (f *flags) stray(i int, arg string, before *option) {
-	word, wrong := "", cmp.Or(strays[arg], "is not a flag; a value with blanks needs quotes")
+	word, wrong := "", "is not a flag; a value with blanks needs quotes"
 	_, missing := os.Lstat(arg)
 	switch {
-	case strays[arg] != "":
+	case arg == "":
+		wrong = "is empty: is a variable not set?"
+	case arg == ownName:
+		wrong = "is the name of the program: in a container, its entrypoint may be there already"
+	case arg == "help" || arg == "version":
+		wrong = "is not a flag: write --" + arg
 	case strings.HasPrefix(arg, "–") || strings.HasPrefix(arg, "—"):
 		wrong = "begins with a long dash: write --"
 	case before == nil:
@@ -672,14 +677,6 @@ func (f *flags) stray(i int, arg string, before *option) {
 		}
 	}
 	f.fault("argument %d%s %s", i+1, word, wrong)
-}
-
-// strays are words that are seen between flags, and why.
-var strays = map[string]string{
-	"":        "is empty: is a variable not set?",
-	"help":    "is not a flag: write --help",
-	"version": "is not a flag: write --version",
-	ownName:   "is the name of the program: in a container, its entrypoint may be there already",
 }
 
 // foreign are flags that other exporters have, with a dot between words, and what serves instead.
