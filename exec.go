@@ -2006,7 +2006,7 @@ func unexpanded(text string, star bool) []string {
 	switch {
 	case strings.Contains(text, "~/"):
 		return []string{"nothing expands ~ here"}
-	case variable != "":
+	case variable != "" && (isBareLabel([]byte(variable[:1])) || strings.ContainsAny(variable[:1], "{(")):
 		return []string{"nothing expands $ here"}
 	case star && strings.Contains(text, "*"):
 		return []string{"nothing expands * here"}
