@@ -187,13 +187,40 @@ type fileTime struct {
 // failure is why a fetch failed.
 type failure struct {
 	reason string // as in reverse_exporter_source_failures_total
-	err    error  // for the log and the page at /
+	err    error
+	hint   string // what to do about it, with NAME for the source until the fetch has finished
 	detail string // for the log only
 }
 
 // fail returns a failure of the reason.
 func fail(reason, format string, args ...any) *failure {
-	return &failure{reason: reason, err: fmt.Errorf(format, args...)}
+	return &failure{reason: reason, err: fmt.Errorf(format, args...), hint: hints[reason]}
+}
+
+// advise gives the failure a hint that knows more than its reason, unless it is empty.
+func (f *failure) advise(hint string) *failure {
+	f.hint = cmp.Or(hint, f.hint)
+	return f
+}
+
+// String returns the error and what to do about it.
+func (f *failure) String() string { return strings.TrimSuffix(f.err.Error()+"; "+f.hint, "; ") }
+
+// hints say what to do about a failure of which no more is known than the reason.
+var hints = map[string]string{
+	"connect":      "is it running? Is the address right? (in a container, localhost is the container)",
+	"tls":          "is the certificate valid today, for this host name, and by a CA that --ca-file NAME:FILE names?",
+	"status":       "its own log may say why",
+	"content_type": "is the path right? Most exporters have their metrics at /metrics",
+	"encoding":     "a proxy between the two may compress, or say that it does",
+	"read":         "it closed the connection too early: its own log may say why",
+	"too_large":    "has one of its labels got too many values? If so much is right: --max-bytes NAME:SIZE",
+	"timeout":      "is it overloaded? If it needs longer: --timeout NAME:DURATION, and a longer scrape_timeout",
+	"parse":        "promtool check metrics says more about what it delivers",
+	"exit":         "the log has what it wrote to standard error; if its status is no failure: --any-exit NAME",
+	"start":        "is it installed here, and may this user run it?",
+	"file":         "does the job that writes it still run, and may this user read it?",
+	"internal":     "please report it, with what the log says",
 }
 
 // ---- The waterfall
@@ -256,7 +283,7 @@ type ticket struct {
 
 // Results of scrapes that get none.
 var (
-	late    = &result{failure: fail("timeout", "no result before the deadline of the scrape")}
+	late    = &result{failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout")}
 	queued  = &result{failure: fail("busy", "still waiting for its turn at the deadline of the scrape")}
 	hurried = &result{failure: fail("busy", "less than %v to the deadline of the scrape", leastTime)}
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
@@ -509,7 +536,7 @@ func recovered(r *result, do func() *failure) (f *failure) {
 
 // timedOut returns the failure of a fetch that took longer than --timeout.
 func (w *waterfall) timedOut() *failure {
-	return fail("timeout", "not done within %v, see --timeout", w.timeout)
+	return fail("timeout", "not done within %v", w.timeout)
 }
 
 // finish makes the outcome of a fetch known, once. It counts unless its scrapers left or life ends.
@@ -520,6 +547,9 @@ func (w *waterfall) finish(f *fetch, r *result) {
 		return
 	}
 	f.ended = true
+	if r.failure != nil {
+		r.failure.hint = strings.ReplaceAll(r.failure.hint, "NAME", w.name)
+	}
 	if f.expired {
 		r.bodies, r.failure = nil, late.failure
 	}
@@ -939,7 +969,7 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	case errors.Is(err, errTooMuch) && r.budget != nil && r.budget.left()+r.drawn < r.budget.most:
 		return fail("busy", "results with other arguments take all the memory that there is for them")
 	}
-	return in.readFailure(err)
+	return in.readFailure(err, max(r.bytes, b.size))
 }
 
 // budget bounds the memory of the results of a source that are in flight or kept. Nil has no bound.
@@ -997,15 +1027,14 @@ func (b *body) Read(p []byte) (int, error) {
 	if n > 0 {
 		b.last = p[n-1]
 	}
-	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' {
+	if b.untilClose && err == io.EOF && b.n > 0 && b.last != '\n' && b.last != 0 { // as in files.read
 		err = errNoNewline
 	}
 	return n, err
 }
 
 // errNoNewline is the failure of a body that may have been cut short.
-var errNoNewline = errors.New("the body lacks its last newline, and only the end of the connection ends it:" +
-	" it may be cut short")
+var errNoNewline = errors.New("its last newline is missing, and only the end of the connection ends it")
 
 // byteOrderMark is what Windows programs put at the beginning of UTF-8 text.
 const byteOrderMark = "\ufeff"
@@ -1017,26 +1046,19 @@ func withoutMark(src io.Reader) io.Reader {
 	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
 }
 
-// tooLarge says what to do about too large a body.
-func (c *sourceConfig) tooLarge(err error) *failure {
-	return fail("too_large", "%w; if it is right: --max-bytes %s:SIZE", err, c.name)
-}
-
-// readFailure says why a body could not be taken.
-func (c *sourceConfig) readFailure(err error) *failure {
+// readFailure says why a body, of size bytes as far as is known, could not be taken.
+func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	var fault *syntaxError
 	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
-		return c.tooLarge(err)
-	case errors.Is(err, errNoNewline):
-		return &failure{reason: "read", err: err}
+		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err, float64(c.maxBytes)/(1<<20), float64(size)/(1<<20))
 	case errors.As(err, &fault):
-		return &failure{reason: "parse", err: err}
+		return fail("parse", "%w", err)
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
 		return fail("encoding", "the body is not whole gzip, as its header says: %w", err)
 	}
-	return fail("read", "failed to read the body to its end: %w", err)
+	return fail("read", "failed to read the body to its end: %w", withoutURL(err))
 }
 
 // endsOpenMetrics reports whether the last line that is not blank is # EOF. That makes a body without
@@ -1205,6 +1227,8 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	if token := e.token.Load(); token != nil {
 		header.Set("Authorization", "Bearer "+*token)
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	req := (&http.Request{Method: "GET", URL: &u, Header: header, Host: header.Get("Host")}).WithContext(ctx)
 	client := http.Client{Transport: e.transport.Load(), CheckRedirect: stayThere}
 	resp, err := client.Do(req)
@@ -1212,30 +1236,68 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		return e.failure(err)
 	}
 	defer resp.Body.Close()
-	hint := ""
-	switch code := resp.StatusCode; {
-	case code == http.StatusOK:
+	if resp.StatusCode == http.StatusOK {
 		return e.read(ctx, r, resp)
-	case code == http.StatusUnauthorized, code == http.StatusForbidden:
-		hint = fmt.Sprintf("; give a password in the URL, --bearer-token-file %s:FILE or --header %[1]s:@FILE", e.name)
-	case code == http.StatusNotFound:
-		hint = ": is the path right?"
-	case code == http.StatusBadRequest && e.url.Scheme == "http":
-		hint = "; if it wants TLS, write https://"
 	}
-	return fail("status", "the exporter answered %d %s%s", resp.StatusCode, http.StatusText(resp.StatusCode), hint)
+	defer time.AfterFunc(time.Second, cancel).Stop() // a reason is not worth a longer wait
+	return statusFailure(resp)
+}
+
+// statusFailure says what an exporter answered instead of metrics, with the first line of it.
+func statusFailure(resp *http.Response) *failure {
+	code, hint := resp.StatusCode, cmp.Or(statusHints[resp.StatusCode], statusHints[resp.StatusCode/100])
+	if strings.HasPrefix(resp.Header.Get("Www-Authenticate"), "Digest") {
+		hint = "it wants a Digest login, which is not supported"
+	}
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	line, _, _ := strings.Cut(strings.TrimSpace(string(text)), "\n")
+	said := strings.TrimSuffix(fmt.Sprintf(": %.80q", strings.TrimSpace(hide(line, resp.Request))), `: ""`)
+	return fail("status", "the exporter answered %d %s%s", code, http.StatusText(code), said).advise(hint)
+}
+
+// statusHints say what to do about a status, 4 being all others that begin with it.
+var statusHints = map[int]string{
+	4:   "if it wants a login: " + login,
+	400: "if it wants TLS, write https://; if it wants another host name: --header NAME:'Host: …'",
+	401: "log in with " + login,
+	403: "if it wants a login: " + login + "; if a client certificate: --cert-file NAME:FILE",
+	404: "is the path right?",
+	406: "ask for another format: --header NAME:'Accept: …'",
+}
+
+const login = "a password in the URL, --bearer-token-file NAME:FILE or --header NAME:@FILE"
+
+// hide returns a line that an exporter sent, without the secrets of the request that it may repeat.
+func hide(line string, request *http.Request) string {
+	open := []string{"Accept", "Accept-Encoding", "Host", "User-Agent", timeoutHeader}
+	_, password, _ := request.BasicAuth()
+	for key, values := range request.Header {
+		_, token, _ := strings.Cut(values[0], " ")
+		for _, secret := range append([]string{password, token}, values...) {
+			if len(secret) > 3 && !slices.Contains(open, key) { // a shorter one is in many texts
+				line = strings.ReplaceAll(line, secret, "…")
+			}
+		}
+	}
+	return line
 }
 
 // read reads the body of an answer.
 func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *failure {
-	mediaType := strings.ToLower(strings.TrimSpace(resp.Header.Get("Content-Type")))
-	parameters := strings.TrimLeft(mediaType, wordBytes+"/+") // many are broken
-	mediaType = strings.TrimSuffix(mediaType, parameters)
-	format := formats[mediaType]
+	contentType := strings.TrimSpace(resp.Header.Get("Content-Type"))
+	begin := func(text string) string { // parameters are broken in many ways
+		return strings.ToLower(text[:len(text)-len(strings.TrimLeft(text, wordBytes+"/+"))])
+	}
+	format, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
+	_, version, _ := strings.Cut(contentType, "version=")
+	version = begin(strings.Trim(version, `"`))
 	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
 	case format == "protobuf":
-		return fail("content_type", "the exporter answered %s, which it was not asked for", mediaType)
+		return fail("content_type", "the exporter answered %s, which it was not asked for", shown)
+	case format == "OpenMetrics" && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
+		return fail("content_type", "the exporter answered OpenMetrics %s: only 1.0.0 and 0.0.1 are known",
+			hide(version, resp.Request)).advise("--header NAME:'Accept: text/plain' asks for text")
 	case unreadable != "":
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
@@ -1246,7 +1308,7 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		// The limit of compressed bytes ends an endless run of empty gzip members.
 		z, err := gzip.NewReader(&body{ctx: ctx, src: resp.Body, limit: 2 * e.maxBytes})
 		if err != nil {
-			return e.readFailure(err)
+			return e.readFailure(err, 0)
 		}
 		in.src = z
 	}
@@ -1256,9 +1318,9 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		return f
 	case f == nil && r.samples() == 0:
 		r.bodies = nil
-		return fail("content_type", "the exporter answered %s, without a sample: is the path right?", mediaType)
+		return fail("content_type", "the exporter answered %s, without a sample", shown)
 	case f != nil && (f.reason == "parse" || errors.Is(f.err, errNoNewline)):
-		return fail("content_type", "the exporter answered %s: is the path right? %w", mediaType, f.err)
+		return fail("content_type", "the exporter answered %s: %w", shown, f.err)
 	}
 	return f
 }
@@ -1308,35 +1370,49 @@ func (e *exporter) failure(err error) *failure {
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsTimeout:
-		return fail("connect", "lookup %s: no answer", dns.Name)
+		return fail("connect", "lookup %s: no answer", dns.Name).advise("does the name server answer?")
 	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
-		return &failure{reason: "connect", err: err}
+		return fail("connect", "%w", err)
 	// That of the system is another.
 	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
-		return fail("timeout", "not done within %v, see --timeout", e.timeout)
+		return fail("timeout", "not done within %v", e.timeout)
 	case errors.Is(err, errRedirect):
-		return &failure{reason: "status", err: err}
+		return fail("status", "%w", err).advise("is that a login page?")
 	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
-		return fail("tls", "the exporter does not speak TLS")
+		return fail("tls", "the exporter does not speak TLS").advise("write http://")
 	case errors.As(err, &unknown):
-		return fail("tls", "%w; give its CA: --ca-file %s:FILE", err, e.name)
-	case errors.As(err, &otherName) && e.serverName == "":
-		return fail("tls", "%w; give the name that is in it: --server-name %s:HOST", err, e.name)
+		return fail("tls", "%w", err).advise("give its CA: --ca-file NAME:FILE")
+	case errors.As(err, &otherName) && len(otherName.Certificate.DNSNames)+len(otherName.Certificate.IPAddresses) == 0:
+		return fail("tls", "%w", err).advise("it needs a subject alternative name (SAN); until then: --insecure NAME")
+	case errors.As(err, &otherName):
+		return fail("tls", "%w", err).advise("give the name that is in it: --server-name NAME:HOST")
 	case errors.As(err, &cert):
-		return &failure{reason: "tls", err: err}
+		return fail("tls", "%w", err)
 	// With TLS 1.3 the alert about a missing certificate comes with the first read.
-	case errors.As(err, &op) && op.Op == "remote error" && e.certFile == "":
-		return fail("tls", "%w; if it wants a client certificate: --cert-file %s:FILE", op, e.name)
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
-		return &failure{reason: "tls", err: op}
+		return fail("tls", "%w", op).advise("if it wants a client certificate, or another: --cert-file NAME:FILE")
 	case errors.As(err, &op), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-		return fail("read", "failed to read the answer: %w", err)
+		return fail("read", "failed to read the answer: %w", err).advise(otherProtocols[e.url.Scheme])
 	}
-	return fail("read", "the answer is not valid HTTP, or its headers are too long")
+	_, begin, _ := strings.Cut(err.Error(), `malformed HTTP response "`)
+	return fail("read", "the answer is not valid HTTP, or its headers are too long").
+		advise(otherProtocols[begin[:min(8, len(begin))]])
 }
 
-// withoutURL removes the URL from the error of a request: it may hold secrets.
+// otherProtocols say what may be spoken when a URL of the scheme gets no answer, or one that begins so.
+var otherProtocols = map[string]string{
+	"http":     "if it wants TLS, write https://",
+	`\x15\x03`: "it wants TLS: write https://",
+	"https":    "if it speaks HTTP/2 only: that is not supported",
+	`\x00\x00`: "it speaks HTTP/2 only, which is not supported",
+}
+
+// withoutURL removes from the error of a request the URL, which may hold secrets, and the port of this
+// side, with which the same error would be another each time.
 func withoutURL(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok {
+		op.Source = nil
+	}
 	if withURL, ok := errors.AsType[*url.Error](err); ok {
 		return withURL.Err
 	}
@@ -1389,7 +1465,8 @@ func stayThere(req *http.Request, via []*http.Request) error {
 	case req.URL.Scheme != first.URL.Scheme,
 		!strings.EqualFold(host, first.URL.Hostname()) && !strings.EqualFold(host, named.Hostname()),
 		port != effectivePort(first.URL) && port != effectivePort(named):
-		return fmt.Errorf("%w to another scheme, host or port", errRedirect)
+		return fmt.Errorf("%w to another scheme, host or port: %s://%.80s", errRedirect, req.URL.Scheme,
+			hide(req.URL.Host+req.URL.EscapedPath(), first))
 	case len(via) >= 10:
 		return fmt.Errorf("%w after ten others", errRedirect)
 	}
@@ -1585,10 +1662,11 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	var failed *failure
 	switch {
 	case errors.Is(err, errTooLarge):
-		return fs.tooLarge(err)
+		return fail("too_large", "%w", err)
 	case err != nil:
-		failed = &failure{reason: "file", err: err}
+		failed = fail("file", "%w", err)
 	}
+	more := 0 // that failed
 	for i, name := range names {
 		if ctx.Err() != nil {
 			failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", len(names)-i))
@@ -1597,7 +1675,13 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 		part := fs.readApart(ctx, r, name)
 		r.bodies, r.files = append(r.bodies, part.bodies...), append(r.files, part.files...)
 		r.bytes, r.held = part.bytes, part.held
+		if failed != nil && part.failure != nil {
+			more++
+		}
 		failed = cmp.Or(failed, part.failure)
+	}
+	if more > 0 {
+		failed.err = fmt.Errorf("%w; and %d more", failed.err, more)
 	}
 	return failed
 }
@@ -1706,7 +1790,7 @@ const meta = `*?[\`
 func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	file, before, err := openRegular(name, "/*.prom")
 	if err != nil {
-		return &failure{reason: "file", err: err}
+		return fail("file", "%w", err)
 	}
 	defer file.Close()
 	shown := name
@@ -1719,7 +1803,8 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	n, _ := file.ReadAt(end, before.Size()-int64(len(end)))
 	end = end[:n]
 	openMetrics := endsOpenMetrics(end)
-	if len(end) > 0 && end[len(end)-1] != '\n' && !openMetrics {
+	// Gzip and UTF-16 end in a NUL byte: the parser knows them.
+	if len(end) > 0 && end[len(end)-1] != '\n' && end[len(end)-1] != 0 && !openMetrics {
 		return fail("file", "%s does not end in a newline: it may be half written", name)
 	}
 	if f := fs.intake.read(r, &body{ctx: ctx, src: file, size: before.Size()}, openMetrics); f != nil {
@@ -2104,7 +2189,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 
 	switch {
 	case int64(len(body)) > c.maxBytes:
-		return body, c.tooLarge(errTooLarge)
+		return body, c.readFailure(errTooLarge, int64(len(body)))
 	case killed:
 		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit != nil):
@@ -2207,6 +2292,8 @@ func checkProgram(name string) error {
 		return errors.New("there is no such program in PATH")
 	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
 		return fmt.Errorf("it is not executable: chmod +x %s", name)
+	case errors.Is(err, os.ErrPermission) && statErr == nil:
+		return errors.New("permission denied: may this user run it, or is its file system mounted noexec?")
 	}
 	return rootCause(err)
 }
@@ -2235,7 +2322,7 @@ type status struct {
 	failures    map[string]uint64 // by reason
 	lastSuccess time.Time
 	last        lastFetch
-	state       string // that it showed: "up" or a reason, "" before the first
+	state       string // that it showed: "up" or a reason and its error, "" before the first
 
 	since           time.Time // when the fetches of last's outcome, good or bad, began; zero before the first
 	lastFailure     *failure  // of a fetch with default arguments; nil before the first
@@ -2267,8 +2354,11 @@ func (st *status) count(standard bool, r *result) (changes int) {
 	st.fetches++
 	before, state := st.state, "up"
 	if r.failure != nil {
-		state = r.failure.reason
-		st.addFailure(state)
+		state = r.failure.reason + " " + r.failure.err.Error()
+		for _, varies := range []string{`"`, " (", "line ", "current time", "read udp"} { // from there on
+			state, _, _ = strings.Cut(state, varies)
+		}
+		st.addFailure(r.failure.reason)
 	} else {
 		st.lastSuccess = r.end
 	}
@@ -2315,6 +2405,9 @@ func logFetch(log *slog.Logger, r *result, changes int) {
 		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
 			log = log.With("stderr", detail)
 		}
+		log = log.With("hint", f.hint)
+	} else if changes > 0 && r.samples() == 0 {
+		log = log.With("samples", 0)
 	}
 	switch {
 	case changes > 1:

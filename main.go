@@ -1742,7 +1742,7 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 	var lines []string
 	for i, s := range sources {
 		if f := results[i].failure; f != nil && (empty || s.require) {
-			lines = append(lines, fmt.Sprintf("down: %s: %s: %s", s.name, f.reason, printable(f.err.Error())))
+			lines = append(lines, fmt.Sprintf("down: %s: %s: %s", s.name, f.reason, printable(fmt.Sprint(f))))
 		}
 	}
 	return strings.Join(lines, "\n")
@@ -2197,27 +2197,10 @@ func (r row) appendFailure(dst []byte) []byte {
 		dst = fmt.Appendf(dst, "failed %s: ", ago(r.lastFailureTime))
 	}
 	dst = fmt.Appendf(dst, "<b>%s:</b> %s", f.reason, escapeHTML.Replace(f.err.Error()))
-	if todo, ok := advice[f.reason]; ok && r.state == isDown {
-		dst = fmt.Appendf(dst, " <i>→ %s</i>", strings.ReplaceAll(todo, "NAME", r.name))
+	if f.hint != "" && r.state == isDown {
+		dst = fmt.Appendf(dst, " <i>→ %s</i>", escapeHTML.Replace(f.hint))
 	}
 	return dst
-}
-
-// advice says what to do about a failure, by its reason, with NAME for the source.
-var advice = map[string]string{
-	"connect":      "is it running? Is the address right? (in a container, localhost is the container)",
-	"tls":          "is the certificate valid today, for this host name, and by a CA that --ca-file NAME:FILE names?",
-	"status":       "its own log may say why; a password or token is given by --header NAME:@FILE",
-	"content_type": "most exporters have their metrics at /metrics",
-	"encoding":     "a proxy between the two may compress, or say that it does",
-	"read":         "it closed the connection too early: its own log may say why",
-	"too_large":    "has one of its labels got too many values?",
-	"timeout":      "is it overloaded? If it needs longer: --timeout NAME:DURATION, and a longer scrape_timeout",
-	"parse":        "promtool check metrics says more about what it delivers",
-	"exit":         "the log has what it wrote to standard error",
-	"start":        "is it installed here, and may this user run it?",
-	"file":         "does the job that writes it still run, and may this user read it?",
-	"internal":     "please report it, with what the log says",
 }
 
 // unmerged lists, in HTML, what could not be merged as it came when each endpoint was last

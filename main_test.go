@@ -749,18 +749,16 @@ func storedOf(body string, openMetrics bool, source string) direct {
 	suffixes := map[string][]string{"counter": {"", "_total", "_created"}, "gauge": {""}, "info": {"_info"}, "stateset": {""},
 		"histogram": {"", "_bucket", "_sum", "_count", "_created"}, "summary": {"", "_sum", "_count", "_created"}}
 	family, kind := "", ""
+	var told []string // TYPE and UNIT of the family
 	for text := range strings.Lines(body) {
 		text = strings.TrimSuffix(text, "\n")
 		words := strings.Fields(text)
 		switch {
 		case strings.HasPrefix(text, "# TYPE "):
-			family, kind = words[2], words[3]
-			if kind != "untyped" && kind != "unknown" {
-				d.metadata[text] = true
-			}
+			family, kind, told = words[2], words[3], []string{text}
 			continue
 		case strings.HasPrefix(text, "# UNIT "):
-			d.metadata[text] = true
+			told = append(told, text)
 			continue
 		case strings.HasPrefix(text, "#"), text == "":
 			continue
@@ -769,6 +767,9 @@ func storedOf(body string, openMetrics bool, source string) direct {
 		s := sampleOf{source: source, name: m[1], exemplar: m[5]}
 		suffix, isOwn := strings.CutPrefix(m[1], family)
 		s.typed = isOwn && slices.Contains(suffixes[kind], suffix)
+		for _, line := range told {
+			d.metadata[line] = d.metadata[line] || s.typed
+		}
 		var labels, stored []string
 		for _, l := range label.FindAllStringSubmatch(m[2], -1) {
 			value := l[2]
@@ -1066,7 +1067,7 @@ func TestReadFaults(t *testing.T) {
 	empty := func(n emptyReads) io.Reader { return &n }
 	broken := iotest.ErrReader(errors.New("broken"))
 	far := strings.Repeat("a{b=\"c\nd\"} 1\n\n", windowSize)
-	farFault := fmt.Sprintf("line %d, column 4: expected a number as the value", 3*windowSize+2)
+	farFault := fmt.Sprintf("line %d, column 4: \"\\\"} x\": expected a number as the value", 3*windowSize+2)
 	for i, c := range []struct {
 		fault string
 		body  []io.Reader
@@ -2173,7 +2174,7 @@ func TestAddresses(t *testing.T) {
 	}
 	known = nil
 	p.exporters[0].reconnect()
-	wantContains(t, get(t, p, "/metrics").Body.String(), "down: x: connect: lookup many.test: no answer\n")
+	wantContains(t, get(t, p, "/metrics").Body.String(), "down: x: connect: lookup many.test: no answer; does the name server answer?\n")
 }
 
 // TestSilentHandshake ends a fetch of an exporter that says nothing in the handshake of TLS.
@@ -2456,7 +2457,7 @@ func TestFlapping(t *testing.T) {
 		if n := scrapes(40, 20*time.Second); n != 6 {
 			t.Errorf("%d changes are logged after all is calm, want 6", n)
 		}
-		wantContains(t, log.String(), `msg="source is up" exporter_name=x unlogged_changes=54`)
+		wantContains(t, log.String(), `msg="source is up" exporter_name=x samples=0 unlogged_changes=54`)
 		if n := strings.Count(log.String(), "longer than the deadline"); n != 1 {
 			t.Errorf("a --timeout that is too long is logged %d times:\n%s", n, log)
 		}
@@ -2578,9 +2579,9 @@ func TestAsIfScrapedDirectly(t *testing.T) {
 		}
 		told := storedOf(pageText(exact), f.openMetrics, "").metadata
 		for i, d := range all {
-			for line := range d.metadata {
+			for line, hasSamples := range d.metadata {
 				isStart := strings.Contains(line, "_created ") // of text, under a type that has start times
-				if !told[line] && len(exact.pairs) == 0 && !isStart {
+				if hasSamples && !told[line] && len(exact.pairs) == 0 && !isStart {
 					t.Errorf("source %d: not on the page: %s", i, line)
 				}
 			}
@@ -3671,7 +3672,7 @@ func TestOverviewRecovery(t *testing.T) {
 func TestOverviewAdvice(t *testing.T) {
 	for kind, all := range reasons {
 		for _, reason := range all {
-			if advice[reason] == "" && reason != "busy" {
+			if hints[reason] == "" && reason != "busy" {
 				t.Errorf("nothing is said about %s of a source of kind %s", reason, kind)
 			}
 		}

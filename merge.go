@@ -172,8 +172,8 @@ func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 		}
 		full := slices.DeleteFunc(slices.Clone(g), isEmpty)
 		t := full.types().agreed()
-		for _, p := range g {
-			t = cmp.Or(t, p.metricType)
+		if len(full) == 0 {
+			t = g[0].metricType
 		}
 		g = slices.DeleteFunc(g, func(p *part) bool {
 			return isEmpty(p) && (strict || p.metricType != untyped && p.metricType != t)
@@ -191,12 +191,15 @@ func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 // addEmpty adds families without samples, but for those whose name another one has in metadata or
 // claims: for the OpenTelemetry receiver they would end it.
 func (m *merged) addEmpty(empty []group) {
-	known := m.groups
+	known, names := m.groups, map[string]bool{}
+	for _, g := range known {
+		names[string(g.name())] = true
+		for _, p := range g {
+			names[string(p.text(p.base()))] = true
+		}
+	}
 	for _, g := range empty {
-		_, found := find(known, g.name())
-		i, isTotal := find(known, append(slices.Clone(g.name()), "_total"...))
-		isHelp := isTotal && g.types().agreed() == untyped && known[i][0].suffix > 0
-		if !found && !isHelp && claimer(known, g.name()) < 0 {
+		if !names[string(g[0].text(g[0].base()))] && claimer(known, g.name()) < 0 {
 			m.groups = append(m.groups, g)
 		}
 	}
@@ -219,6 +222,7 @@ const (
 	stays      verdict = iota
 	joins              // the family that claims the name
 	splits             // into untyped families, one for each sample name
+	disputes           // likewise, and that is told of the family whose name it claims
 	inConflict         // likewise, and that is told
 )
 
@@ -240,10 +244,8 @@ func judge(groups []group, f form) []verdict {
 		switch {
 		case c < 0:
 			continue
-		case t != untyped:
-			verdicts[i], verdicts[c] = inConflict, inConflict
-		case f.strict && g.contradicts(groups[c].types().agreed()):
-			verdicts[c] = inConflict
+		case t != untyped, f.strict && g.contradicts(groups[c].types().agreed()):
+			verdicts[i], verdicts[c] = inConflict, max(verdicts[c], disputes)
 		}
 		claims = append(claims, [2]int{i, c})
 	}
@@ -284,8 +286,17 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if verdicts[i] == inConflict {
-			m.note(typesDiffer, g)
+		if verdicts[i] >= disputes {
+			for _, source := range m.sourcesOf(g) {
+				m.conflicting[source]++
+			}
+		}
+		if c := claimer(m.groups, g.name()); verdicts[i] == inConflict {
+			with := g
+			if c >= 0 {
+				with = slices.Concat(m.groups[c], g)
+			}
+			m.pair(typesDiffer, with)
 		}
 		for _, p := range g {
 			switch {
@@ -325,7 +336,7 @@ func (p *part) joining() *part {
 
 // split returns the part as families without a type, one for each sample name.
 func (p *part) split(exact bool) []*part {
-	e := &exposition{openMetrics: p.body.openMetrics, telling: p.body.telling}
+	e := &exposition{openMetrics: p.body.openMetrics, cameAsText: p.body.cameAsText, telling: p.body.telling}
 	l := newLabeller(e, &addedLabels{})
 	l.rewrite(p.body, p.family, true, exact)
 	l.finish()
@@ -348,7 +359,7 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 			continue
 		}
 		m.groups[i] = distinct
-		m.note(sameSeries, g)
+		m.pair(sameSeries, g)
 		for rank, n := range repeats {
 			m.repeated[m.names[rank]] += n
 		}
@@ -432,25 +443,24 @@ type concern struct {
 	first    []string // a few of their names
 }
 
-// note keeps that a family could not be merged as it came. If several bodies have a type for it,
-// those are concerned; otherwise all are.
-func (m *merged) note(what discord, g group) {
+// sourcesOf returns the sources that are concerned by what a group cannot be merged for: if several
+// bodies have a type for it, those; otherwise all.
+func (m *merged) sourcesOf(g group) (sources []string) {
 	typed := slices.DeleteFunc(slices.Clone(g), func(p *part) bool { return p.metricType == untyped })
 	if len(typed) > 0 && typed[0].rank != typed[len(typed)-1].rank {
 		g = typed
 	}
-	var sources []string
 	for _, p := range g {
 		sources = append(sources, m.names[p.rank])
 	}
-	sources = slices.Compact(sources)
-	for i, source := range sources {
-		if what == typesDiffer {
-			m.conflicting[source]++
-		}
-		if i > 0 || len(sources) == 1 {
-			m.add(pair{what, sources[0], source}, string(g.name()))
-		}
+	return slices.Compact(sources)
+}
+
+// pair keeps which sources are at odds about a family.
+func (m *merged) pair(what discord, g group) {
+	sources := m.sourcesOf(g)
+	for _, other := range sources[min(1, len(sources)-1):] {
+		m.add(pair{what, sources[0], other}, string(g.name()))
 	}
 }
 
@@ -538,7 +548,12 @@ func (pg *page) free() {
 func (pg *page) addFamily(g group) {
 	if !pg.form.strict {
 		first := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.metricType != untyped }))]
-		apart := func(p *part) bool { return p.metricType != untyped && p.suffix != first.suffix }
+		isStartTime := pg.form.openMetrics && claimers("_created", true).has(first.metricType) &&
+			bytes.HasSuffix(g.name(), []byte("_created")) // for Prometheus, unless its type is unknown
+		apart := func(p *part) bool {
+			return p.metricType != untyped && p.suffix != first.suffix ||
+				isStartTime && p.metricType == untyped && p.body.cameAsText
+		}
 		if slices.ContainsFunc(g, apart) {
 			together := func(p *part) bool { return !apart(p) }
 			pg.addFamily(slices.DeleteFunc(slices.Clone(g), apart))
@@ -924,7 +939,7 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 
 // render renders a page once there is room for it.
 func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
-	if err := ps.makeRoom(ctx); err != nil {
+	if err := ps.makeRoom(ctx, want.client); err != nil {
 		return nil, err
 	}
 	results := want.newest()
@@ -942,9 +957,11 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	return sp, nil
 }
 
-// makeRoom waits until there is room for a page. It fails if ctx ends.
-func (ps *pages) makeRoom(ctx context.Context) error {
-	for wait := ps.cutOne(); wait > 0; wait = ps.cutOne() {
+// makeRoom waits until there is room for a page of a client, for readTime at most: others wait for
+// the turn. It fails if ctx ends.
+func (ps *pages) makeRoom(ctx context.Context, client string) error {
+	begin := time.Now()
+	for wait := ps.cutOne(client, begin); wait > 0; wait = ps.cutOne(client, begin) {
 		select {
 		case <-ps.freed:
 		case <-time.After(wait):
@@ -957,8 +974,8 @@ func (ps *pages) makeRoom(ctx context.Context) error {
 
 // cutOne cuts off the readers of a page if there is no room for another one: of the client that
 // reads most pages, and of these of the one that has not been read for longest. It returns how
-// long that has to wait if it was read just now.
-func (ps *pages) cutOne() (wait time.Duration) {
+// long a client that reads as many, and has waited since begin, has to wait if that was read just now.
+func (ps *pages) cutOne(client string, begin time.Time) (wait time.Duration) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	size := 0
@@ -982,7 +999,9 @@ func (ps *pages) cutOne() (wait time.Duration) {
 	first := slices.MinFunc(ps.alive, func(a, b *sharedPage) int {
 		return cmp.Or(cmp.Compare(least(b), least(a)), a.read.Compare(b.read))
 	})
-	if wait = readTime - time.Since(first.read); wait <= 0 {
+	wait = readTime - max(time.Since(first.read), time.Since(begin))
+	if wait <= 0 || least(first) > held[client]+1 {
+		wait = 0
 		first.cut()
 		ps.alive = slices.DeleteFunc(ps.alive, func(sp *sharedPage) bool { return sp == first })
 	}
