@@ -130,6 +130,13 @@ func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	return s
 }
 
+// takes reports whether a scraper chooses a value of the URL parameter.
+func (s *source) takes(name string) bool {
+	c, isCommand := s.fetcher.(*command)
+	return slices.Contains(s.params, "*") || slices.Contains(s.params, name) ||
+		isCommand && slices.ContainsFunc(c.params, func(p param) bool { return p.name == name })
+}
+
 // result is what one fetch yields. It does not change once a scrape can see it.
 type result struct {
 	bodies  []*exposition // in order; empty if all of it failed
@@ -721,6 +728,13 @@ func (t *turn) join(client string) (*waiter, error) {
 		t.next()
 	}
 	return own, nil
+}
+
+// length returns how many wait.
+func (t *turn) length() int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return len(t.waiting)
 }
 
 // leave takes a waiter out of the line. One that is not in it has the turn, which is passed on.
@@ -1509,9 +1523,19 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	u, err = url.Parse(text)
 	_, afterScheme, _ := strings.Cut(text, "://")
 	afterHost := strings.TrimLeftFunc(afterScheme, func(c rune) bool { return !strings.ContainsRune("/?#", c) })
+	host := strings.TrimSuffix(afterScheme, afterHost)
+	host = host[strings.LastIndexByte(host, '@')+1:]
+	port := host[strings.LastIndexAny(host, "]:")+1:]
+	_, query, _ := strings.Cut(text, "?")
 	switch {
+	case strings.ContainsAny(text, "\r\n"):
+		return nil, "", errors.New("the URL holds a newline: does it come from a file?")
+	case strings.Contains(strings.TrimSuffix(query, `"`), `"`):
+		return nil, "", errors.New(`a quote in the query of the URL: write %22 for "`)
 	case strings.ContainsAny(text, " \t\"'`"):
 		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
+	case strings.HasPrefix(text, "http") && strings.Contains(text, ":/") && afterScheme == "":
+		return nil, "", errors.New("two slashes are missing: want a URL like http://localhost:9100/metrics")
 	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
 		if !strings.Contains(text, "/") {
 			text += "/metrics" // most likely
@@ -1521,6 +1545,12 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
 	case strings.Contains(afterHost, "@"):
 		return nil, "", errors.New("an @ after the host: write %40; in a password, %2F for /, %3F for ?, %23 for #")
+	case strings.Count(host, ":") > 1 && (host[0] != '[' || strings.Contains(strings.ReplaceAll(host, "%25", ""), "%")):
+		return nil, "", errors.New("an IPv6 address in a URL is written like [::1], with a zone like [fe80::1%25eth0]")
+	case len(port) < len(host) && !isPort(port, true):
+		return nil, "", errors.New("the port in the URL is not a number from 0 to 65535")
+	case err != nil && strings.Contains(text, "$"):
+		return nil, "", errors.New("this is not a URL: nothing expands $ here")
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
@@ -2032,6 +2062,45 @@ func (c *commandLine) needs() string {
 		}
 	}
 	return ""
+}
+
+// doubts says what is likely not meant: braces of labels, of awk or of a template, and what only a
+// shell expands, unless it is in a word with blanks, which may be a script.
+func (c *commandLine) doubts() (doubts []string) {
+	name, _, _ := strings.Cut(c.program, " ") // what follows may be secret
+	for _, word := range c.words {
+		for _, p := range c.params {
+			before, _, found := strings.Cut(word, p.spelled[0])
+			before = before[strings.LastIndexAny(before, " \t\n")+1:]
+			isScript := strings.HasSuffix(name, "awk") && p.choices == nil
+			if found && !p.listed && (isScript || isBareLabel([]byte(before))) {
+				doubts = append(doubts, fmt.Sprintf("%s is a placeholder for the URL parameter %s; "+
+					"literal braces are {%[1]s}", p.spelled[0], p.name))
+			}
+		}
+		_, template, _ := strings.Cut(strings.ReplaceAll(word, "{{{{", ""), "{{.")
+		if template, _, found := strings.Cut(template, "}}"); found {
+			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", name, template))
+		}
+		if !strings.ContainsAny(word, " \t\n") {
+			doubts = append(doubts, unexpanded(word, strings.Contains(word, "/"))...)
+		}
+	}
+	return doubts
+}
+
+// unexpanded says that a text holds what only a shell expands: a ~, a $, or with star a *.
+func unexpanded(text string, star bool) []string {
+	_, variable, _ := strings.Cut(text, "$")
+	switch {
+	case strings.Contains(text, "~/"):
+		return []string{"nothing expands ~ here"}
+	case variable != "" && (isBareLabel([]byte(variable[:1])) || strings.ContainsAny(variable[:1], "{(")):
+		return []string{"nothing expands $ here"}
+	case star && strings.Contains(text, "*"):
+		return []string{"nothing expands * here"}
+	}
+	return nil
 }
 
 // arguments returns the values that the parameters take from a query.

@@ -67,42 +67,31 @@ type build struct{ version, revision string }
 
 // readBuild reads the build's own information.
 func readBuild() build {
-	b := build{"unknown", "unknown"}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		b.version = strings.Trim(info.Main.Version, "()") // (devel) in a working tree
-		for _, s := range info.Settings {
-			switch {
-			case s.Key == "vcs.revision":
-				b.revision = s.Value
-			case s.Key == "vcs.modified" && s.Value == "true":
-				b.revision += " with changes"
-			}
-		}
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		info = &debug.BuildInfo{}
 	}
-	if version != "" {
-		b.version = version
+	b := build{cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), "unknown"} // (devel) in a working tree
+	for _, s := range info.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			b.revision = s.Value
+		case s.Key == "vcs.modified" && s.Value == "true":
+			b.revision += " with changes"
+		}
 	}
 	return b
 }
 
-// printVersion prints what the program was built from.
-func printVersion(stdout io.Writer) int {
-	b := readBuild()
-	fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
-		b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
-	return 0
-}
-
 const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
-one scrape target: one port, one /metrics, told apart by the label exporter_name.
+one scrape target: one port, one /metrics, and the label exporter_name.
 
 Examples:
-  reverse_exporter --http node=http://localhost:9100/metrics --http pg=http://localhost:9187/metrics
-  reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs='/usr/local/bin/certs --days 30'
-  reverse_exporter --exec smart='smart.sh {disk=sda|sdb}' --timeout smart:30s --max-age smart:5m
+  reverse_exporter --http node=http://localhost:9100 --http pg=http://pg:9187
+  reverse_exporter --file cron='/var/lib/metrics/*.prom' --exec up='up --all'
+  reverse_exporter --exec smart='smart.sh {disk=sda|sdb}' --max-age smart:5m
   reverse_exporter --once --http node=http://localhost:9100/metrics
-  printf %s "$PASSWORD" | reverse_exporter --hash-password
-  CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics", "--label", "site=hel1"]
+  CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics"]
       (in a Dockerfile, where nothing expands $VAR)
 `
 
@@ -111,84 +100,78 @@ Examples:
 func options(c *config, s *sourceConfig) []option {
 	return []option{
 		{help: "Sources, repeatable; NAME becomes the value of exporter_name:"},
-		{"http", "NAME=URL", "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics",
-			func(url string) error { _, _, err := parseURL(url); return err }, ""},
+		{"http", "NAME=URL", "an exporter: http://, https:// or http://unix:/run/x.sock:/metrics; " +
+			"without a path it is /metrics", func(url string) error { _, _, err := parseURL(url); return err }, ""},
 		{"file", "NAME=PATTERN", "text files, read on every scrape; PATTERN may be a glob", checkPattern, ""},
-		{"exec", "NAME=COMMAND", "a command that prints metrics, run on demand without a shell;\n" +
+		{"exec", "NAME=COMMAND", "a command that prints metrics, run on demand without a shell; " +
 			"{x}, {x=default}, {x=one|other} take the URL parameter x",
 			func(line string) error { _, err := parseCommand(line); return err }, ""},
 
 		{help: "Options; with NAME: for one source, without for all:"},
 		{"label", "[NAME:]KEY=VALUE", "add a label to every sample; repeatable", s.setLabel, ""},
-		{"timeout", "[NAME:]DURATION", "longest time a fetch may take (10s)",
-			asDuration(&s.timeout, time.Millisecond), ""},
+		{"timeout", "[NAME:]DURATION", "longest time a fetch may take (10s)", asDuration(&s.timeout, time.Millisecond), ""},
 		{"max-bytes", "[NAME:]SIZE", "largest body taken, as 512KiB, 32MiB (32MiB)", s.setMaxBytes, ""},
 		{"max-age", "[NAME:]DURATION", "serve a result again while it is younger (0)", asDuration(&s.maxAge, 0), ""},
-		{"interval", "NAME:DURATION", "fetch in the background, serve the last result",
-			asDuration(&s.interval, 100*time.Millisecond), ""},
-		{"parallel", "NAME:N", "runs of a command with different arguments that may go on at once (1)",
-			s.setParallel, "exec"},
+		{"interval", "NAME:DURATION", "fetch in the background", asDuration(&s.interval, 100*time.Millisecond), ""},
+		{"parallel", "NAME:N", "runs of a command with different arguments at once (1)", s.setParallel, "exec"},
 		{"drop", "[NAME:]PATTERN", "leave out the metric families that match, as go_*; repeatable", s.setDrop, ""},
 		{"path", "[NAME:]/PATH", "endpoint to be served on; repeatable (/metrics)", s.setPath, ""},
 		{"params", "NAME:LIST", "URL parameters forwarded to an http source, * for all",
 			func(list string) error { s.params = strings.Split(list, ","); return nil }, "http"},
-		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable;\n" +
+		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable; " +
 			"NAME:@FILE reads header lines from a file", s.setHeader, "http"},
-		{"bearer-token-file", "NAME:FILE", "send Authorization: Bearer with what the file holds",
-			asText(&s.tokenFile), "http"},
+		{"bearer-token-file", "NAME:FILE", "send what it holds as Authorization: Bearer", asText(&s.tokenFile), "http"},
 		{"ca-file", "NAME:FILE", "certificates that an https source is verified against", asText(&s.caFile), "https"},
 		{"cert-file", "NAME:FILE", "certificate that an https source is shown ...", asText(&s.certFile), "https"},
 		{"key-file", "NAME:FILE", "... and its key, if that is in another file", asText(&s.keyFile), "https"},
 		{"server-name", "NAME:HOST", "name in the certificate of an https source", asText(&s.serverName), "https"},
 		{"insecure", nameList, "do not verify the certificates of these", asSwitch(&s.insecure), "https"},
 		{"raw", nameList, "do not add exporter_name", asSwitch(&s.raw), ""},
-		{"any-exit", nameList, "take what these commands print whatever their exit status",
-			asSwitch(&s.anyExit), "exec"},
+		{"any-exit", nameList, "take what these commands print whatever their exit status", asSwitch(&s.anyExit), "exec"},
 		{"require", nameList, "answer 503 when one of these is down", asSwitch(&s.require), ""},
 
 		{help: "Server:"},
-		{"web.listen-address", "ADDR", ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998);\n" +
+		{"web.listen-address", "ADDR", ":9998, 127.0.0.1:9998, unix:/run/re.sock; repeatable (:9998); " +
 			"http:// or https:// before it chooses TLS for this one", c.setListen, ""},
 		{"web.tls-cert-file", "FILE", "serve https with this certificate ...", asText(&c.tlsCert), ""},
 		{"web.tls-key-file", "FILE", "... and its key", asText(&c.tlsKey), ""},
-		{"web.tls-client-ca-file", "FILE", "demand client certificates that this CA verifies",
-			asText(&c.tlsClientCA), ""},
-		{"web.basic-auth-file", "FILE", "demand a password; lines of user:HASH, see --hash-password",
-			asText(&c.basicAuth), ""},
+		{"web.tls-client-ca-file", "FILE", "demand client certificates of this CA", asText(&c.tlsClientCA), ""},
+		{"web.basic-auth-file", "FILE", "demand a password; has lines of user:HASH", asText(&c.basicAuth), ""},
 		{"web.disable-exporter-metrics", "", "leave out the process_* and go_* metrics of the program itself", nil, ""},
 		{"log.level", "LEVEL", "debug, info, warn or error (info)",
 			asOneOf(&c.logLevel, "debug", "info", "warn", "error"), ""},
-		{"log.format", "FORMAT", "logfmt or json, on standard error (logfmt)",
-			asOneOf(&c.logFormat, "logfmt", "json"), ""},
+		{"log.format", "FORMAT", "logfmt or json (logfmt)", asOneOf(&c.logFormat, "logfmt", "json"), ""},
 
 		{help: "Modes:"},
 		{"once", "", "print the merged metrics and exit; 1 if a source is down", nil, ""},
-		{"check", "", "validate the flags and the files they name, and exit", nil, ""},
+		{"check", "", "validate flags and files, print what was understood and what looks like a mistake", nil, ""},
 		{"healthcheck", "", "ask the program at the first --web.listen-address; exit 0 if it is well", nil, ""},
 		{"hash-password", "", "read a password from standard input and print its HASH", nil, ""},
 		{"version", "", "print the version and exit", nil, ""},
 		{"help", "", "print this and exit", nil, ""},
+
+		{help: "Exit status: 0 if all is well or a signal ended it, 1 if not, 64: wrong flags.\n" +
+			"More: README.md in the repository of the Go module reverse_exporter."},
 	}
 }
 
-// appendUsage appends the help text.
+// appendUsage appends the help text, in lines of 80 columns at most.
 func appendUsage(dst []byte) []byte {
-	const column = 33
 	dst = append(dst, introduction...)
 	for _, o := range options(&config{}, &sourceConfig{}) {
 		if o.name == "" {
 			dst = append(append(append(dst, '\n'), o.help...), '\n')
 			continue
 		}
-		flag := strings.TrimRight("  --"+o.name+" "+o.value, " ")
-		if len(flag) > column-2 {
-			dst = append(append(dst, flag...), '\n')
-			flag = ""
+		line := fmt.Sprintf("%-32s", "  --"+o.name+" "+o.value)
+		for word := range strings.FieldsSeq(o.help) {
+			if len(line)+1+len(word) > 80 {
+				dst = append(append(dst, line...), '\n')
+				line = strings.Repeat(" ", 32)
+			}
+			line += " " + word
 		}
-		for line := range strings.SplitSeq(o.help, "\n") {
-			dst = fmt.Appendf(dst, "%-*s%s\n", column, flag, line)
-			flag = ""
-		}
+		dst = append(append(dst, line...), '\n')
 	}
 	return dst
 }
@@ -223,11 +206,16 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	case c.modes["help"]:
 		mode = func(stdout io.Writer) int { stdout.Write(appendUsage(nil)); return 0 }
 	case c.modes["version"]:
-		mode = printVersion
+		mode = func(stdout io.Writer) int {
+			b := readBuild()
+			fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
+				b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+			return 0
+		}
 	case c.modes["hash-password"]:
 		mode = func(stdout io.Writer) int { return hashPassword(stdin, stdout, stderr) }
 	case c.modes["healthcheck"]:
-		mode = func(stdout io.Writer) int { return healthcheck(ctx, c.listen[0], stdout, stderr) }
+		mode = func(stdout io.Writer) int { return healthcheck(c.listen[0], stdout, stderr) }
 	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *sourceConfig) bool { return s.kind == "exec" }):
 		path, err := os.Executable()
 		if err != nil { // there is no /proc
@@ -261,7 +249,10 @@ func (c *config) run(ctx context.Context, hangup <-chan os.Signal, stdout, stder
 	}()
 	status := printing(ctx, stdout, lines, func(stdout io.Writer) int {
 		if c.modes["check"] {
-			return p.check(stdout)
+			return p.check(stdout, c.doubts)
+		}
+		if len(c.doubts) > 0 {
+			p.log.Info("some flags may not be meant like this", "doubts", strings.Join(c.doubts, "; "))
 		}
 		if err := p.loadFiles(); err != nil {
 			return complain(lines, 1, strings.Split(err.Error(), "\n")...)
@@ -355,14 +346,14 @@ type program struct {
 	kept     string     // the page at /, with marks
 	keptMade time.Time
 	process  atomic.Pointer[processMetrics]
-	warnedMu sync.Mutex // guards warned
-	warned   map[string]bool
+	toldMu   sync.Mutex     // guards told
+	told     map[string]int // see tell
 }
 
 // newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
-		endpoints: map[string][]*source{}, started: time.Now(), warned: map[string]bool{},
+		endpoints: map[string][]*source{}, started: time.Now(), told: map[string]int{},
 		dropped: new(atomic.Uint64), connections: connections{all: map[net.Conn]connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
@@ -456,13 +447,8 @@ func (p *program) loadFiles() error {
 func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners []net.Listener) int {
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
-	kinds := map[string]int{}
-	for _, s := range p.sources {
-		kinds[s.kind]++
-	}
 	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
-		"http", kinds["http"], "file", kinds["file"], "exec", kinds["exec"],
-		"endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
+		"sources", len(p.sources), "endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
 	for i, l := range listeners {
 		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
 		go func() { failed <- server.Serve(l) }()
@@ -553,6 +539,7 @@ func supervise(ctx context.Context, path string, args []string) (int, error) {
 type config struct {
 	modes     map[string]bool // those given, by flag
 	sources   []*sourceConfig // in the order of the flags
+	doubts    []string        // what may not be meant
 	listen    []address
 	logLevel  string
 	logFormat string
@@ -609,6 +596,9 @@ func parseFlags(args []string) (*config, []string) {
 		f.fault(`there is no source. For example:
   reverse_exporter --http node=http://localhost:9100/metrics
   reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs=/usr/local/bin/certs`)
+		if os.Getenv("MERGER_URLS") != "" {
+			f.fault("MERGER_URLS is not read: write --http NAME=URL for each of its URLs")
+		}
 	}
 	return &f.config, f.faults
 }
@@ -637,13 +627,17 @@ func (f *flags) readArgs(args []string) {
 			value, hasValue = args[i], true
 		}
 		switch {
+		case f.modes["hash-password"] && o == nil, name == "hash-password" && hasValue: // it may be the password
+			f.fault("--hash-password takes no argument: it reads the password from standard input")
+			return
 		case !isFlag:
 			f.stray(i, args[i], last)
 			continue
 		case o == nil && strings.ContainsAny(name, " ,:"): // it may hold a secret
 			f.fault("argument %d is not a flag; a flag and its value are two arguments, or --flag=value", i+1)
 		case o == nil:
-			f.unknown(name)
+			typed, _, _ := strings.Cut(args[i], "=")
+			f.unknown(typed, name)
 			if !hasValue && i+1 < len(args) && !strings.HasPrefix(args[i+1], "-") {
 				i++ // its value
 			}
@@ -665,48 +659,59 @@ func (f *flags) readArgs(args []string) {
 // stray keeps the fault of a word that belongs to no flag, with the one before it. The word is
 // shown unless it may be a piece of something secret.
 func (f *flags) stray(i int, arg string, before *option) {
-	word := ""
+	word, wrong := "", "is not a flag; a value with blanks needs quotes"
+	_, missing := os.Lstat(arg)
 	switch {
+	case arg == "":
+		wrong = "is empty: is a variable not set?"
+	case arg == ownName:
+		wrong = "is the name of the program: in a container, its entrypoint may be there already"
+	case arg == "help" || arg == "version":
+		wrong = "is not a flag: write --" + arg
+	case strings.HasPrefix(arg, "–") || strings.HasPrefix(arg, "—"):
+		wrong = "begins with a long dash: write --"
 	case before == nil:
-	case before.makesSource() || before.secret():
+	case before.secret() || before.makesSource() && (before.name != "file" || missing != nil):
 		word = ", after --" + before.name + ","
 	default:
 		word = " (" + arg + "), after --" + before.name + ","
+		if missing == nil {
+			wrong = "is a file: a glob needs quotes, or the shell expands it"
+		}
 	}
-	f.fault("argument %d%s is not a flag; a value with blanks needs quotes", i+1, word)
+	f.fault("argument %d%s %s", i+1, word, wrong)
 }
 
-// foreign are flags that other exporters have, and what serves instead.
+// foreign are flags that other exporters have, with a dot between words, and what serves instead.
 var foreign = map[string]string{
-	"web.telemetry-path": "use --path /PATH",
-	"web.config.file":    "use --web.tls-cert-file, --web.tls-key-file and --web.basic-auth-file",
-	"config.file":        "there is no configuration file, only flags",
-	"config":             "there is no configuration file, only flags",
-	"listen":             "use --web.listen-address",
-	"listen-address":     "use --web.listen-address",
-	"port":               "use --web.listen-address :9998",
-	"v":                  "use --version, or --log.level debug",
-	"verbose":            "use --log.level debug",
-	"debug":              "use --log.level debug",
-	"url":                "use --http NAME=URL",
+	"web.telemetry.path":           "use --path /PATH",
+	"web.config.file":              "use --web.tls-cert-file, --web.tls-key-file and --web.basic-auth-file",
+	"collector.textfile.directory": "use --file NAME='DIR/*.prom'",
+	"config.file":                  "there is no configuration file, only flags",
+	"config":                       "there is no configuration file, only flags",
+	"listen":                       "use --web.listen-address",
+	"listen.address":               "use --web.listen-address",
+	"listen.port":                  "use --web.listen-address :9998",
+	"port":                         "use --web.listen-address :9998",
+	"v":                            "use --version, or --log.level debug",
+	"verbose":                      "use --log.level debug",
+	"debug":                        "use --log.level debug",
+	"url":                          "use --http NAME=URL",
 }
 
-// unknown keeps the fault of a flag that does not exist, with the one that was meant.
-func (f *flags) unknown(name string) {
+// unknown keeps the fault of a flag that does not exist, as it was typed, with the one that was meant.
+func (f *flags) unknown(typed, name string) {
 	best, least := "", 3 // typing errors
 	for _, o := range f.options {
 		if n := distance(name, o.name); o.name != "" && n < min(least, len(name)) {
 			best, least = o.name, n
 		}
 	}
-	switch {
-	case foreign[name] != "":
-		f.fault("there is no flag --%s; %s", name, foreign[name])
-	case best != "":
-		f.fault("there is no flag --%s; did you mean --%s?", name, best)
-	default:
-		f.fault("there is no flag --%s; see --help", name)
+	instead := foreign[strings.NewReplacer("-", ".", "_", ".").Replace(name)]
+	if instead == "" && best != "" {
+		instead = "did you mean --" + best + "?"
 	}
+	f.fault("there is no flag %s; %s", typed, cmp.Or(instead, "see --help"))
 }
 
 // distance returns how many letters two names have between what both begin and what both end with,
@@ -821,6 +826,9 @@ func (f *flags) values(o option) map[*sourceConfig][]string {
 	for _, given := range f.given[o.name] {
 		sources, value := f.split(o, given)
 		for _, s := range sources {
+			for _, doubt := range unexpanded(value, strings.Contains(o.value, "FILE")) {
+				f.doubts = append(f.doubts, o.shown(s, value)+": "+doubt)
+			}
 			same := func(earlier string) bool { return earlier == value || !strings.Contains(o.help, "repeatable") }
 			if key, _, isLabel := strings.Cut(value, "="); isLabel && o.name == "label" { // one value for each key
 				same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") }
@@ -861,7 +869,8 @@ func (f *flags) split(o option, given string) (sources []*sourceConfig, value st
 	case equals && f.named[wrong] != nil && (o.name != "label" || strings.Contains(afterEquals, "=")):
 		// the mistake that everyone makes
 		f.fault("--%s %s=: a colon belongs after the name, write --%[1]s %[2]s:%s", o.name, wrong, afterEquals)
-	case hasColon && isSourceName(name) && o.looksScoped(value):
+	case hasColon && isSourceName(name) && (o.name != "label" && !o.secret() || strings.ContainsAny(value, "=:@")):
+		// in --label env:prod and --header 'X-Scope: a', the NAME is missing
 		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 	case !strings.HasPrefix(o.value, "["):
 		f.fault("--%s: want %s, with the NAME of a source; %s", o.name, o.value, f.names())
@@ -869,18 +878,6 @@ func (f *flags) split(o option, given string) (sources []*sourceConfig, value st
 		return []*sourceConfig{nil}, given
 	}
 	return nil, ""
-}
-
-// looksScoped reports whether what stands before a value and a colon is likely to be meant as
-// the NAME of a source: in X-Scope: a or env:prod it is something else.
-func (o option) looksScoped(value string) bool {
-	switch o.name {
-	case "label":
-		return strings.Contains(value, "=")
-	case "header":
-		return strings.Contains(value, ":") || strings.HasPrefix(value, "@")
-	}
-	return true
 }
 
 // names lists the sources, for an error.
@@ -915,6 +912,13 @@ func (f *flags) checkSources() {
 		}
 		if s.logins() > 1 {
 			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
+		}
+		doubts := line.doubts()
+		if s.kind != "exec" {
+			doubts = unexpanded(s.target[strings.LastIndexByte(s.target, '@')+1:], s.kind == "http")
+		}
+		for _, doubt := range doubts {
+			f.doubts = append(f.doubts, fmt.Sprintf("--%s %s: %s", s.kind, s.name, doubt))
 		}
 		needs := line.needs()
 		if needs != "" && f.modes["once"] {
@@ -999,6 +1003,9 @@ func (s *sourceConfig) setParallel(value string) error {
 // setDrop adds a glob for the names of metric families that are left out.
 func (s *sourceConfig) setDrop(value string) error {
 	glob, err := goGlob(value)
+	if strings.ContainsAny(strings.ReplaceAll(value, "[^", "["), "^$(|)") {
+		return errors.New("want a glob like go_*, not a regular expression")
+	}
 	if value == "" || strings.ContainsAny(value, `{}"= `) {
 		return errors.New("want a glob like go_* for the names of metric families (labels cannot be dropped)")
 	}
@@ -1117,7 +1124,7 @@ func (c *config) setListen(text string) error {
 	}
 	file, isUnix := strings.CutPrefix(a.addr, "unix:")
 	scheme, _, hasScheme := strings.Cut(a.addr, "://")
-	_, port, err := net.SplitHostPort(a.addr)
+	host, port, err := net.SplitHostPort(a.addr)
 	_, path, hasPath := strings.Cut(a.addr, "/")
 	switch {
 	case isUnix && (file == "" || file[0] == '@'):
@@ -1128,12 +1135,18 @@ func (c *config) setListen(text string) error {
 		a.network, a.addr = "unix", file
 	case hasScheme:
 		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
+	case strings.HasPrefix(a.addr, "/"):
+		return fmt.Errorf("a socket is written unix:%s", a.addr)
+	case isPort(strings.Trim(a.addr, "*:"), false) && a.addr != ":"+port:
+		return fmt.Errorf("a port of every address is written :%s", strings.Trim(a.addr, "*:"))
 	case hasPath:
 		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
-		return errors.New("want an address like :9998, 127.0.0.1:9998 or unix:/run/re.sock")
+		return errors.New("want an address like :9998, 127.0.0.1:9998, [::1]:9998 or unix:/run/re.sock")
 	case !isPort(port, false):
 		return fmt.Errorf("the port %s is not a number from 0 to 65535", port)
+	case host == "0.0.0.0": // by "tcp" it would be IPv6 as well
+		a.network = "tcp4"
 	}
 	c.listen = append(c.listen, a)
 	return nil
@@ -1157,6 +1170,9 @@ func (p *program) listenAll() ([]net.Listener, error) {
 			for _, l := range listeners {
 				l.Close()
 			}
+			if errors.Is(err, syscall.EADDRINUSE) && a.isHealthy(time.Second) == nil {
+				err = fmt.Errorf("%w, most likely by another reverse_exporter", err)
+			}
 			return nil, fmt.Errorf("failed to listen, see --web.listen-address: %w", err)
 		}
 		if a.tls {
@@ -1175,12 +1191,26 @@ func (a address) listen() (net.Listener, error) {
 		}
 	}
 	l, err := net.Listen(a.network, a.addr)
-	if err == nil && a.network == "unix" {
-		if err = os.Chmod(a.addr, 0o666); err != nil {
+	if own, isSocket := l.(*net.UnixListener); isSocket {
+		info, missing := os.Lstat(a.addr)
+		l = socket{own, info}
+		if err = cmp.Or(missing, os.Chmod(a.addr, 0o666)); err != nil {
 			l.Close()
 		}
 	}
 	return l, err
+}
+
+// socket is a listener at a path, which is removed at the end unless another program has bound it.
+type socket struct {
+	*net.UnixListener
+	info os.FileInfo
+}
+
+func (s socket) Close() error {
+	now, err := os.Lstat(s.Addr().String())
+	s.SetUnlinkOnClose(err == nil && os.SameFile(now, s.info))
+	return s.UnixListener.Close()
 }
 
 // removeStale removes the socket of a program that ended without removing it.
@@ -1228,8 +1258,8 @@ func (p *program) newServer() *http.Server {
 		Protocols:                    new(http.Protocols),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
-				p.warnOnce("", "too many connections: for each new one, one of the client that has most is closed",
-					"room", p.connections.room)
+				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that has "+
+					"most is closed", "room", p.connections.room)
 			}
 		},
 	}
@@ -1263,22 +1293,19 @@ func clientOf(remoteAddr string) string {
 // connection is the state of a connection.
 type connection struct {
 	client string // see clientOf
-	served bool   // a request is being answered
+	asked  bool   // it has had a request
+	served bool   // one is being answered
 	ending bool   // it is closed after that
 	since  time.Time
 }
 
-// goesBefore reports whether a connection is closed rather than another one: one that has been
-// idle for a second, one whose request is not here yet, one that is served; of these the oldest.
+// goesBefore reports whether a connection is closed rather than another one: one that has been idle for
+// a second, one that has had its answer, one that has been served for a second, one whose request is
+// not here yet, one that is served; of these the oldest.
 func (c connection) goesBefore(other connection) bool {
 	rank := func(c connection) int {
-		switch {
-		case c.served:
-			return 2
-		case time.Since(c.since) < time.Second:
-			return 1
-		}
-		return 0
+		long := time.Since(c.since) >= time.Second
+		return slices.Index([]bool{long && !c.served, c.asked && !c.served, long, !c.served, true}, true)
 	}
 	return cmp.Or(cmp.Compare(rank(c), rank(other)), c.since.Compare(other.since)) < 0
 }
@@ -1301,7 +1328,7 @@ func (cs *connections) changed(conn net.Conn, state http.ConnState) (full bool) 
 	case c.ending && state == http.StateIdle:
 		cs.close(conn)
 	case here: // it may have been closed to make room
-		cs.all[conn] = connection{c.client, state == http.StateActive, c.ending, time.Now()}
+		cs.all[conn] = connection{c.client, true, state == http.StateActive, c.ending, time.Now()}
 	}
 	return full
 }
@@ -1408,6 +1435,11 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		fault = "too many passwords are being checked"
 	}
 	p.refusals.Add(1)
+	why, client := fault, cmp.Or(clientOf(r.RemoteAddr), "a Unix socket")
+	if ok && code == http.StatusUnauthorized {
+		why = "the user name or password is wrong"
+	}
+	p.tell(slog.LevelWarn, 100, client+why, "requests are refused", "client", client, "why", why)
 	http.Error(w, fault, code)
 	return false
 }
@@ -1418,6 +1450,7 @@ type passwords struct {
 	users atomic.Pointer[map[string]*user] // by name
 	key   []byte                           // of digests
 	turn  turn                             // to stretch
+	left  sync.Map                         // clients that have left, one of whose checks goes on
 }
 
 // user is one user's password, stretched.
@@ -1489,7 +1522,8 @@ func parseHash(hash string) (*user, error) {
 const minIterations, maxIterations = 100_000, 2_000_000
 
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
-// wait to be checked or ctx is done. An unknown user costs as much as a known one.
+// wait to be checked or ctx is done. An unknown user costs as much as a known one. When a client leaves,
+// one check of it goes on, so that its next try finds it done.
 func (ps *passwords) check(ctx context.Context, client, name, password string) int {
 	us := *ps.users.Load()
 	u, known := us[name]
@@ -1505,18 +1539,33 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 	if foundRight() {
 		return http.StatusOK
 	}
-	if ps.turn.wait(ctx, client) != nil {
-		return http.StatusServiceUnavailable
-	}
-	defer ps.turn.pass()
-	if foundRight() { // by another request meanwhile
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	code := unlessDone(ctx, func() int {
+		defer cancel()
+		if ps.turn.wait(own, client) != nil {
+			return http.StatusServiceUnavailable
+		}
+		defer ps.turn.pass()
+		if foundRight() { // by another request meanwhile
+			return http.StatusOK
+		}
+		if key := stretch(password, u.salt, u.iterations); !hmac.Equal(key, u.key) || !known {
+			return http.StatusUnauthorized
+		}
+		u.right.Store(&digest)
 		return http.StatusOK
+	})
+	if code > 1 {
+		return code
 	}
-	if key := stretch(password, u.salt, u.iterations); !hmac.Equal(key, u.key) || !known {
-		return http.StatusUnauthorized
+	_, another := ps.left.LoadOrStore(client, nil)
+	if !another {
+		context.AfterFunc(own, func() { ps.left.Delete(client) })
 	}
-	u.right.Store(&digest)
-	return http.StatusOK
+	if another || ps.turn.length() > 2000 {
+		cancel()
+	}
+	return http.StatusServiceUnavailable
 }
 
 // digest returns a digest that is of use to this run of the program only.
@@ -1549,6 +1598,13 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 			p.refuse(w, "no source of this endpoint has this exporter_name; / lists them, "+
 				"and it can be given more than once", http.StatusNotFound)
 			return
+		}
+	}
+	for name := range query {
+		takes := func(s *source) bool { return s.takes(name) }
+		if name != "exporter_name" && !slices.ContainsFunc(p.endpoints[r.URL.Path], takes) {
+			name = name[:min(len(name), 64)]
+			p.tell(slog.LevelInfo, 20, name, "no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
@@ -1656,8 +1712,8 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.warnOnce("", "a --timeout is longer than the deadline that a scraper announces, so that a slow source"+
-			" may miss it", "timeout", longest, "deadline", d)
+		p.tell(slog.LevelWarn, 1000, "", "a --timeout is longer than the deadline that a scraper announces, so that "+
+			"a slow source may miss it", "timeout", longest, "deadline", d)
 	}
 	return d
 }
@@ -1697,7 +1753,7 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 	var lines []string
 	for i, s := range sources {
 		if f := results[i].failure; f != nil && (empty || s.require) {
-			lines = append(lines, fmt.Sprintf("down: %s: %s: %v", s.name, f.reason, f))
+			lines = append(lines, fmt.Sprintf("down: %s: %s: %s", s.name, f.reason, printable(fmt.Sprint(f))))
 		}
 	}
 	return strings.Join(lines, "\n")
@@ -1816,21 +1872,30 @@ func (p *program) about() *about {
 // report logs what could not be merged, once for each pair of sources.
 func (p *program) report(found *findings) {
 	for pair, c := range found.pairs {
-		p.warnOnce(pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one, "other", pair.other,
-			"families", c.families, "first", c.first[0])
+		p.tell(slog.LevelWarn, 1000, pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one,
+			"other", pair.other, "families", c.families, "first", c.first[0])
 	}
 }
 
-// warnOnce logs a warning once for each subject, until it has logged a thousand.
-func (p *program) warnOnce(subject, what string, attrs ...any) {
-	p.warnedMu.Lock()
-	known := p.warned[what+subject] || len(p.warned) == 1000
+// tell logs something once for each subject. Those beyond most are summed up: it tells of the first,
+// the tenth, the hundredth and so on.
+func (p *program) tell(level slog.Level, most int, subject, what string, attrs ...any) {
+	p.toldMu.Lock()
+	known := p.told[what+"\n"+subject] > 0
 	if !known {
-		p.warned[what+subject] = true
+		p.told[what]++
 	}
-	p.warnedMu.Unlock()
-	if !known {
-		p.log.Warn(what, attrs...)
+	others := p.told[what] - most
+	if others <= 0 {
+		p.told[what+"\n"+subject] = 1
+	}
+	p.toldMu.Unlock()
+	switch {
+	case known:
+	case others <= 0:
+		p.log.Log(context.Background(), level, what, attrs...)
+	case strings.Trim(strconv.Itoa(others), "0") == "1":
+		p.log.Log(context.Background(), level, what, "others", others)
 	}
 }
 
@@ -1848,7 +1913,8 @@ func (p *program) processNow() *exposition {
 	}
 	kept := p.process.Load()
 	if kept == nil || time.Since(kept.read) >= time.Second {
-		kept = &processMetrics{readProcess(p.started), time.Now()}
+		now := time.Now() // the clock may have been set since the start; rounded, the start stays the same
+		kept = &processMetrics{readProcess(now.Add(-now.Sub(p.started)).Round(100 * time.Millisecond)), now}
 		p.process.Store(kept)
 	}
 	return kept.exposition
@@ -2309,23 +2375,44 @@ func ageText(t time.Time) string {
 
 // ---- Small modes
 
-// check looks at the files that the flags name.
-func (p *program) check(stdout io.Writer) int {
+// check prints what was understood and what may not be meant, and looks at the files that flags name.
+func (p *program) check(stdout io.Writer, doubts []string) int {
 	faults := []error{p.loadFiles()}
 	if err := p.tls.checkExpiry(); err != nil {
 		faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
 	}
 	for _, s := range p.sources {
+		params := ""
+		if c, ok := s.fetcher.(*command); ok {
+			for _, p := range c.params {
+				params += " {" + p.name + "}"
+			}
+		}
+		fmt.Fprintf(stdout, "%s %s: %s%s, at %s, timeout %v\n",
+			s.kind, s.name, printable(s.String()), params, strings.Join(s.paths, " "), s.timeout)
 		if err := s.check(); err != nil {
 			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
 		}
 	}
+	for _, doubt := range doubts {
+		fmt.Fprintln(stdout, "looks like a mistake:", printable(doubt))
+	}
 	if err := errors.Join(faults...); err != nil {
-		fmt.Fprintln(stdout, err)
+		for line := range strings.SplitSeq(err.Error(), "\n") {
+			fmt.Fprintln(stdout, printable(line))
+		}
 		return 1
 	}
 	fmt.Fprintln(stdout, "ok")
 	return 0
+}
+
+// printable quotes a text that would not be seen, or do something to a terminal.
+func printable(text string) string {
+	if strings.ContainsFunc(text, unicode.IsControl) {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 // once prints what a scrape of /metrics, or of the only endpoint, would get.
@@ -2357,33 +2444,38 @@ func (p *program) once(stdout io.Writer) int {
 	return 0
 }
 
-// healthcheck asks the program that listens on an address whether it is healthy. It does not
-// verify who answers, for the request reveals nothing.
-func healthcheck(ctx context.Context, a address, stdout, stderr io.Writer) int {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	var dialer net.Dialer
-	client := http.Client{Transport: &http.Transport{
+// healthcheck asks the program that listens on an address whether it is healthy.
+func healthcheck(a address, stdout, stderr io.Writer) int {
+	if err := a.isHealthy(5 * time.Second); err != nil {
+		return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
+			" as the program", a.addr, err))
+	}
+	fmt.Fprintln(stdout, "healthy")
+	return 0
+}
+
+// isHealthy says why no healthy reverse_exporter listens on the address. It does not verify who
+// answers, for the request reveals nothing.
+func (a address) isHealthy(limit time.Duration) error {
+	client := http.Client{Timeout: limit, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, a.network, a.addr)
+			return new(net.Dialer).DialContext(ctx, a.network, a.addr)
 		},
 		TLSClientConfig: &tls.Config{InsecureSkipVerify: true},
 	}}
-	u := &url.URL{Scheme: "http", Host: "localhost", Path: "/-/healthy"}
+	scheme := "http"
 	if a.tls {
-		u.Scheme = "https"
+		scheme = "https"
 	}
-	resp, err := client.Do((&http.Request{Method: "GET", URL: u}).WithContext(ctx))
-	if err == nil {
-		resp.Body.Close()
-		if resp.StatusCode == http.StatusOK {
-			fmt.Fprintln(stdout, "healthy")
-			return 0
-		}
-		err = fmt.Errorf("it answered %s", resp.Status)
+	resp, err := client.Get(scheme + "://localhost/-/healthy")
+	if err != nil {
+		return withoutURL(err)
 	}
-	return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
-		" as the program", a.addr, withoutURL(err)))
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK || resp.Header.Get("X-Content-Type-Options") == "" {
+		return fmt.Errorf("it answered %s", resp.Status)
+	}
+	return nil
 }
 
 // hashIterations makes a small ARM board stretch a password within a second.

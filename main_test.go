@@ -3155,14 +3155,14 @@ func TestStuckLog(t *testing.T) {
 	})
 }
 
-// TestWarnOnce logs a subject once, and keeps a thousand in mind.
-func TestWarnOnce(t *testing.T) {
+// TestTell logs a thousand subjects once, and sums up the others.
+func TestTell(t *testing.T) {
 	p, log := newTestProgram(t, "--file", "x=y")
 	for i := range 5000 {
-		p.warnOnce(strconv.Itoa(i/2), "warned")
+		p.tell(slog.LevelWarn, 1000, strconv.Itoa(i/2), "warned")
 	}
-	if n := strings.Count(log.String(), "warned"); n != 1000 || len(p.warned) != 1000 {
-		t.Errorf("%d lines, %d kept, want 1000", n, len(p.warned))
+	if n := strings.Count(log.String(), "warned"); n != 1004 || len(p.told) != 1001 {
+		t.Errorf("%d lines, %d kept, want 1004 and 1001", n, len(p.told))
 	}
 }
 
@@ -3268,8 +3268,8 @@ func TestSlowClients(t *testing.T) {
 	})
 }
 
-// TestConnections closes a connection to make room for another, of the client that has most: an
-// idle one, then one without a request, then one that is served. In a scene each word is a connection, followed by what happens to it: + it is new, !
+// TestConnections closes a connection to make room for another, of the client that has most: see
+// goesBefore. In a scene each word is a connection, followed by what happens to it: + it is new, !
 // its request is being served, . it has been answered, - it is closed, ~ all are to end; half a second passes.
 func TestConnections(t *testing.T) {
 	addrs := map[byte]string{'a': "10.0.0.1:1", 'b': "10.0.0.2:1", 'c': "10.0.0.3:1", 'd': "@",
@@ -3283,8 +3283,10 @@ func TestConnections(t *testing.T) {
 		"a1+ b1+ b2+ c1+":                     "b1",    // of the client that has most
 		"a1+ 1+ 1! 2+ 2! 3+":                  "1",     // a network counts as one
 		"a1+ b1+ c1+ d1+":                     "a1",    // all have one
-		"a1+ a1! b1+ b1! c1+ d1+":             "c1",    // its request is not here yet
+		"a1+ a1! b1+ b1! c1+ d1+":             "a1",    // served for longer than c1 is here
 		"a1+ a1! b1+ b1! c1+ c1! d1+":         "a1",    // all are served, but the new one
+		"a1+ b1+ b1- b1+ c1+ a1! d1+":         "b1",    // no request for a second
+		"a1+ b1+ a1! c1+ c1- c2+ b1! c3+":     "c2",    // nobody has been served for a second
 		"a1+ a2+ a3+ a4+ a1. a1! a5+":         "a1 a2", // what was closed does not come back
 		"a1+ a2+ a2- a3+ a4+ a4- b1+ b2+":     "a1",    // what has gone needs no room
 		"a1+ a1! b1+ c1+ c1! b1~ a1. c1-":     "b1 a1", // an answer comes to its end before
@@ -3506,6 +3508,33 @@ func TestSlowPassword(t *testing.T) {
 		resp, err = http.ReadResponse(bufio.NewReader(conn), request)
 		if err != nil || resp.StatusCode != http.StatusServiceUnavailable {
 			t.Errorf("of a source that is slow: %v, %v", resp, err)
+		}
+	})
+}
+
+// TestImpatientClient finds the password checked that it gave before it left. One check of it goes on.
+func TestImpatientClient(t *testing.T) {
+	auth := withAuth(t, t.TempDir(), "user", "right")
+	synctest.Test(t, func(t *testing.T) {
+		p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
+		p.loadFiles()
+		ps := p.passwords
+		ps.turn.wait(t.Context(), "another")
+		for range 3 {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if code := ps.check(ctx, "client", "user", "right"); code != http.StatusServiceUnavailable {
+				t.Errorf("before its turn: %d", code)
+			}
+		}
+		if synctest.Wait(); ps.turn.length() != 1 {
+			t.Errorf("%d checks go on, want 1", ps.turn.length())
+		}
+		ps.turn.pass()
+		synctest.Wait()
+		ps.turn.wait(t.Context(), "another")
+		if code := ps.check(t.Context(), "client", "user", "right"); code != http.StatusOK {
+			t.Errorf("the next try: %d", code)
 		}
 	})
 }

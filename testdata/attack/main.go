@@ -72,6 +72,11 @@ var scenarios = []scenario{
 		attack: func(ctx context.Context, a *arena, c *client) {
 			c.ask(ctx, "/metrics", func(r *http.Request) { r.SetBasicAuth("prometheus", invented()) })
 		}},
+	{id: "4b", name: "wrong passwords of many addresses", attackers: 1000, addresses: 200, rate: 60, memory: 256,
+		flags: behindPassword,
+		attack: func(ctx context.Context, a *arena, c *client) {
+			c.ask(ctx, "/metrics", func(r *http.Request) { r.SetBasicAuth("prometheus", invented()) })
+		}},
 	{id: "5", name: "random subsets of sources", attackers: 1000, addresses: 20, rate: 100, memory: 256,
 		flags:  tenSources,
 		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics?"+subset(), zipped) }},
