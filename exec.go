@@ -287,7 +287,9 @@ type ticket struct {
 
 // Results of scrapes that get none.
 var (
-	late    = &result{failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout")}
+	late = &result{
+		failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout"),
+	}
 	queued  = &result{failure: fail("busy", "still waiting for its turn at the deadline of the scrape")}
 	hurried = &result{failure: fail("busy", "less than %v to the deadline of the scrape", leastTime)}
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
@@ -1056,7 +1058,8 @@ func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
-		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err, float64(c.maxBytes)/(1<<20), float64(size)/(1<<20))
+		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err,
+			float64(c.maxBytes)/(1<<20), float64(size)/(1<<20))
 	case errors.As(err, &fault):
 		return fail("parse", "%w", err)
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):

@@ -71,7 +71,8 @@ func readBuild() build {
 	if !ok {
 		info = &debug.BuildInfo{}
 	}
-	b := build{cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), "unknown"} // (devel) in a working tree
+	// In a working tree the build's own version is (devel).
+	b := build{cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), "unknown"}
 	for _, s := range info.Settings {
 		switch {
 		case s.Key == "vcs.revision":
@@ -109,7 +110,7 @@ func options(c *config, s *sourceConfig) []option {
 
 		{help: "Options; with NAME: for one source, without for all:"},
 		{"label", "[NAME:]KEY=VALUE", "add a label to every sample; repeatable", s.setLabel, ""},
-		{"timeout", "[NAME:]DURATION", "longest time a fetch may take (10s)", asDuration(&s.timeout, time.Millisecond), ""},
+		{"timeout", "[NAME:]DURATION", "longest time of a fetch (10s)", asDuration(&s.timeout, time.Millisecond), ""},
 		{"max-bytes", "[NAME:]SIZE", "largest body taken, as 512KiB, 32MiB (32MiB)", s.setMaxBytes, ""},
 		{"max-age", "[NAME:]DURATION", "serve a result again while it is younger (0)", asDuration(&s.maxAge, 0), ""},
 		{"interval", "NAME:DURATION", "fetch in the background", asDuration(&s.interval, 100*time.Millisecond), ""},
@@ -127,7 +128,7 @@ func options(c *config, s *sourceConfig) []option {
 		{"server-name", "NAME:HOST", "name in the certificate of an https source", asText(&s.serverName), "https"},
 		{"insecure", nameList, "do not verify the certificates of these", asSwitch(&s.insecure), "https"},
 		{"raw", nameList, "do not add exporter_name", asSwitch(&s.raw), ""},
-		{"any-exit", nameList, "take what these commands print whatever their exit status", asSwitch(&s.anyExit), "exec"},
+		{"any-exit", nameList, "take what these print whatever their exit status", asSwitch(&s.anyExit), "exec"},
 		{"require", nameList, "answer 503 when one of these is down", asSwitch(&s.require), ""},
 
 		{help: "Server:"},
@@ -467,7 +468,7 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 	case <-ctx.Done():
 	}
 	p.log.Info("stopping", "why", why, "ran", time.Since(p.started).Round(time.Second))
-	defer time.AfterFunc(2*time.Second, p.stop).Stop()
+	defer time.AfterFunc(1500*time.Millisecond, p.stop).Stop()
 	grace, cancel := context.WithTimeout(context.Background(), 4*time.Second)
 	defer cancel()
 	if server.Shutdown(grace) != nil {
@@ -1604,7 +1605,8 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		takes := func(s *source) bool { return s.takes(name) }
 		if name != "exporter_name" && !slices.ContainsFunc(p.endpoints[r.URL.Path], takes) {
 			name = name[:min(len(name), 64)]
-			p.tell(slog.LevelInfo, 20, name, "no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
+			p.tell(slog.LevelInfo, 20, name,
+				"no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
@@ -2446,9 +2448,9 @@ func (p *program) once(stdout io.Writer) int {
 
 // healthcheck asks the program that listens on an address whether it is healthy.
 func healthcheck(a address, stdout, stderr io.Writer) int {
-	if err := a.isHealthy(5 * time.Second); err != nil {
-		return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; give --healthcheck the same --web.* flags"+
-			" as the program", a.addr, err))
+	if err := a.isHealthy(4 * time.Second); err != nil { // Docker waits 5 s, and would show nothing of this
+		return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; "+
+			"give --healthcheck the same --web.* flags as the program", a.addr, err))
 	}
 	fmt.Fprintln(stdout, "healthy")
 	return 0

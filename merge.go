@@ -948,7 +948,8 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	if err != nil {
 		return nil, err
 	}
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, readers: map[string]int{want.client: 1}}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f}
+	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()

@@ -355,7 +355,7 @@ func (p *parser) setType(i int) {
 		p.fail(i, "unknown metric type")
 	case p.openMetrics:
 		p.metricType = metricType(t)
-	default:
+	default: // the nearest that text has
 		p.metricType = metricType(slices.Index(typeNames[:], typeNames[t]))
 	}
 }
@@ -960,9 +960,7 @@ func (a *addedLabels) drops(name []byte) bool {
 }
 
 // has reports whether a label of that name is added.
-func (a *addedLabels) has(name []byte) bool {
-	return slices.ContainsFunc(a.names, func(added string) bool { return added == string(name) })
-}
+func (a *addedLabels) has(name []byte) bool { return slices.Contains(a.names, string(name)) }
 
 // workspace is the memory that a body is read with. Once that is done, what is left in
 // it can be used to read another.
@@ -984,7 +982,8 @@ type workspace struct {
 func labelBody(
 	src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int,
 ) (*exposition, error) {
-	e := &exposition{buf: make([]byte, 0, w.likely), openMetrics: openMetrics, cameAsText: !openMetrics, telling: added.telling}
+	e := &exposition{openMetrics: openMetrics, cameAsText: !openMetrics, telling: added.telling}
+	e.buf = make([]byte, 0, w.likely)
 	l := newLabeller(e, added)
 	l.p = parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics}
 	if w.index != nil {
@@ -1552,7 +1551,9 @@ func (l *labeller) finish() {
 	for _, f := range l.e.families {
 		l.e.quoted = l.e.quoted || f.quoted
 	}
-	slices.SortStableFunc(l.e.families, func(a, b family) int { return bytes.Compare(l.e.text(a.name), l.e.text(b.name)) })
+	slices.SortStableFunc(l.e.families, func(a, b family) int {
+		return bytes.Compare(l.e.text(a.name), l.e.text(b.name))
+	})
 }
 
 // gather writes the buffer anew, with the lines of each family together.
@@ -1705,7 +1706,8 @@ func (e *exposition) as(f form) []*exposition {
 		return []*exposition{e}
 	}
 	alike := &exposition{buf: e.buf, openMetrics: e.openMetrics, cameAsText: e.cameAsText, telling: e.telling}
-	l := newLabeller(&exposition{openMetrics: f.openMetrics, cameAsText: e.cameAsText, telling: e.telling}, &addedLabels{})
+	anew := &exposition{openMetrics: f.openMetrics, cameAsText: e.cameAsText, telling: e.telling}
+	l := newLabeller(anew, &addedLabels{})
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
