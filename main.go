@@ -1836,6 +1836,9 @@ func (p *program) render(
 	bodies, names := [][]*exposition{status.as(f), process.as(f)}, []string{ownName, ownName}
 	for i, r := range results {
 		for _, e := range r.bodies {
+			if err := ctx.Err(); err != nil { // samples may have to be written anew
+				return nil, err
+			}
 			bodies = append(bodies, e.as(f))
 			names = append(names, sources[i].name)
 		}

@@ -1,12 +1,8 @@
 // This file turns results into a page that scrapers share.
 //
-// A labeller reads one body, adds the labels of its source to the samples, and sorts
-// them by metric family into an exposition, which never changes again. merge puts any
-// number of expositions on one page. It moves families and refers to their lines as
-// ranges of bytes: its work grows with the number of families, not of samples.
-//
-// An exposition keeps the format of its body, text or OpenMetrics. For a page in the
-// other one, only the families that read differently there are written anew.
+// merge puts any number of expositions on one page. It moves families and refers to their
+// lines as ranges of bytes, so that its work grows with the number of families, not of samples;
+// but for what a page of the other format has otherwise, and what sources really dispute.
 
 package main
 
