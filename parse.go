@@ -1017,6 +1017,7 @@ type labeller struct {
 	blocks    []block           // all lines, as they came
 	scattered bool              // lines of a family stand in several blocks
 	at        int               // number of the family of the last line, -1 before the first
+	told      int               // likewise of the last that metadata told of
 	described description       // what metadata says of the lines that follow; without a name if there is none
 	prefix    []byte            // what samples of this name begin with: name, brace and added labels
 	exported  [][]byte          // new names of the sample's labels that give way to added ones
@@ -1042,7 +1043,7 @@ type description struct {
 
 // newLabeller returns a labeller that adds to an exposition.
 func newLabeller(e *exposition, added *addedLabels) *labeller {
-	return &labeller{e: e, added: added, index: map[uint64]int32{}, at: -1}
+	return &labeller{e: e, added: added, index: map[uint64]int32{}, at: -1, told: -1}
 }
 
 // readLines reads the body to its end and brings its families into order. It fails if
@@ -1148,7 +1149,7 @@ func (l *labeller) begin() {
 	if f.help.from == f.help.to {
 		f.help = l.e.append(d.help)
 	}
-	l.at = i
+	l.at, l.told = i, i
 	*d = description{name: d.name[:0], help: d.help[:0]}
 }
 
@@ -1238,7 +1239,9 @@ func (l *labeller) enter() {
 	}
 	l.begin()
 	if l.at < 0 || !l.e.covers(&l.e.families[l.at], name) {
-		l.at = l.familyOf(name)
+		if l.at = l.told; l.at < 0 || !l.e.covers(&l.e.families[l.at], name) {
+			l.at = l.familyOf(name)
+		}
 	}
 	f := &l.e.families[l.at]
 	if bytes.Equal(name, l.e.text(f.name)) {
