@@ -1823,9 +1823,9 @@ func (o *pacer) Read(b []byte) (int, error) {
 func (p *program) render(
 	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
 ) (*page, error) {
-	var told []seen
+	var told []sourceView
 	for i, s := range sources {
-		told = append(told, seen{s, results[i], s.snapshot()})
+		told = append(told, sourceView{s, results[i], s.snapshot()})
 	}
 	own := &ownMetrics{}
 	own.addSources(told)

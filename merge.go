@@ -156,8 +156,8 @@ func (g group) types() typeSet {
 	return types
 }
 
-// withoutEmpty takes apart the families that only metadata tells of, and from others metadata without
-// samples: from a strict page all, otherwise that of another type. It has no say in what has samples.
+// withoutEmpty splits off the families that have no samples. From the others it drops metadata without
+// samples, of a strict page all, otherwise that of another type: it must not decide the type.
 func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 	isEmpty := func(p *part) bool { return p.run.from == p.run.to }
 	groups = all[:0]
@@ -222,9 +222,8 @@ const (
 	inConflict         // likewise, and that is told
 )
 
-// judge returns a verdict on each group. A family is in conflict if its types differ, or if it
-// claims the name of one with a type, which is so, too. A family without a type joins the one
-// that claims its name.
+// judge returns a verdict on each group. A family is in conflict if its types differ; a family with a
+// type whose name another one claims is in conflict with that. Without a type it joins that one.
 func judge(groups []group, f form) []verdict {
 	verdicts := make([]verdict, len(groups))
 	var claims [][2]int // of a name by an earlier family
@@ -419,7 +418,7 @@ type findings struct {
 	pairs       map[pair]*concern
 }
 
-// pair is two sources that are at odds, or twice the same if that is one whose bodies are.
+// pair is two sources that disagree; both are the same if its own bodies do.
 type pair struct {
 	what       discord
 	one, other string // in the order of the flags
@@ -668,16 +667,16 @@ func (m *ownMetrics) read(telling bool) *exposition {
 	return l.e
 }
 
-// seen is what a scrape sees of a source.
-type seen struct {
+// sourceView is what a scrape sees of a source.
+type sourceView struct {
 	*source
 	result *result
 	status status
 }
 
 // addSources adds what is to be told of each source. A NaN is left out.
-func (m *ownMetrics) addSources(sources []seen) {
-	each := func(name string, t metricType, help string, value func(s seen) float64) {
+func (m *ownMetrics) addSources(sources []sourceView) {
+	each := func(name string, t metricType, help string, value func(s sourceView) float64) {
 		for _, s := range sources {
 			if v := value(s); v == v {
 				m.add(ownName+"_source_"+name, t, help, v, "exporter_name", s.name)
@@ -685,35 +684,35 @@ func (m *ownMetrics) addSources(sources []seen) {
 		}
 	}
 	each("up", gauge, "Whether the source delivered for this scrape.",
-		func(s seen) float64 { return oneIf(s.result.failure == nil) })
-	each("scrape_duration_seconds", gauge, "How long the fetch took.", func(s seen) float64 {
+		func(s sourceView) float64 { return oneIf(s.result.failure == nil) })
+	each("scrape_duration_seconds", gauge, "How long the fetch took.", func(s sourceView) float64 {
 		if s.result.start.IsZero() { // it missed the deadline
 			return math.NaN()
 		}
 		return s.result.end.Sub(s.result.start).Seconds()
 	})
 	each("samples_scraped", gauge, "Samples that the source delivered.",
-		func(s seen) float64 { return float64(s.result.samples()) })
+		func(s sourceView) float64 { return float64(s.result.samples()) })
 	each("body_bytes", gauge, "Size of what the source delivered, decompressed.",
-		func(s seen) float64 { return float64(s.result.bytes) })
+		func(s sourceView) float64 { return float64(s.result.bytes) })
 	each("last_success_timestamp_seconds", gauge, "When the last fetch succeeded, 0 before the first.",
-		func(s seen) float64 { return unixSeconds(s.status.lastSuccess) })
+		func(s sourceView) float64 { return unixSeconds(s.status.lastSuccess) })
 	each("timeout_seconds", gauge, "Longest time that a fetch may take.",
-		func(s seen) float64 { return s.timeout.Seconds() })
-	each("families_dropped", gauge, "Metric families that --drop left out.", func(s seen) float64 {
+		func(s sourceView) float64 { return s.timeout.Seconds() })
+	each("families_dropped", gauge, "Metric families that --drop left out.", func(s sourceView) float64 {
 		if len(s.drop) == 0 {
 			return math.NaN()
 		}
 		return float64(s.result.dropped())
 	})
-	each("exit_status", gauge, "Exit status of the command.", func(s seen) float64 {
+	each("exit_status", gauge, "Exit status of the command.", func(s sourceView) float64 {
 		if s.result.exit == nil {
 			return math.NaN()
 		}
 		return float64(*s.result.exit)
 	})
 	each("fetches_total", counter, "Fetches that ended and were not abandoned by their scrapers.",
-		func(s seen) float64 { return float64(s.status.fetches) })
+		func(s sourceView) float64 { return float64(s.status.fetches) })
 	for _, s := range sources {
 		for _, reason := range reasons[s.kind] {
 			m.add(ownName+"_source_failures_total", counter, "Failed fetches, and scrapes that found the source busy.",
@@ -730,7 +729,7 @@ func (m *ownMetrics) addSources(sources []seen) {
 
 // addFindings adds what could not be merged as it came, by source: 0 for those that are not
 // concerned.
-func (m *ownMetrics) addFindings(sources []seen, found *findings) {
+func (m *ownMetrics) addFindings(sources []sourceView, found *findings) {
 	each := func(name, help string, counts map[string]int) {
 		names := []string{}
 		for _, s := range sources {

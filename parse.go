@@ -66,7 +66,7 @@ const (
 	info
 	stateset
 	gaugeHistogram
-	unknown     // none, in spite of what its samples are named
+	unknown     // untyped, whatever its samples are named
 	conflicting // two types that differ
 )
 
@@ -1171,8 +1171,8 @@ func openMetricsSuffix(t metricType, openMetrics bool) string {
 	return ""
 }
 
-// add adds a family whose name stands in the exposition, and returns its number. Of families of
-// one name, which differ in type, lines belong to the last.
+// add adds a family whose name stands in the exposition, and returns its number. If two
+// families share a name, later lines belong to the last.
 func (l *labeller) add(name span) int {
 	i := len(l.e.families)
 	text := l.e.text(name)
