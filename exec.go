@@ -126,7 +126,18 @@ func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	s.do = s.fetcher.fetch
 	s.budget = &s.intake.budget
 	log := sh.log.With("exporter_name", c.name)
-	s.report = func(r *result, changes int) { logFetch(log, r, changes) }
+	var twice sync.Once
+	s.report = func(r *result, changes int) {
+		logFetch(log, r, changes)
+		for _, e := range r.bodies {
+			if e.twice != "" {
+				twice.Do(func() {
+					log.Warn("a series is there twice: all are handed on, and Prometheus keeps one",
+						"exporter_name", c.name, "metric", e.twice)
+				})
+			}
+		}
+	}
 	return s
 }
 

@@ -1019,6 +1019,7 @@ type labeller struct {
 	at        int               // number of the family of the last line, -1 before the first
 	told      int               // likewise of the last that metadata told of
 	described description       // what metadata says of the lines that follow; without a name if there is none
+	series    []byte            // name and labels of the last sample
 	prefix    []byte            // what samples of this name begin with: name, brace and added labels
 	exported  [][]byte          // new names of the sample's labels that give way to added ones
 	bare      map[string]string // the sample's label names that need quotes, without; nil to keep quotes
@@ -1222,6 +1223,11 @@ func (l *labeller) sample() {
 		f.moments, f.quoted = true, f.quoted || l.p.quotes
 	}
 	l.e.samples++
+	series := l.p.buf[l.p.start:l.p.value]
+	if l.p.repeated && len(l.p.stamp) == 0 && l.e.twice == "" && bytes.Equal(series, l.series) {
+		l.e.twice = string(l.p.name)
+	}
+	l.series = append(l.series[:0], series...)
 	if l.p.seen&boundNames != 0 || l.p.buf[l.p.value] == '-' {
 		f.contradict(&l.p)
 	}
@@ -1587,7 +1593,8 @@ type exposition struct {
 	buf      []byte // names, HELP texts and lines of the families
 	families []family
 	samples  int
-	dropped  int // families that were left out
+	dropped  int    // families that were left out
+	twice    string // name of a metric that has one series twice, one after the other
 
 	openMetrics bool // it is in that format
 	cameAsText  bool // its body was not
