@@ -8,7 +8,8 @@
 //
 // Names, labels and values are slices of the window: nothing is allocated per line, and
 // nothing is copied but quoted names that have to be respelled. The window ends in a
-// newline, so loops that skip one kind of byte need not look for its end.
+// newline, so loops that skip one kind of byte need not look for its end. Names, label values
+// and numbers are scanned eight bytes at a time: without, an appliance's scrape takes 5 to 8 % more.
 //
 // The text format is read as leniently as Prometheus reads it, or more so where the
 // meaning is clear; OpenMetrics as strictly as Prometheus reads it: one blank where
@@ -19,6 +20,7 @@ package main
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/maphash"
@@ -487,9 +489,46 @@ func (p *parser) labelSet(i int, keep bool) int {
 		if !first && !comma {
 			p.markLax(i)
 		}
-		i = p.label(i, keep)
+		from := i
+		if keep {
+			i = p.plainLabels(i)
+		}
+		if i == from {
+			i = p.label(i, keep)
+		}
 	}
 	return i
+}
+
+// plainLabels scans labels that are written name="value", with nothing but a comma between
+// them, as nearly all are. It returns the index after the last one that label need not look at.
+func (p *parser) plainLabels(i int) int {
+	end, b, labels, seen := i, p.buf, p.labels, p.seen
+	for len(labels) < fewLabels {
+		equals := labelBytes(b, i)
+		if equals == i || b[equals] != '=' || b[equals+1] != '"' || class[b[i]]&digit != 0 || b[i] == '_' {
+			break
+		}
+		bit := nameBit(b[i:equals])
+		quote := valueBytes(b, equals+2)
+		for b[quote] == '\\' && isEscape(b[quote+1]) {
+			quote = valueBytes(b, quote+2)
+		}
+		if b[quote] != '"' || seen&bit != 0 {
+			break
+		}
+		seen, end = seen|bit, quote+1
+		labels = append(labels, label{})
+		l := &labels[len(labels)-1] // to append it filled takes longer
+		l.name, l.nameEnd = int32(i-p.start), int32(equals-p.start)
+		l.value, l.end = int32(equals+2-p.start), int32(end-p.start)
+		if b[end] != ',' {
+			break
+		}
+		i = end + 1
+	}
+	p.labels, p.seen = labels, seen
+	return end
 }
 
 // label scans one label, or the quoted metric name among the labels; with keep it
@@ -832,6 +871,13 @@ func wordEnd(b []byte, i int) int {
 
 // digits returns the index after the digits at i.
 func digits(b []byte, i int) int {
+	for len(b)-i >= 8 {
+		x := binary.LittleEndian.Uint64(b[i : i+8])
+		if m := ((x ^ ones*'0') + ones*(0x80-10) | x) & highs; m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+		i += 8
+	}
 	for class[b[i]]&digit != 0 {
 		i++
 	}
@@ -840,18 +886,49 @@ func digits(b []byte, i int) int {
 
 // labelBytes returns the index after the letters, digits and underscores at i.
 func labelBytes(b []byte, i int) int {
+	for len(b)-i >= 8 {
+		if m := notLabel(binary.LittleEndian.Uint64(b[i : i+8])); m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+		i += 8
+	}
 	for class[b[i]]&labelByte != 0 {
 		i++
 	}
 	return i
 }
 
-// valueBytes returns the index after bytes at i that mean themselves in a label value.
+// valueBytes returns the index after bytes at i that mean themselves in a label value; there
+// may be up to seven more of them where b ends.
 func valueBytes(b []byte, i int) int {
-	for i < len(b) && class[b[i]]&valueByte != 0 {
-		i++
+	for len(b)-i >= 8 {
+		if m := special(binary.LittleEndian.Uint64(b[i : i+8])); m != 0 {
+			return i + bits.TrailingZeros64(m)/8
+		}
+		i += 8
 	}
 	return i
+}
+
+// ones times a byte is that byte eight times; highs are the high bits of all eight.
+const ones, highs = 0x0101010101010101, 0x8080808080808080
+
+// notLabel sets the high bit of each byte of x that no label name has.
+func notLabel(x uint64) uint64 {
+	y := x &^ highs
+	lower := y | ones*0x20
+	letter := (lower + ones*(0x80-'a')) &^ (lower + ones*(0x80-'z'-1))
+	digit := (y + ones*(0x80-'0')) &^ (y + ones*(0x80-'9'-1))
+	other := (y ^ ones*'_') + ones*0x7f
+	return (other&^letter&^digit | x) & highs
+}
+
+// special sets the high bit of each byte of x that is a quote, a backslash, a
+// control character or not ASCII. Bytes above the lowest such one may be wrong.
+func special(x uint64) uint64 {
+	quote := x ^ ones*'"'
+	backslash := x ^ ones*'\\'
+	return ((x-ones*' ')&^x | (quote-ones)&^quote | (backslash-ones)&^backslash | x) & highs
 }
 
 // Classes of bytes in names and numbers.
@@ -859,21 +936,17 @@ const (
 	digit     = 1 << iota
 	labelByte // of a label name
 	nameByte  // of a metric name
-	valueByte // that means itself in a label value
 )
 
 var class = func() (t [256]uint8) {
 	for c := range t {
-		if c >= ' ' && c < utf8.RuneSelf && c != '"' && c != '\\' {
-			t[c] = valueByte
-		}
 		switch {
 		case '0' <= c && c <= '9':
-			t[c] |= digit | labelByte | nameByte
+			t[c] = digit | labelByte | nameByte
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', c == '_':
-			t[c] |= labelByte | nameByte
+			t[c] = labelByte | nameByte
 		case c == ':':
-			t[c] |= nameByte
+			t[c] = nameByte
 		}
 	}
 	return t
@@ -1013,7 +1086,7 @@ type labeller struct {
 	p         parser
 	e         *exposition
 	added     *addedLabels
-	index     map[uint64]int32  // numbers of the families, see slot
+	index     map[uint64]int32  // numbers of the families, see find
 	blocks    []block           // all lines, as they came
 	scattered bool              // lines of a family stand in several blocks
 	at        int               // number of the family of the last line, -1 before the first
@@ -1095,7 +1168,8 @@ func (l *labeller) describe() {
 		if l.begin(); !same {
 			help = help[:0]
 		}
-		*d = description{name: append(d.name, l.p.name...), help: help}
+		d.name, d.help = append(d.name[:0], l.p.name...), help
+		d.suffix, d.metricType, d.unit = "", untyped, 0
 	}
 	switch l.p.kind {
 	case helpLine:
@@ -1128,14 +1202,14 @@ func (l *labeller) begin() {
 	}
 	name := l.e.append(d.name)
 	name.to = l.e.append([]byte(d.suffix)).to
-	i := l.lookUp(l.e.text(name))
+	i, slot := l.find(l.e.text(name))
 	if l.at >= 0 && d.metricType == untyped && bytes.Equal(d.name, l.e.text(l.e.families[l.at].base())) {
 		i = l.at // HELP of a counter behind its samples
 	}
 	if i >= 0 && l.e.families[i].accepts(d) {
 		l.e.buf = l.e.buf[:name.from]
 	} else {
-		i = l.add(name)
+		i = l.add(name, slot)
 	}
 	f := &l.e.families[i]
 	if d.metricType != untyped {
@@ -1151,7 +1225,7 @@ func (l *labeller) begin() {
 		f.help = l.e.append(d.help)
 	}
 	l.at, l.told = i, i
-	*d = description{name: d.name[:0], help: d.help[:0]}
+	d.name, d.help = d.name[:0], d.help[:0]
 }
 
 // accepts reports whether metadata of the family's name is about this one.
@@ -1174,29 +1248,26 @@ func openMetricsSuffix(t metricType, openMetrics bool) string {
 
 // add adds a family whose name stands in the exposition, and returns its number. If two
 // families share a name, later lines belong to the last.
-func (l *labeller) add(name span) int {
+func (l *labeller) add(name span, slot uint64) int {
 	i := len(l.e.families)
 	text := l.e.text(name)
 	l.e.families = append(l.e.families, family{name: name, order: uint32(i),
 		quoted: !isBareName(text), dropped: l.added.drops(text)})
-	l.index[l.slot(text)] = int32(i)
+	l.index[slot] = int32(i)
 	return i
 }
 
-// lookUp returns the number of the family of a name, -1 if there is none.
-func (l *labeller) lookUp(name []byte) int {
-	if i, ok := l.index[l.slot(name)]; ok {
-		return int(i)
-	}
-	return -1
-}
-
-// slot returns where the index has the family of a name: at its hash, or after it if another name
-// has the same. No body can be made of names that do, for the hash is keyed.
-func (l *labeller) slot(name []byte) uint64 {
+// find returns the number of the family of a name, -1 if there is none, and where the index has it:
+// at its hash, or after it if another name has the same. No body can be made of names that do, for
+// the hash is keyed.
+func (l *labeller) find(name []byte) (number int, slot uint64) {
 	for h := maphash.Bytes(hashSeed, name); ; h++ {
-		if i, taken := l.index[h]; !taken || bytes.Equal(l.e.text(l.e.families[i].name), name) {
-			return h
+		i, taken := l.index[h]
+		switch {
+		case !taken:
+			return -1, h
+		case bytes.Equal(l.e.text(l.e.families[i].name), name):
+			return int(i), h
 		}
 	}
 }
@@ -1271,20 +1342,20 @@ func (l *labeller) enter() {
 // familyOf returns the number of the family that a sample belongs to, a new one if there is none:
 // one of its name that has a type goes before one that claims it, and that before one without.
 func (l *labeller) familyOf(sample []byte) int {
-	own := l.lookUp(sample)
+	own, slot := l.find(sample)
 	if own >= 0 && l.e.families[own].metricType != untyped {
 		return own
 	}
 	if end := bytes.LastIndexByte(sample, '_'); end > 0 && claimers(string(sample[end:]), l.e.openMetrics) != 0 {
-		for _, suffix := range []string{"", "_total"} {
-			i := l.lookUp(append(sample[:end:end], suffix...))
+		for _, suffix := range []string{"", openMetricsSuffix(counter, l.e.openMetrics)} {
+			i, _ := l.find(append(sample[:end:end], suffix...))
 			if i >= 0 && l.e.covers(&l.e.families[i], sample) {
 				return i
 			}
 		}
 	}
 	if own < 0 {
-		own = l.add(l.e.append(sample))
+		own = l.add(l.e.append(sample), slot)
 	}
 	return own
 }
@@ -1554,9 +1625,11 @@ func (l *labeller) finish() {
 			l.e.families[r.family].lines = r.span
 		}
 	}
-	l.e.dropped = len(l.e.families)
-	l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
-	l.e.dropped -= len(l.e.families)
+	if len(l.added.drop) > 0 {
+		l.e.dropped = len(l.e.families)
+		l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
+		l.e.dropped -= len(l.e.families)
+	}
 	for _, f := range l.e.families {
 		l.e.quoted = l.e.quoted || f.quoted
 	}
