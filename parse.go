@@ -1112,7 +1112,8 @@ type description struct {
 	name, help []byte
 	suffix     string // what the name has after that in text
 	metricType metricType
-	unit       int // length of the unit, with which the name ends
+	unit       int  // length of the unit, with which the name ends
+	typed      bool // there was a TYPE line, though perhaps of untyped
 }
 
 // newLabeller returns a labeller that adds to an exposition.
@@ -1169,7 +1170,7 @@ func (l *labeller) describe() {
 			help = help[:0]
 		}
 		d.name, d.help = append(d.name[:0], l.p.name...), help
-		d.suffix, d.metricType, d.unit = "", untyped, 0
+		d.suffix, d.metricType, d.unit, d.typed = "", untyped, 0, false
 	}
 	switch l.p.kind {
 	case helpLine:
@@ -1177,7 +1178,7 @@ func (l *labeller) describe() {
 			d.help = l.appendHelp(d.help)
 		}
 	case typeLine:
-		d.metricType = l.p.metricType
+		d.metricType, d.typed = l.p.metricType, true
 		d.suffix = openMetricsSuffix(d.metricType, l.p.openMetrics)
 	case unitLine:
 		d.unit = len(l.p.text)
@@ -1203,7 +1204,7 @@ func (l *labeller) begin() {
 	name := l.e.append(d.name)
 	name.to = l.e.append([]byte(d.suffix)).to
 	i, slot := l.find(l.e.text(name))
-	if l.at >= 0 && d.metricType == untyped && bytes.Equal(d.name, l.e.text(l.e.families[l.at].base())) {
+	if l.at >= 0 && !d.typed && bytes.Equal(d.name, l.e.text(l.e.families[l.at].base())) {
 		i = l.at // HELP of a counter behind its samples
 	}
 	if i >= 0 && l.e.families[i].accepts(d) {
@@ -1859,9 +1860,9 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 	switch unit := respell(from.unitText(f)); {
 	case split:
 	case !toText:
-		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit)}
+		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit), true}
 	default:
-		l.described = description{name: whole, help: help, metricType: f.metricType.inText()}
+		l.described = description{name: whole, help: help, metricType: f.metricType.inText(), typed: true}
 	}
 	l.begin()
 	l.p = parserOf(from.text(f.lines), from.openMetrics)
@@ -1875,7 +1876,7 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		before, name = l.p.name, respell(l.p.name)
 		l.p.name = name
 		isWhole, isBase := bytes.Equal(name, whole), bytes.Equal(name, base)
-		alone := description{name: name}
+		alone := description{name: name, typed: true}
 		if isWhole || isBase {
 			alone.help = help
 		}
