@@ -89,7 +89,7 @@ one scrape target: one port, one /metrics, and the label exporter_name.
 
 Examples:
   reverse_exporter --http node=http://localhost:9100 --http pg=http://pg:9187
-  reverse_exporter --file cron='/var/lib/metrics/*.prom' --exec up='up --all'
+  reverse_exporter --file cron='/var/lib/metrics/*.prom' --exec up='up -a'
   reverse_exporter --exec smart='smart.sh {disk=sda|sdb}' --max-age smart:5m
   reverse_exporter --once --http node=http://localhost:9100/metrics
   CMD ["/reverse_exporter", "--http", "app=http://localhost:8080/metrics"]
