@@ -286,9 +286,9 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 				m.conflicting[source]++
 			}
 		}
-		if c := claimer(m.groups, g.name()); verdicts[i] == inConflict {
+		if verdicts[i] == inConflict {
 			with := g
-			if c >= 0 {
+			if c := claimer(m.groups, g.name()); c >= 0 {
 				with = slices.Concat(m.groups[c], g)
 			}
 			m.pair(typesDiffer, with)
@@ -464,7 +464,7 @@ func (m *merged) pair(what discord, g group) {
 func (f *findings) add(about pair, family string) {
 	c := cmp.Or(f.pairs[about], &concern{})
 	if c.families++; len(c.first) < 3 {
-		c.first = append(c.first, family[:min(len(family), 80)])
+		c.first = append(c.first, strings.ToValidUTF8(family[:min(len(family), 80)], ""))
 	}
 	if c.families > 1 || len(f.pairs) < 1000 {
 		f.pairs[about] = c
