@@ -156,29 +156,20 @@ func (g group) types() typeSet {
 	return types
 }
 
-// withoutEmpty splits off the families that have no samples. From the others it drops metadata without
-// samples, of a strict page all, otherwise that of another type: it must not decide the type.
+// withoutEmpty splits off the families that have no samples, which a strict page does without. From the
+// others it drops metadata without samples, or that would decide the type of another source's samples.
 func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 	isEmpty := func(p *part) bool { return p.run.from == p.run.to }
-	groups = all[:0]
 	for _, g := range all {
-		if !slices.ContainsFunc(g, isEmpty) {
-			groups = append(groups, g)
-			continue
+		full := g
+		if slices.ContainsFunc(g, isEmpty) {
+			full = slices.DeleteFunc(slices.Clone(g), isEmpty)
 		}
-		full := slices.DeleteFunc(slices.Clone(g), isEmpty)
-		t := full.types().agreed()
-		if len(full) == 0 {
-			t = g[0].metricType
-		}
-		g = slices.DeleteFunc(g, func(p *part) bool {
-			return isEmpty(p) && (strict || p.metricType != untyped && p.metricType != t)
-		})
 		switch {
 		case len(full) > 0:
-			groups = append(groups, g)
-		case len(g) > 0:
-			empty = append(empty, g)
+			groups = append(groups, full)
+		case !strict:
+			empty = append(empty, g[:1])
 		}
 	}
 	return groups, empty

@@ -1096,7 +1096,6 @@ type labeller struct {
 	prefix    []byte            // what samples of this name begin with: name, brace and added labels
 	exported  [][]byte          // new names of the sample's labels that give way to added ones
 	bare      map[string]string // the sample's label names that need quotes, without; nil to keep quotes
-	named     [2][]byte         // label names of the sample and the one before, see renameLabels
 	anew      bool              // each sample is written anew, though it may be plain
 	stored    metricType        // histogram or summary if bounds are written as Prometheus 3 stores them for it
 }
@@ -1527,17 +1526,7 @@ func (l *labeller) exportedName(name []byte) []byte {
 // renameLabels finds a name without quotes for each label of the sample that needs some.
 // Labels that would get the same name are numbered in the order of the names they have:
 // a series stays the same series when an exporter writes its labels in another order.
-//
-// Samples with the same label names as the one before have the same new ones.
 func (l *labeller) renameLabels() {
-	names := l.named[1][:0]
-	for _, lb := range l.p.labels {
-		names = append(append(names, l.p.labelName(lb)...), '\n')
-	}
-	l.named[0], l.named[1] = names, l.named[0]
-	if bytes.Equal(names, l.named[1]) {
-		return
-	}
 	l.bare = map[string]string{} // clearing one that was large takes long
 	needsQuotes := func(lb label) bool { return !isBareLabel(l.p.labelName(lb)) }
 	if !slices.ContainsFunc(l.p.labels, needsQuotes) {
