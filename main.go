@@ -1587,26 +1587,27 @@ func stretch(password string, salt []byte, iterations int) []byte {
 
 // ---- A scrape
 
-// scrape answers with the metrics of an endpoint.
-func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*source) {
+// scrape answers with the metrics of an endpoint, on which are all these sources.
+func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		p.refuse(w, "the query string is malformed: "+err.Error(), http.StatusBadRequest)
 		return
 	}
+	sources := all
 	if names, ok := query["exporter_name"]; ok {
-		if sources = selected(sources, names); sources == nil {
-			p.refuse(w, "no source of this endpoint has this exporter_name; / lists them, "+
-				"and it can be given more than once", http.StatusNotFound)
-			return
-		}
+		sources = selected(all, names)
+	}
+	if sources == nil {
+		p.refuse(w, "no source of this endpoint has this exporter_name; / lists them, "+
+			"and it can be given more than once", http.StatusNotFound)
+		return
 	}
 	for name := range query {
 		takes := func(s *source) bool { return s.takes(name) }
-		if name != "exporter_name" && !slices.ContainsFunc(p.endpoints[r.URL.Path], takes) {
+		if name != "exporter_name" && !slices.ContainsFunc(all, takes) {
 			name = name[:min(len(name), 64)]
-			p.tell(slog.LevelInfo, 20, name,
-				"no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
+			p.tell(slog.LevelInfo, 20, name, "no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
@@ -1617,12 +1618,14 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		return
 	}
 	began := time.Now()
-	sp, err := p.openPage(r, sources, tickets, limit)
+	want := &pageRequest{client: clientOf(r.RemoteAddr), sources: sources, takes: takes,
+		gzip: acceptsGzip(r.Header.Values("Accept-Encoding"))}
+	sp, err := p.openPage(r.Context(), want, tickets, limit)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	if len(sources) == len(p.endpoints[r.URL.Path]) || r.Header.Get(timeoutHeader) != "" { // not by hand
-		this := &scraped{by: clientOf(r.RemoteAddr), end: time.Now(), took: time.Since(began)}
+	if len(sources) == len(all) || r.Header.Get(timeoutHeader) != "" { // not by hand
+		this := &scraped{by: want.client, end: time.Now(), took: time.Since(began)}
 		if last := p.lastScrape.Load(); last != nil {
 			this.gaps[0] = this.end.Sub(last.end)
 			copy(this.gaps[1:], last.gaps[:])
@@ -1635,24 +1638,23 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		return
 	}
 	found := sp.findings // not the page with it
-	if len(sources) == len(p.endpoints[r.URL.Path]) {
+	if len(sources) == len(all) {
 		p.found.Store(r.URL.Path, found)
 	}
-	p.send(w, r, sp)
+	p.send(w, r, want, sp)
 	p.report(found)
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, no longer
 // than limit.
 func (p *program) openPage(
-	r *http.Request, sources []*source, tickets []*ticket, limit time.Duration,
+	ctx context.Context, want *pageRequest, tickets []*ticket, limit time.Duration,
 ) (*sharedPage, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), limit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	waiting, stopWaiting := context.WithTimeout(ctx, limit-margin(limit))
 	defer stopWaiting()
-	forget := context.AfterFunc(p.stopping, stopWaiting)
-	defer forget()
+	defer context.AfterFunc(p.stopping, stopWaiting)()
 	for _, t := range tickets {
 		t.wait(waiting)
 	}
@@ -1662,23 +1664,17 @@ func (p *program) openPage(
 			t.leave(expired)
 		}
 	}()
-	newest := func() (results []*result) {
+	want.newest = func() (results []*result) {
 		for _, t := range tickets {
 			results = append(results, t.result())
 		}
 		return results
 	}
 	process := p.processNow()
-	return p.pages.open(ctx, &pageRequest{
-		client:  clientOf(r.RemoteAddr),
-		sources: sources,
-		takes:   accepted(r.Header.Values("Accept")),
-		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
-		newest:  newest,
-		render: func(ctx context.Context, results []*result, f form) (*page, error) {
-			return p.render(ctx, sources, results, f, process)
-		},
-	})
+	want.render = func(ctx context.Context, results []*result, f form) (*page, error) {
+		return p.render(ctx, want.sources, results, f, process)
+	}
+	return p.pages.open(ctx, want)
 }
 
 // scraped is what the page at / says of a scrape.
@@ -1762,8 +1758,8 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 }
 
 // send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
-func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
-	defer p.pages.close(sp, clientOf(r.RemoteAddr))
+func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest, sp *sharedPage) {
+	defer p.pages.close(sp, want.client)
 	if down := p.unavailable(r, sp.sources, sp.results); down != "" {
 		p.refuse(w, down, http.StatusServiceUnavailable)
 		return
@@ -1773,7 +1769,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h.Set("Content-Type", sp.form.contentType())
 	h.Set("Vary", "Accept, Accept-Encoding")
 	sent := sp.page
-	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
+	if want.gzip {
 		sent = sp.zipped
 		h.Set("Content-Encoding", "gzip")
 	}
@@ -1783,39 +1779,24 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	paced := &pacer{chunks: slices.Clone(sent.chunks), control: control, pages: &p.pages, page: sp}
 	buf := newChunk(&p.pages.chunks)
 	defer p.pages.chunks.Put(buf)
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, paced, buf[:]) // w's ReadFrom would take two of these
+	left := net.Buffers(slices.Clone(sent.chunks)) // it clears what it has read
+	var err error
+	for i := 0; len(left) > 0 && err == nil; i++ {
+		if i%(256<<10/len(buf)) == 0 {
+			control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		}
+		p.pages.progress(sp)
+		if err = sp.ctx.Err(); err == nil { // after the deadline, which the cut may have set before
+			n, _ := left.Read(buf[:])
+			_, err = w.Write(buf[:n])
+		}
+	}
 	if !uncut() || err != nil {
 		p.log.Debug("a scraper was cut off", "err", err)
 		panic(http.ErrAbortHandler)
 	}
-}
-
-// pacer reads a page for a scraper, which it gives 10 s for each 256 KiB, until the page is
-// cut off.
-type pacer struct {
-	chunks  net.Buffers // what is left of the page: it clears what it has read
-	control *http.ResponseController
-	pages   *pages
-	page    *sharedPage
-	left    int // bytes to read before the next 10 s
-}
-
-// Read reads no further than the next 10 s begin.
-func (o *pacer) Read(b []byte) (int, error) {
-	if o.left == 0 {
-		o.left = 256 << 10
-		o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-	}
-	o.pages.progress(o.page)
-	if err := o.page.ctx.Err(); err != nil { // after the deadline, which the cut may have set before
-		return 0, err
-	}
-	n, err := o.chunks.Read(b[:min(len(b), o.left)])
-	o.left -= n
-	return n, err
 }
 
 // render merges results with the status metrics that tell of them and with those of the
@@ -2436,7 +2417,7 @@ func (p *program) once(stdout io.Writer) int {
 		p.log.Error("nothing to print: --once asks for one endpoint, without parameters", "path", path, "err", err)
 		return 1
 	}
-	sp, err := p.openPage(&http.Request{}, sources, tickets, limit)
+	sp, err := p.openPage(context.Background(), &pageRequest{sources: sources}, tickets, limit)
 	if err != nil {
 		p.log.Error("no page before the deadline", "err", err)
 		return 1
