@@ -62,26 +62,23 @@ import (
 // version is set by the linker. Without it, the build's own information has the version.
 var version = ""
 
-// build is what the program was built from.
-type build struct{ version, revision string }
-
-// readBuild reads the build's own information.
-func readBuild() build {
+// readBuild returns what the build's own information says: the version and the revision.
+func readBuild() (string, string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		info = &debug.BuildInfo{}
 	}
-	// In a working tree the build's own version is (devel).
-	b := build{cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), "unknown"}
+	revision := "unknown"
 	for _, s := range info.Settings {
 		switch {
 		case s.Key == "vcs.revision":
-			b.revision = s.Value
+			revision = s.Value
 		case s.Key == "vcs.modified" && s.Value == "true":
-			b.revision += " with changes"
+			revision += " with changes"
 		}
 	}
-	return b
+	// In a working tree the build's own version is (devel).
+	return cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), revision
 }
 
 const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
@@ -140,8 +137,8 @@ func options(c *config, s *sourceConfig) []option {
 		{"web.basic-auth-file", "FILE", "demand a password; has lines of user:HASH", asText(&c.basicAuth), ""},
 		{"web.disable-exporter-metrics", "", "leave out the process_* and go_* metrics of the program itself", nil, ""},
 		{"log.level", "LEVEL", "debug, info, warn or error (info)",
-			asOneOf(&c.logLevel, "debug", "info", "warn", "error"), ""},
-		{"log.format", "FORMAT", "logfmt or json (logfmt)", asOneOf(&c.logFormat, "logfmt", "json"), ""},
+			asText(&c.logLevel, "debug", "info", "warn", "error"), ""},
+		{"log.format", "FORMAT", "logfmt or json (logfmt)", asText(&c.logFormat, "logfmt", "json"), ""},
 
 		{help: "Modes:"},
 		{"once", "", "print the merged metrics and exit; 1 if a source is down", nil, ""},
@@ -208,25 +205,26 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		mode = func(stdout io.Writer) int { stdout.Write(appendUsage(nil)); return 0 }
 	case c.modes["version"]:
 		mode = func(stdout io.Writer) int {
-			b := readBuild()
+			version, revision := readBuild()
 			fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
-				b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return 0
 		}
 	case c.modes["hash-password"]:
 		mode = func(stdout io.Writer) int { return hashPassword(stdin, stdout, stderr) }
 	case c.modes["healthcheck"]:
-		mode = func(stdout io.Writer) int { return healthcheck(c.listen[0], stdout, stderr) }
+		mode = func(stdout io.Writer) int {
+			a := c.listen[0]
+			if err := a.isHealthy(4 * time.Second); err != nil { // Docker waits 5 s, and would show nothing of this
+				return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; "+
+					"give --healthcheck the same --web.* flags as the program", a.addr, err))
+			}
+			fmt.Fprintln(stdout, "healthy")
+			return 0
+		}
 	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *sourceConfig) bool { return s.kind == "exec" }):
-		path, err := os.Executable()
-		if err != nil { // there is no /proc
-			path = args[0]
-		}
-		code, err := supervise(ctx, path, args)
-		if err != nil {
-			return complain(stderr, code, err.Error())
-		}
-		return code
+		path, _ := os.Executable() // "" if there is no /proc
+		return supervise(ctx, cmp.Or(path, args[0]), args, stderr)
 	default:
 		return c.run(ctx, hangup, stdout, stderr)
 	}
@@ -250,7 +248,7 @@ func (c *config) run(ctx context.Context, hangup <-chan os.Signal, stdout, stder
 	}()
 	status := printing(ctx, stdout, lines, func(stdout io.Writer) int {
 		if c.modes["check"] {
-			return p.check(stdout, c.doubts)
+			return p.check(stdout)
 		}
 		if len(c.doubts) > 0 {
 			p.log.Info("some flags may not be meant like this", "doubts", strings.Join(c.doubts, "; "))
@@ -320,9 +318,10 @@ func within(d time.Duration, do func()) {
 
 // program is what runs.
 type program struct {
-	listen []address
-	build  build
+	*config
 	shared
+	version     string               // of the build
+	revision    string               // of the build
 	sources     []*source            // in the order of the flags
 	exporters   []*exporter          // those of the http sources
 	endpoints   map[string][]*source // by path
@@ -338,8 +337,6 @@ type program struct {
 	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
 
-	withoutProcess bool // it leaves out process_* and go_*
-
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
 
@@ -353,12 +350,12 @@ type program struct {
 
 // newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
-		endpoints: map[string][]*source{}, started: time.Now(), told: map[string]int{},
-		dropped: new(atomic.Uint64), connections: connections{all: map[net.Conn]connection{}, room: maxConnections()}}
+	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]int{},
+		dropped: new(atomic.Uint64), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
-	p.userAgent = ownName + "/" + p.build.version
+	p.version, p.revision = readBuild()
+	p.userAgent = ownName + "/" + p.version
 	var level slog.Level
 	level.UnmarshalText([]byte(c.logLevel))
 	o := &slog.HandlerOptions{Level: level}
@@ -448,7 +445,7 @@ func (p *program) loadFiles() error {
 func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners []net.Listener) int {
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
-	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
+	p.log.Info("starting reverse_exporter", "version", p.version, "revision", p.revision,
 		"sources", len(p.sources), "endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
 	for i, l := range listeners {
 		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
@@ -500,20 +497,19 @@ func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 	}
 }
 
-// supervise runs the program once more as a child, and does what PID 1 has to do: it
-// forwards signals and reaps every orphan. So the child's wait for a command never races
-// with the reaping. It returns the child's exit status.
-func supervise(ctx context.Context, path string, args []string) (int, error) {
+// supervise runs the program once more as a child, and does what PID 1 has to do: it forwards signals and
+// reaps every orphan. So the child's wait for a command never races with the reaping. It returns the
+// child's exit status.
+func supervise(ctx context.Context, path string, args []string, stderr io.Writer) int {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT,
 		syscall.SIGUSR1, syscall.SIGUSR2)
 	child, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
 	if err != nil {
-		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
+		return complain(stderr, 1, fmt.Sprintf("failed to start %s again, to reap processes as PID 1: %v", path, err))
 	}
 	// A signal that came before Notify ended ctx instead.
-	stop := context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })
-	defer stop()
+	defer context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })()
 	go func() {
 		for s := range signals {
 			syscall.Kill(child, s.(syscall.Signal))
@@ -525,11 +521,11 @@ func supervise(ctx context.Context, path string, args []string) (int, error) {
 		switch {
 		case err == syscall.EINTR:
 		case err != nil:
-			return 1, fmt.Errorf("failed to wait as PID 1: %w", err)
+			return complain(stderr, 1, fmt.Sprintf("failed to wait as PID 1: %v", err))
 		case pid == child && status.Exited():
-			return status.ExitStatus(), nil
+			return status.ExitStatus()
 		case pid == child && status.Signaled():
-			return 128 + int(status.Signal()), nil
+			return 128 + int(status.Signal())
 		}
 	}
 }
@@ -774,18 +770,17 @@ func (f *flags) setOptions() {
 		values[o.name] = f.values(o)
 		for _, value := range values[o.name][nil] { // its fault is told once, whatever the number of sources
 			if err := o.set(value); err != nil {
-				f.fault("--%s %s: %v", o.name, value, err)
+				f.fault("%s: %v", o.shown(nil, value), err)
 			}
 		}
 	}
 	for _, s := range f.sources {
 		for _, o := range options(&config{}, s) {
-			general, own := values[o.name][nil], values[o.name][s]
-			if o.name == "path" && len(own) > 0 {
-				general = nil // its own paths replace these
-			}
-			for _, value := range general {
-				o.set(value)
+			own := values[o.name][s]
+			for _, value := range values[o.name][nil] {
+				if o.name != "path" || own == nil { // its own paths replace these
+					o.set(value)
+				}
 			}
 			for _, value := range own {
 				if err := cmp.Or(s.lacks(o), o.set(value)); err != nil {
@@ -808,16 +803,15 @@ func (s *sourceConfig) lacks(o option) error {
 	return fmt.Errorf("only %s sources have this", o.only)
 }
 
-// shown returns an option as it is written on the command line, for a source unless that is nil,
-// without secrets.
+// shown returns an option as it is written on the command line, for a source or for all, without secrets.
 func (o option) shown(s *sourceConfig, value string) string {
 	switch {
-	case s == nil:
-		return "--" + o.name + " " + value
-	case o.value == nameList || o.secret():
-		return "--" + o.name + " " + s.name
+	case s != nil && (o.value == nameList || o.secret()):
+		value = s.name
+	case s != nil:
+		value = s.name + ":" + value
 	}
-	return "--" + o.name + " " + s.name + ":" + value
+	return "--" + o.name + " " + value
 }
 
 // values returns the values of an option by source, with nil for all sources or the server. One
@@ -891,22 +885,13 @@ func (f *flags) names() string {
 
 // checkSources finds options that exclude each other.
 func (f *flags) checkSources() {
-	served := map[string]int{} // sources by path
-	for _, s := range f.sources {
-		for _, path := range s.paths {
-			served[path]++
-		}
-	}
 	for _, s := range f.sources {
 		line := &commandLine{}
 		if parsed, err := parseCommand(s.target); s.kind == "exec" && err == nil {
 			line = parsed
 		}
-		switch {
-		case s.interval > 0 && s.params != nil:
-			f.fault("--interval %s: not together with --params", s.name)
-		case s.interval > 0 && len(line.params) > 0:
-			f.fault("--interval %s: not together with a placeholder", s.name)
+		if s.interval > 0 && (s.params != nil || len(line.params) > 0) {
+			f.fault("--interval %s: not together with --params or a placeholder", s.name)
 		}
 		if s.keyFile != "" && s.certFile == "" {
 			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
@@ -925,7 +910,10 @@ func (f *flags) checkSources() {
 		if needs != "" && f.modes["once"] {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
 		}
-		if needs != "" && slices.ContainsFunc(s.paths, func(path string) bool { return served[path] > 1 }) {
+		isBeside := func(other *sourceConfig) bool {
+			return other != s && slices.ContainsFunc(s.paths, func(path string) bool { return slices.Contains(other.paths, path) })
+		}
+		if needs != "" && slices.ContainsFunc(f.sources, isBeside) {
 			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %[1]s:/%[1]s",
 				s.name, needs)
 		}
@@ -953,12 +941,10 @@ func (f *flags) checkServer() {
 	if len(f.listen) == 0 {
 		f.listen = []address{{network: "tcp", addr: ":9998"}}
 	}
-	anyTLS := false
-	for i := range f.listen {
-		a := &f.listen[i]
-		a.tls = a.scheme == "https" || a.scheme == "" && f.tlsCert != ""
-		anyTLS = anyTLS || a.tls
+	for i, a := range f.listen {
+		f.listen[i].tls = a.scheme == "https" || a.scheme == "" && f.tlsCert != ""
 	}
+	anyTLS := slices.ContainsFunc(f.listen, func(a address) bool { return a.tls })
 	switch {
 	case f.modes["healthcheck"] || f.modes["hash-password"]: // they read no files
 	case (f.tlsCert == "") != (f.tlsKey == ""):
@@ -1045,61 +1031,45 @@ func asSwitch(to *bool) func(string) error {
 	return func(string) error { *to = true; return nil }
 }
 
-// asText returns what sets a text, which may not be empty.
-func asText(to *string) func(string) error {
+// asText returns what sets a text: one of the words, or any but none.
+func asText(to *string, words ...string) func(string) error {
 	return func(value string) error {
-		if *to = value; value == "" {
+		*to = value
+		switch {
+		case value == "":
 			return errors.New("want a value")
+		case words != nil && !slices.Contains(words, value):
+			return fmt.Errorf("want one of %s", strings.Join(words, ", "))
 		}
 		return nil
 	}
 }
 
-// asOneOf returns what sets one of the words.
-func asOneOf(to *string, words ...string) func(string) error {
-	return func(value string) error {
-		if *to = value; !slices.Contains(words, value) {
-			last := len(words) - 1
-			return fmt.Errorf("want %s or %s", strings.Join(words[:last], ", "), words[last])
-		}
-		return nil
-	}
-}
-
-// asDuration returns what sets a duration of at least least.
+// asDuration returns what sets a duration of at least least, written as in Go or with d for a day.
 func asDuration(to *time.Duration, least time.Duration) func(string) error {
 	return func(text string) error {
-		d, err := parseDuration(text)
+		days, rest, hasDays := strings.Cut(text, "d")
 		switch {
-		case err != nil:
-			return err
-		case d < least:
+		case !hasDays:
+			days, rest = "0", text
+		case rest == "":
+			rest = "0s"
+		}
+		n, err := strconv.ParseFloat(days, 64)
+		part, err2 := time.ParseDuration(rest)
+		_, noUnit := strconv.ParseUint(text, 10, 64)
+		total := n*float64(24*time.Hour) + float64(part)
+		switch {
+		case noUnit == nil && text != "0":
+			return fmt.Errorf("the unit is missing: write %ss for seconds", text)
+		case err != nil || err2 != nil || !(n >= 0 && part >= 0 && total <= float64(366*24*time.Hour)):
+			return errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
+		case total < float64(least):
 			return fmt.Errorf("must be at least %v", least)
 		}
-		*to = d
+		*to = time.Duration(total)
 		return nil
 	}
-}
-
-// parseDuration parses a duration as Go writes it, with d for a day.
-func parseDuration(text string) (time.Duration, error) {
-	days, rest, hasDays := strings.Cut(text, "d")
-	switch {
-	case !hasDays:
-		days, rest = "0", text
-	case rest == "":
-		rest = "0s"
-	}
-	n, err := strconv.ParseFloat(days, 64)
-	part, err2 := time.ParseDuration(rest)
-	total := n*float64(24*time.Hour) + float64(part)
-	if err == nil && err2 == nil && n >= 0 && part >= 0 && total <= float64(366*24*time.Hour) {
-		return time.Duration(total), nil
-	}
-	if _, err := strconv.ParseUint(text, 10, 64); err == nil {
-		return 0, fmt.Errorf("the unit is missing: write %ss for seconds", text)
-	}
-	return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
 }
 
 // setMaxBytes sets a size, a whole number with its unit.
@@ -1184,11 +1154,22 @@ func (p *program) listenAll() ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// listen opens a listener. A Unix socket is for all who may enter its folder.
+// listen opens a listener. A Unix socket is for all who may enter its folder. It replaces that of a program
+// that ended without removing it.
 func (a address) listen() (net.Listener, error) {
 	if a.network == "unix" {
-		if err := removeStale(a.addr); err != nil {
-			return nil, err
+		conn, err := net.DialTimeout("unix", a.addr, time.Second)
+		switch info, missing := os.Lstat(a.addr); {
+		case err == nil:
+			conn.Close()
+			return nil, fmt.Errorf("another program listens on %s", a.addr)
+		case missing != nil: // or Listen will fail, too
+		case info.Mode().Type() != os.ModeSocket:
+			return nil, fmt.Errorf("%s exists and is not a socket", a.addr)
+		case errors.Is(err, syscall.ECONNREFUSED):
+			if err := os.Remove(a.addr); err != nil {
+				return nil, err
+			}
 		}
 	}
 	l, err := net.Listen(a.network, a.addr)
@@ -1212,22 +1193,6 @@ func (s socket) Close() error {
 	now, err := os.Lstat(s.Addr().String())
 	s.SetUnlinkOnClose(err == nil && os.SameFile(now, s.info))
 	return s.UnixListener.Close()
-}
-
-// removeStale removes the socket of a program that ended without removing it.
-func removeStale(path string) error {
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	switch info, missing := os.Lstat(path); {
-	case err == nil:
-		conn.Close()
-		return fmt.Errorf("another program listens on %s", path)
-	case missing != nil: // or Listen will fail, too
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%s exists and is not a socket", path)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return os.Remove(path)
-	}
-	return nil
 }
 
 // tlsConfig returns what a handshake is done with. A client without a certificate may
@@ -1268,12 +1233,11 @@ func (p *program) newServer() *http.Server {
 	return server
 }
 
-// connections are those of the clients, for which there is room: see maxConnections. One more
-// closes one of the client that has most: see goesBefore.
+// connections are those of the clients, for which there is room: see maxConnections.
 type connections struct {
 	mu   sync.Mutex // guards all
 	room int
-	all  map[net.Conn]connection
+	all  map[net.Conn]*connection
 }
 
 // clientOf returns what a client is known by: its IP address, of which an IPv6 network of
@@ -1291,45 +1255,33 @@ func clientOf(remoteAddr string) string {
 	return network.String()
 }
 
-// connection is the state of a connection.
+// connection is what is known of a connection.
 type connection struct {
 	client string // see clientOf
-	asked  bool   // it has had a request
-	served bool   // one is being answered
-	ending bool   // it is closed after that
+	state  http.ConnState
 	since  time.Time
+	ending bool // it is closed once it has its answer
 }
 
-// goesBefore reports whether a connection is closed rather than another one: one that has been idle for
-// a second, one that has had its answer, one that has been served for a second, one whose request is
-// not here yet, one that is served; of these the oldest.
-func (c connection) goesBefore(other connection) bool {
-	rank := func(c connection) int {
-		long := time.Since(c.since) >= time.Second
-		return slices.Index([]bool{long && !c.served, c.asked && !c.served, long, !c.served, true}, true)
-	}
-	return cmp.Or(cmp.Compare(rank(c), rank(other)), c.since.Compare(other.since)) < 0
-}
-
-// changed follows the state of a connection. It reports whether another one was closed in
-// favour of it.
+// changed follows the state of a connection. It reports whether another one was closed in favour of it.
 func (cs *connections) changed(conn net.Conn, state http.ConnState) (full bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	c, here := cs.all[conn]
+	c := cs.all[conn]
 	switch {
 	case state == http.StateNew:
-		c = connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
+		c = &connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
 		if full = len(cs.all) >= cs.room; full {
 			cs.evict(c.client)
 		}
 		cs.all[conn] = c
+	case c == nil: // it was closed to make room
 	case state == http.StateClosed:
 		delete(cs.all, conn)
 	case c.ending && state == http.StateIdle:
 		cs.close(conn)
-	case here: // it may have been closed to make room
-		cs.all[conn] = connection{c.client, true, state == http.StateActive, c.ending, time.Now()}
+	default:
+		c.state, c.since = state, time.Now()
 	}
 	return full
 }
@@ -1339,28 +1291,29 @@ func (cs *connections) end() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	for conn, c := range cs.all {
-		if c.ending = true; c.served {
-			cs.all[conn] = c
-		} else {
+		if c.ending = true; c.state != http.StateActive {
 			cs.close(conn)
 		}
 	}
 }
 
-// evict closes a connection in favour of a new one of the client. The caller holds mu.
+// evict closes a connection in favour of a new one of the client: of the client that has most, one that
+// has been idle for a second, one that has had its answer, one that has been served for a second, one
+// whose request is not here yet, one that is served; of these the oldest. The caller holds mu.
 func (cs *connections) evict(client string) {
 	held := map[string]int{client: 1}
 	for _, c := range cs.all {
 		held[c.client]++
 	}
-	most := slices.Max(slices.Collect(maps.Values(held)))
-	var first net.Conn
-	for conn, c := range cs.all {
-		if held[c.client] == most && (first == nil || c.goesBefore(cs.all[first])) {
-			first = conn
-		}
+	rank := func(c *connection) int {
+		long, served := time.Since(c.since) >= time.Second, c.state == http.StateActive
+		return slices.Index([]bool{long && !served, c.state == http.StateIdle, long, !served, true}, true)
 	}
-	cs.close(first)
+	cs.close(slices.MinFunc(slices.Collect(maps.Keys(cs.all)), func(a, b net.Conn) int {
+		one, other := cs.all[a], cs.all[b]
+		return cmp.Or(cmp.Compare(held[other.client], held[one.client]),
+			cmp.Compare(rank(one), rank(other)), one.since.Compare(other.since))
+	}))
 }
 
 // close closes a connection. The caller holds mu.
@@ -1402,14 +1355,13 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // recoverPanic logs a fault of the program itself, and cuts the answer off.
 func (p *program) recoverPanic() {
-	switch v := recover(); v {
-	case nil:
-		return
-	case http.ErrAbortHandler:
-	default:
+	v := recover()
+	if v != nil && v != http.ErrAbortHandler {
 		p.log.Error("a fault in reverse_exporter", "panic", v, "stack", string(debug.Stack()))
 	}
-	panic(http.ErrAbortHandler)
+	if v != nil {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // admits reports whether the client may ask. If not, it answers and counts the request.
@@ -1466,13 +1418,7 @@ type user struct {
 func (ps *passwords) set(files []flagFile) error {
 	us, old := map[string]*user{}, *ps.users.Load()
 	err := eachLine(files[0].text, func(line string) error {
-		name, hash, ok := strings.Cut(line, ":")
-		if name == "basic_auth_users" || name == "tls_server_config" {
-			return fmt.Errorf("this is the web.yml of other exporters; %w", errNotHash)
-		}
-		if !ok || strings.HasPrefix(hash, " ") {
-			return errNotHash
-		}
+		name, hash, _ := strings.Cut(line, ":")
 		u, err := parseHash(hash)
 		if err == nil && (name == "" || us[name] != nil) {
 			err = errors.New("the user has no name, or the name of an earlier one")
@@ -1838,7 +1784,7 @@ func (p *program) render(
 
 // about returns what the status metrics tell of the program.
 func (p *program) about() *about {
-	a := &about{version: p.build.version, revision: p.build.revision, linesLost: p.dropped.Load(),
+	a := &about{version: p.version, revision: p.revision, linesLost: p.dropped.Load(),
 		scrapes: map[int]uint64{}, reloads: map[string]bool{},
 		guarded: p.tls.cas.Load() != nil || p.passwords != nil, refused: p.refusals.Load()}
 	for code := range p.scrapes {
@@ -1894,7 +1840,7 @@ type processMetrics struct {
 // processNow returns the metrics of the process, at most a second old. It reads files, so
 // it is called before a scrape waits for its turn to render.
 func (p *program) processNow() *exposition {
-	if p.withoutProcess {
+	if p.modes["web.disable-exporter-metrics"] {
 		return &exposition{}
 	}
 	kept := p.process.Load()
@@ -2050,22 +1996,14 @@ func (p *program) appendIndex(dst []byte) []byte {
 type row struct {
 	*source
 	status
-	state sourceState
+	state int // isDown and so on
 }
 
-// sourceState is the state of a source, in the order that the page has them.
-type sourceState int
+// The states of a source, in the order that the page has them. Only the page as a whole is in doubt, as it
+// may look better than things are.
+const isDown, neverAsked, onDemand, isUp, inDoubt = 0, 1, 2, 3, 4
 
-const (
-	isDown sourceState = iota
-	neverAsked
-	onDemand // a command that cannot be run without a parameter
-	isUp
-	inDoubt // only the page as a whole: it may look better than things are
-)
-
-// looks are what the states are called, the classes that colour them, and what tells them
-// without a colour.
+// looks are what the states are called, the classes that colour them, and what tells them without a colour.
 var looks = [...]struct{ name, class, mark string }{
 	isDown:     {"down", "down", "✖"},
 	neverAsked: {"never asked", "wait", "○"},
@@ -2086,7 +2024,7 @@ func (p *program) rows() []row {
 		case !r.since.IsZero():
 			r.state = isUp
 		case isCommand && c.needs() != "":
-			r.state = onDemand
+			r.state = onDemand // it cannot be run without a parameter
 		}
 		rows = append(rows, r)
 	}
@@ -2158,7 +2096,7 @@ func (p *program) appendFacts(dst []byte) []byte {
 	}
 	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s (%.7s) · started %s · %s · this page: %s UTC, "+
 		`renewed every 15 s: <a href="./">on</a> <a href="?refresh=0">off</a>`,
-		html(p.build.version), html(p.build.revision), ago(p.started), scrape, clock(time.Now()))
+		html(p.version), html(p.revision), ago(p.started), scrape, clock(time.Now()))
 	for _, w := range p.watched {
 		if w.broken.Load() {
 			dst = fmt.Appendf(dst, "\n<p class=wait>▲ %s: the changed file was not taken up; the log says why",
@@ -2362,7 +2300,7 @@ func ageText(t time.Time) string {
 // ---- Small modes
 
 // check prints what was understood and what may not be meant, and looks at the files that flags name.
-func (p *program) check(stdout io.Writer, doubts []string) int {
+func (p *program) check(stdout io.Writer) int {
 	faults := []error{p.loadFiles()}
 	if err := p.tls.checkExpiry(); err != nil {
 		faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
@@ -2380,7 +2318,7 @@ func (p *program) check(stdout io.Writer, doubts []string) int {
 			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
 		}
 	}
-	for _, doubt := range doubts {
+	for _, doubt := range p.doubts {
 		fmt.Fprintln(stdout, "looks like a mistake:", printable(doubt))
 	}
 	if err := errors.Join(faults...); err != nil {
@@ -2427,16 +2365,6 @@ func (p *program) once(stdout io.Writer) int {
 	if slices.ContainsFunc(sp.results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}
-	return 0
-}
-
-// healthcheck asks the program that listens on an address whether it is healthy.
-func healthcheck(a address, stdout, stderr io.Writer) int {
-	if err := a.isHealthy(4 * time.Second); err != nil { // Docker waits 5 s, and would show nothing of this
-		return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; "+
-			"give --healthcheck the same --web.* flags as the program", a.addr, err))
-	}
-	fmt.Fprintln(stdout, "healthy")
 	return 0
 }
 
