@@ -118,7 +118,7 @@ func options(c *config, s *sourceConfig) []option {
 			func(list string) error { s.params = strings.Split(list, ","); return nil }, "http"},
 		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable; " +
 			"NAME:@FILE reads header lines from a file", s.setHeader, "http"},
-		{"bearer-token-file", "NAME:FILE", "send what it holds as Authorization: Bearer", asText(&s.tokenFile), "http"},
+		{"bearer-token-file", "NAME:FILE", "send its text as Authorization: Bearer", asText(&s.tokenFile), "http"},
 		{"ca-file", "NAME:FILE", "certificates that an https source is verified against", asText(&s.caFile), "https"},
 		{"cert-file", "NAME:FILE", "certificate that an https source is shown ...", asText(&s.certFile), "https"},
 		{"key-file", "NAME:FILE", "... and its key, if that is in another file", asText(&s.keyFile), "https"},
@@ -135,7 +135,7 @@ func options(c *config, s *sourceConfig) []option {
 		{"web.tls-key-file", "FILE", "... and its key", asText(&c.tlsKey), ""},
 		{"web.tls-client-ca-file", "FILE", "demand client certificates of this CA", asText(&c.tlsClientCA), ""},
 		{"web.basic-auth-file", "FILE", "demand a password; has lines of user:HASH", asText(&c.basicAuth), ""},
-		{"web.disable-exporter-metrics", "", "leave out the process_* and go_* metrics of the program itself", nil, ""},
+		{"web.disable-exporter-metrics", "", "leave out the program's own process_* and go_* metrics", nil, ""},
 		{"log.level", "LEVEL", "debug, info, warn or error (info)",
 			asText(&c.logLevel, "debug", "info", "warn", "error"), ""},
 		{"log.format", "FORMAT", "logfmt or json (logfmt)", asText(&c.logFormat, "logfmt", "json"), ""},
@@ -181,8 +181,7 @@ func main() {
 	// ctx is never stopped: after that, a second signal would kill the program before it could
 	// return its exit status.
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard
-	// error has gone.
+	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard error has gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
@@ -382,9 +381,8 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 		flagFile{flag: "--web.tls-key-file", name: c.tlsKey})
 	watch(p.tls.setCAs, p.connections.end, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
 	if c.basicAuth != "" {
-		p.passwords = &passwords{key: make([]byte, 32), turn: turn{most: 16}}
+		p.passwords = &passwords{key: []byte(rand.Text()), turn: turn{most: 16}}
 		p.passwords.users.Store(&map[string]*user{})
-		rand.Read(p.passwords.key)
 		watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	}
 	return p
@@ -497,9 +495,8 @@ func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 	}
 }
 
-// supervise runs the program once more as a child, and does what PID 1 has to do: it forwards signals and
-// reaps every orphan. So the child's wait for a command never races with the reaping. It returns the
-// child's exit status.
+// supervise runs the program once more as a child, and returns its exit status. It does what PID 1 has to do: it
+// forwards signals and reaps every orphan. So the child's wait for a command never races with the reaping.
 func supervise(ctx context.Context, path string, args []string, stderr io.Writer) int {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT,
@@ -877,18 +874,15 @@ func (f *flags) split(o option, given string) (sources []*sourceConfig, value st
 
 // names lists the sources, for an error.
 func (f *flags) names() string {
-	if len(f.named) == 0 {
-		return "there is no source"
-	}
-	return "there are: " + strings.Join(slices.Sorted(maps.Keys(f.named)), ", ")
+	return "there are: " + cmp.Or(strings.Join(slices.Sorted(maps.Keys(f.named)), ", "), "none")
 }
 
 // checkSources finds options that exclude each other.
 func (f *flags) checkSources() {
 	for _, s := range f.sources {
-		line := &commandLine{}
+		line, doubts := &commandLine{}, unexpanded(s.target[strings.LastIndex(s.target, "@")+1:], s.kind == "http")
 		if parsed, err := parseCommand(s.target); s.kind == "exec" && err == nil {
-			line = parsed
+			line, doubts = parsed, parsed.doubts()
 		}
 		if s.interval > 0 && (s.params != nil || len(line.params) > 0) {
 			f.fault("--interval %s: not together with --params or a placeholder", s.name)
@@ -899,10 +893,6 @@ func (f *flags) checkSources() {
 		if s.logins() > 1 {
 			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
 		}
-		doubts := line.doubts()
-		if s.kind != "exec" {
-			doubts = unexpanded(s.target[strings.LastIndexByte(s.target, '@')+1:], s.kind == "http")
-		}
 		for _, doubt := range doubts {
 			f.doubts = append(f.doubts, fmt.Sprintf("--%s %s: %s", s.kind, s.name, doubt))
 		}
@@ -911,7 +901,8 @@ func (f *flags) checkSources() {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
 		}
 		isBeside := func(other *sourceConfig) bool {
-			return other != s && slices.ContainsFunc(s.paths, func(path string) bool { return slices.Contains(other.paths, path) })
+			served := func(path string) bool { return slices.Contains(other.paths, path) }
+			return other != s && slices.ContainsFunc(s.paths, served)
 		}
 		if needs != "" && slices.ContainsFunc(f.sources, isBeside) {
 			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %[1]s:/%[1]s",
@@ -1090,22 +1081,21 @@ func (s *sourceConfig) setMaxBytes(text string) error {
 // setListen adds an address to listen on.
 func (c *config) setListen(text string) error {
 	a := address{network: "tcp", addr: text}
-	if scheme, addr, ok := strings.Cut(text, "://"); ok && (scheme == "http" || scheme == "https") {
+	if scheme, addr, hasScheme := strings.Cut(text, "://"); hasScheme {
 		a.scheme, a.addr = scheme, addr
 	}
 	file, isUnix := strings.CutPrefix(a.addr, "unix:")
-	scheme, _, hasScheme := strings.Cut(a.addr, "://")
 	host, port, err := net.SplitHostPort(a.addr)
 	_, path, hasPath := strings.Cut(a.addr, "/")
 	switch {
+	case !slices.Contains([]string{"", "http", "https"}, a.scheme):
+		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", a.scheme)
 	case isUnix && (file == "" || file[0] == '@'):
 		return errors.New("want a path, like unix:/run/re.sock")
 	case len(file) > maxSocketPath && isUnix:
 		return fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(file))
 	case isUnix:
 		a.network, a.addr = "unix", file
-	case hasScheme:
-		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
 	case strings.HasPrefix(a.addr, "/"):
 		return fmt.Errorf("a socket is written unix:%s", a.addr)
 	case isPort(strings.Trim(a.addr, "*:"), false) && a.addr != ":"+port:
@@ -1154,8 +1144,7 @@ func (p *program) listenAll() ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// listen opens a listener. A Unix socket is for all who may enter its folder. It replaces that of a program
-// that ended without removing it.
+// listen opens a listener. A Unix socket is for all who may enter its folder, and replaces one left behind.
 func (a address) listen() (net.Listener, error) {
 	if a.network == "unix" {
 		conn, err := net.DialTimeout("unix", a.addr, time.Second)
@@ -1449,19 +1438,17 @@ func parseHash(hash string) (*user, error) {
 	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
 		return nil, errNotHash
 	}
-	u := &user{hash: hash}
-	var err1, err2, err3 error
-	u.iterations, err1 = strconv.Atoi(parts[1])
-	u.salt, err2 = base64.RawStdEncoding.DecodeString(parts[2])
-	u.key, err3 = base64.RawStdEncoding.DecodeString(parts[3])
-	if err1 != nil || err2 != nil || err3 != nil || len(u.salt) < 8 || len(u.key) != sha256.Size {
+	iterations, err1 := strconv.Atoi(parts[1])
+	salt, err2 := base64.RawStdEncoding.DecodeString(parts[2])
+	key, err3 := base64.RawStdEncoding.DecodeString(parts[3])
+	switch {
+	case cmp.Or(err1, err2, err3) != nil || len(salt) < 8 || len(key) != sha256.Size:
 		return nil, errors.New("the HASH is damaged")
-	}
-	if u.iterations < minIterations || u.iterations > maxIterations {
+	case iterations < minIterations || iterations > maxIterations:
 		return nil, fmt.Errorf("the HASH has %d iterations; must be %d to %d",
-			u.iterations, minIterations, maxIterations)
+			iterations, minIterations, maxIterations)
 	}
-	return u, nil
+	return &user{hash: hash, iterations: iterations, salt: salt, key: key}, nil
 }
 
 // Iterations that a hash may have: with fewer, guessing would be too cheap; more would take
@@ -1553,7 +1540,8 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		takes := func(s *source) bool { return s.takes(name) }
 		if name != "exporter_name" && !slices.ContainsFunc(all, takes) {
 			name = name[:min(len(name), 64)]
-			p.tell(slog.LevelInfo, 20, name, "no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
+			p.tell(slog.LevelInfo, 20, name,
+				"no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
 	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
@@ -1591,8 +1579,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 	p.report(found)
 }
 
-// openPage waits for what the sources have for a scrape, then for a page of it, no longer
-// than limit.
+// openPage waits for what the sources have for a scrape, then for a page of it, no longer than limit.
 func (p *program) openPage(
 	ctx context.Context, want *pageRequest, tickets []*ticket, limit time.Duration,
 ) (*sharedPage, error) {
@@ -1662,19 +1649,19 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	return d
 }
 
-// askAll asks all sources at once, with the arguments that a query has for each. The scrape waits
-// until then.
+// askAll asks all sources at once, with the arguments that a query has for each. The scrape waits until then.
 func askAll(sources []*source, query url.Values, takes accept, until time.Time) ([]*ticket, error) {
-	chosen := make([]arguments, len(sources))
-	for i, s := range sources {
-		var err error
-		if chosen[i], err = s.arguments(query, takes); err != nil {
+	var chosen []arguments
+	for _, s := range sources {
+		a, err := s.arguments(query, takes)
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
+		chosen = append(chosen, a)
 	}
-	tickets := make([]*ticket, len(sources))
+	var tickets []*ticket
 	for i, s := range sources {
-		tickets[i] = s.join(chosen[i], until)
+		tickets = append(tickets, s.join(chosen[i], until))
 	}
 	return tickets, nil
 }
@@ -1685,9 +1672,8 @@ func (p *program) refuse(w http.ResponseWriter, fault string, code int) {
 	http.Error(w, fault, code)
 }
 
-// unavailable says of each source that makes a scrape fail why it is down: those that --require wants
-// up, and all if the page would have nothing of what was asked for by name, or of the endpoint's
-// only source.
+// unavailable says of each source that makes a scrape fail why it is down: those that --require wants up, and
+// all if the page would have nothing of what was asked for by name, or of the endpoint's only source.
 func (p *program) unavailable(r *http.Request, sources []*source, results []*result) string {
 	named := r.URL.Query()["exporter_name"]
 	empty := (len(named) > 0 || len(p.endpoints[r.URL.Path]) == 1) && !slices.Contains(named, ownName)
@@ -2125,7 +2111,7 @@ func (r row) appendLine(dst []byte) []byte {
 		limit = fmt.Sprintf("<meter aria-label=time max=%.4g high=%.4g value=%.3g></meter> %s", r.timeout.Seconds(),
 			0.8*r.timeout.Seconds(), r.last.duration.Seconds(), durationText(r.timeout))
 		if r.state != isDown || r.last.samples > 0 {
-			samples, size = grouped(uint64(r.last.samples)), sizeText(r.last.bytes)
+			samples, size = grouped(uint64(r.last.samples)), fmt.Sprintf("%.1f KiB", float64(r.last.bytes)/(1<<10))
 		}
 	}
 	var failures uint64
@@ -2202,8 +2188,7 @@ func html(text string) string {
 // escapeHTML escapes what is special in HTML.
 var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
 
-// style is the look of the page at /. On a phone a source is a line, and its cells are shown
-// where they are news.
+// style is the look of the page at /. On a phone a source is a line, and its cells are shown where they are news.
 const style = `
 :root{color-scheme:light dark;--fg:#1a1d21;--dim:#5b6470;--bg:#fff;--line:#e1e5e9;--link:#0b57d0}
 .down{--c:#b3152f;--t:#fdecef}.wait{--c:#8a6100;--t:#fbf3df}.call{--c:var(--dim)}.up{--c:#197a3d;--t:#e8f5ec}
@@ -2255,17 +2240,6 @@ func grouped(n uint64) string {
 		return strconv.FormatUint(n, 10)
 	}
 	return fmt.Sprintf("%s\u202f%03d", grouped(n/1000), n%1000)
-}
-
-// sizeText says how large n bytes are.
-func sizeText(n int64) string {
-	switch {
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
 }
 
 // ago says when a time was, and how long ago.
@@ -2346,15 +2320,12 @@ func (p *program) once(stdout io.Writer) int {
 		path = slices.Collect(maps.Keys(p.endpoints))[0]
 	}
 	sources := p.endpoints[path]
-	limit := p.timeLimit(sources, "")
-	tickets, err := askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit)))
 	if len(sources) == 0 {
-		err = errors.New("no source is served there, and there are several other endpoints")
-	}
-	if err != nil {
-		p.log.Error("nothing to print: --once asks for one endpoint, without parameters", "path", path, "err", err)
+		p.log.Error("no source is served there, and there are several other endpoints", "path", path)
 		return 1
 	}
+	limit := p.timeLimit(sources, "")
+	tickets, _ := askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit))) // all have defaults
 	sp, err := p.openPage(context.Background(), &pageRequest{sources: sources}, tickets, limit)
 	if err != nil {
 		p.log.Error("no page before the deadline", "err", err)
