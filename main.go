@@ -382,7 +382,6 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	watch(p.tls.setCAs, p.connections.end, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
 	if c.basicAuth != "" {
 		p.passwords = &passwords{key: []byte(rand.Text()), turn: turn{most: 16}}
-		p.passwords.users.Store(&map[string]*user{})
 		watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	}
 	return p
@@ -643,6 +642,8 @@ func (f *flags) readArgs(args []string) {
 			f.fault("--%s needs a value: --%s %s", name, name, o.value)
 		case o.makesSource():
 			f.addSource(o, value)
+		case o.value == nameList:
+			f.given[name] = append(f.given[name], strings.Split(value, ",")...)
 		default:
 			f.given[name] = append(f.given[name], value)
 		}
@@ -816,60 +817,53 @@ func (o option) shown(s *sourceConfig, value string) string {
 func (f *flags) values(o option) map[*sourceConfig][]string {
 	values := map[*sourceConfig][]string{}
 	for _, given := range f.given[o.name] {
-		sources, value := f.split(o, given)
-		for _, s := range sources {
-			for _, doubt := range unexpanded(value, strings.Contains(o.value, "FILE")) {
-				f.doubts = append(f.doubts, o.shown(s, value)+": "+doubt)
-			}
-			same := func(earlier string) bool { return earlier == value || !strings.Contains(o.help, "repeatable") }
-			if key, _, isLabel := strings.Cut(value, "="); isLabel && o.name == "label" { // one value for each key
-				same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") }
-			}
-			switch i := slices.IndexFunc(values[s], same); {
-			case i < 0:
-				values[s] = append(values[s], value)
-			case values[s][i] != value:
-				f.fault("%s: given twice, with different values", o.shown(s, value))
-			}
+		s, value, ok := f.split(o, given)
+		for _, doubt := range unexpanded(value, strings.Contains(o.value, "FILE")) {
+			f.doubts = append(f.doubts, o.shown(s, value)+": "+doubt)
+		}
+		same := func(earlier string) bool { return earlier == value || !strings.Contains(o.help, "repeatable") }
+		if key, _, isLabel := strings.Cut(value, "="); isLabel && o.name == "label" { // one value for each key
+			same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") }
+		}
+		switch i := slices.IndexFunc(values[s], same); {
+		case !ok:
+		case i < 0:
+			values[s] = append(values[s], value)
+		case values[s][i] != value:
+			f.fault("%s: given twice, with different values", o.shown(s, value))
 		}
 	}
 	return values
 }
 
-// split returns whom a value is for, nil for all sources or the server, and what it says.
-// It returns no sources if that is wrong.
-func (f *flags) split(o option, given string) (sources []*sourceConfig, value string) {
-	name, value, hasColon := strings.Cut(given, ":")
+// split returns whom a value is for, nil for all sources or the server, what it says, and whether that is right.
+func (f *flags) split(o option, given string) (s *sourceConfig, value string, ok bool) {
+	name, value, hasName := strings.Cut(given, ":")
+	if o.value == nameList {
+		name, value, hasName = given, "", true
+	}
 	wrong, afterEquals, equals := strings.Cut(given, "=")
 	if o.secret() {
 		afterEquals = "…"
 	}
 	switch s := f.named[name]; {
-	case o.value == nameList:
-		for name := range strings.SplitSeq(given, ",") {
-			if s := f.named[name]; s != nil {
-				sources = append(sources, s)
-			} else {
-				f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
-			}
-		}
-		return sources, ""
 	case !strings.Contains(o.value, "NAME"):
-		return []*sourceConfig{nil}, given
-	case s != nil && hasColon:
-		return []*sourceConfig{s}, value
+		return nil, given, true
+	case s != nil && hasName:
+		return s, value, true
+	case o.value == nameList,
+		hasName && isSourceName(name) && (o.name != "label" && !o.secret() || strings.ContainsAny(value, "=:@")):
+		// in --label env:prod and --header 'X-Scope: a', the NAME is missing
+		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 	case equals && f.named[wrong] != nil && (o.name != "label" || strings.Contains(afterEquals, "=")):
 		// the mistake that everyone makes
 		f.fault("--%s %s=: a colon belongs after the name, write --%[1]s %[2]s:%s", o.name, wrong, afterEquals)
-	case hasColon && isSourceName(name) && (o.name != "label" && !o.secret() || strings.ContainsAny(value, "=:@")):
-		// in --label env:prod and --header 'X-Scope: a', the NAME is missing
-		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 	case !strings.HasPrefix(o.value, "["):
 		f.fault("--%s: want %s, with the NAME of a source; %s", o.name, o.value, f.names())
 	default:
-		return []*sourceConfig{nil}, given
+		return nil, given, true
 	}
-	return nil, ""
+	return nil, "", false
 }
 
 // names lists the sources, for an error.
@@ -1390,6 +1384,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 // quarter of a second. So one is stretched at a time, and one found right is remembered.
 type passwords struct {
 	users atomic.Pointer[map[string]*user] // by name
+	right sync.Map                         // digests of passwords that were found right, each for its user's key
 	key   []byte                           // of digests
 	turn  turn                             // to stretch
 	left  sync.Map                         // clients that have left, one of whose checks goes on
@@ -1397,23 +1392,18 @@ type passwords struct {
 
 // user is one user's password, stretched.
 type user struct {
-	hash       string // what it was made of
 	iterations int
 	salt, key  []byte
-	right      atomic.Pointer[[]byte] // keyed digest of the password, once it was given
 }
 
 // set keeps the users of a password file.
 func (ps *passwords) set(files []flagFile) error {
-	us, old := map[string]*user{}, *ps.users.Load()
+	us := map[string]*user{}
 	err := eachLine(files[0].text, func(line string) error {
 		name, hash, _ := strings.Cut(line, ":")
 		u, err := parseHash(hash)
 		if err == nil && (name == "" || us[name] != nil) {
 			err = errors.New("the user has no name, or the name of an earlier one")
-		}
-		if before := old[name]; before != nil && before.hash == hash {
-			u = before // with its digest
 		}
 		us[name] = u
 		return err
@@ -1448,7 +1438,7 @@ func parseHash(hash string) (*user, error) {
 		return nil, fmt.Errorf("the HASH has %d iterations; must be %d to %d",
 			iterations, minIterations, maxIterations)
 	}
-	return &user{hash: hash, iterations: iterations, salt: salt, key: key}, nil
+	return &user{iterations, salt, key}, nil
 }
 
 // Iterations that a hash may have: with fewer, guessing would be too cheap; more would take
@@ -1465,10 +1455,10 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		names := slices.Sorted(maps.Keys(us))
 		u = us[names[int(ps.digest(name)[0])%len(names)]] // always the same
 	}
-	digest := ps.digest(password)
+	digest := ps.digest(string(u.key) + password)
 	foundRight := func() bool {
-		right := u.right.Load()
-		return known && right != nil && hmac.Equal(*right, digest)
+		_, found := ps.right.Load(digest)
+		return found && known
 	}
 	if foundRight() {
 		return http.StatusOK
@@ -1486,7 +1476,7 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		if key := stretch(password, u.salt, u.iterations); !hmac.Equal(key, u.key) || !known {
 			return http.StatusUnauthorized
 		}
-		u.right.Store(&digest)
+		ps.right.Store(digest, true)
 		return http.StatusOK
 	})
 	if code > 1 {
@@ -1503,10 +1493,10 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 }
 
 // digest returns a digest that is of use to this run of the program only.
-func (ps *passwords) digest(password string) []byte {
+func (ps *passwords) digest(text string) string {
 	mac := hmac.New(sha256.New, ps.key)
-	io.WriteString(mac, password)
-	return mac.Sum(nil)
+	io.WriteString(mac, text)
+	return string(mac.Sum(nil))
 }
 
 // stretch makes a key of a password; that it is slow makes guessing slow.

@@ -3494,9 +3494,8 @@ func TestSlowPassword(t *testing.T) {
 		request.Write(conn)
 		time.Sleep(time.Minute)
 		u := (*p.passwords.users.Load())["user"]
-		digest := p.passwords.digest("right")
-		u.right.Store(&digest)
-		u.key = nil
+		p.passwords.right.Store(p.passwords.digest(string(u.key)+"right"), true)
+		u.salt = nil
 		p.passwords.turn.pass()
 		resp, err := http.ReadResponse(bufio.NewReader(conn), request)
 		if err != nil || resp.StatusCode != http.StatusOK {
