@@ -93,8 +93,7 @@ Examples:
       (in a Dockerfile, where nothing expands $VAR)
 `
 
-// options returns the table of all flags, in the order of the help. They set the configuration
-// of the program, and of one source.
+// options returns the table of all flags, in the order of the help. They set what they are for in c or s.
 func options(c *config, s *sourceConfig) []option {
 	return []option{
 		{help: "Sources, repeatable; NAME becomes the value of exporter_name:"},
@@ -295,8 +294,7 @@ func printing(ctx context.Context, stdout, stderr io.Writer, do func(stdout io.W
 	})
 }
 
-// unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input or output,
-// a disk or the end of a process cannot be cancelled.
+// unlessDone returns what do returns, or 1 once ctx is done: a wait for a pipe, disk or process cannot be cancelled.
 func unlessDone(ctx context.Context, do func() int) int {
 	code := make(chan int, 1)
 	go func() { code <- do() }()
@@ -709,8 +707,7 @@ func (f *flags) unknown(typed, name string) {
 	f.fault("there is no flag %s; %s", typed, cmp.Or(instead, "see --help"))
 }
 
-// distance returns how many letters two names have between what both begin and what both end with,
-// the more of the two.
+// distance returns how many letters are left of the longer name without what both begin and end with.
 func distance(a, b string) int {
 	for a != "" && b != "" && a[0] == b[0] {
 		a, b = a[1:], b[1:]
@@ -760,8 +757,7 @@ func isSourceName(name string) bool {
 	return name != "" && !strings.ContainsAny(name[:1], "_.-") && !strings.ContainsFunc(name, odd)
 }
 
-// setOptions sets the options of the server, then those of each source: the general values first,
-// so that a source's own override them.
+// setOptions sets the options of the server, then of each source, whose own values override the general ones.
 func (f *flags) setOptions() {
 	values := map[string]map[*sourceConfig][]string{} // by option
 	for _, o := range f.options {
@@ -812,8 +808,7 @@ func (o option) shown(s *sourceConfig, value string) string {
 	return "--" + o.name + " " + value
 }
 
-// values returns the values of an option by source, with nil for all sources or the server. One
-// that is given twice is the same as given once.
+// values returns the values of an option by source, with nil for all or the server. Repeating one changes nothing.
 func (f *flags) values(o option) map[*sourceConfig][]string {
 	values := map[*sourceConfig][]string{}
 	for _, given := range f.given[o.name] {
@@ -1185,7 +1180,7 @@ func (p *program) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
 		Certificates: []tls.Certificate{*p.tls.cert.Load()},
 		ClientCAs:    p.tls.cas.Load(),
 		MinVersion:   tls.VersionTLS12,
-		NextProtos:   []string{"http/1.1"},
+		NextProtos:   []string{"http/1.1"}, // one request at a time: connections are what is counted
 	}
 	if c.ClientCAs != nil {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
@@ -1193,10 +1188,9 @@ func (p *program) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
 	return c, nil
 }
 
-// newServer returns the server of all listeners. It speaks HTTP/1 only, so that a connection
-// has one request at a time: connections are what is counted.
+// newServer returns the server of all listeners, which speaks HTTP/1 only: see tlsConfig.
 func (p *program) newServer() *http.Server {
-	server := &http.Server{
+	return &http.Server{
 		Handler:                      p,
 		DisableGeneralOptionsHandler: true, // it would answer without a password
 		ReadHeaderTimeout:            10 * time.Second,
@@ -1204,7 +1198,6 @@ func (p *program) newServer() *http.Server {
 		IdleTimeout:                  5 * time.Minute,
 		MaxHeaderBytes:               8 << 10,
 		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-		Protocols:                    new(http.Protocols),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
 				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that has "+
@@ -1212,8 +1205,6 @@ func (p *program) newServer() *http.Server {
 			}
 		},
 	}
-	server.Protocols.SetHTTP1(true)
-	return server
 }
 
 // connections are those of the clients, for which there is room: see maxConnections.
@@ -1350,15 +1341,16 @@ func (p *program) recoverPanic() {
 // admits reports whether the client may ask. If not, it answers and counts the request.
 func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	name, password, ok := r.BasicAuth()
-	code, fault := http.StatusOK, ""
+	code, why := http.StatusOK, ""
 	switch {
 	case p.tls.cas.Load() != nil && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0):
-		code, fault = http.StatusForbidden, "a client certificate is required"
+		code, why = http.StatusForbidden, "a client certificate is required"
 	case p.passwords == nil:
 	case !ok || strings.IndexByte(password, 0) >= 0: // HMAC pads keys with NULs, so more of them would match, too
-		code = http.StatusUnauthorized
+		code, why = http.StatusUnauthorized, "a user name and password are required"
 	default:
 		code = p.passwords.check(r.Context(), clientOf(r.RemoteAddr), name, password)
+		why = "the user name or password is wrong"
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
 	switch code {
@@ -1366,17 +1358,13 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Basic realm="reverse_exporter", charset="UTF-8"`)
-		fault = "a user name and password are required"
 	case http.StatusServiceUnavailable:
-		fault = "too many passwords are being checked"
+		why = "too many passwords are being checked"
 	}
 	p.refusals.Add(1)
-	why, client := fault, cmp.Or(clientOf(r.RemoteAddr), "a Unix socket")
-	if ok && code == http.StatusUnauthorized {
-		why = "the user name or password is wrong"
-	}
+	client := cmp.Or(clientOf(r.RemoteAddr), "a Unix socket")
 	p.tell(slog.LevelWarn, 100, client+why, "requests are refused", "client", client, "why", why)
-	http.Error(w, fault, code)
+	http.Error(w, why, code)
 	return false
 }
 
@@ -1441,8 +1429,7 @@ func parseHash(hash string) (*user, error) {
 	return &user{iterations, salt, key}, nil
 }
 
-// Iterations that a hash may have: with fewer, guessing would be too cheap; more would take
-// too long on a small device.
+// Iterations that a hash may have: with fewer, guessing is too cheap; more take too long on a small device.
 const minIterations, maxIterations = 100_000, 2_000_000
 
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
@@ -1721,8 +1708,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 	}
 }
 
-// render merges results with the status metrics that tell of them and with those of the
-// process. It fails if ctx ends.
+// render merges results with the status metrics that tell of them and those of the process. It fails if ctx ends.
 func (p *program) render(
 	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
 ) (*page, error) {
@@ -1785,8 +1771,7 @@ func (p *program) report(found *findings) {
 	}
 }
 
-// tell logs something once for each subject. Those beyond most are summed up: it tells of the first,
-// the tenth, the hundredth and so on.
+// tell logs something once for each subject. Beyond most, it tells of the first, tenth, hundredth and so on.
 func (p *program) tell(level slog.Level, most int, subject, what string, attrs ...any) {
 	p.toldMu.Lock()
 	known := p.told[what+"\n"+subject] > 0
@@ -1813,8 +1798,7 @@ type processMetrics struct {
 	read time.Time
 }
 
-// processNow returns the metrics of the process, at most a second old. It reads files, so
-// it is called before a scrape waits for its turn to render.
+// processNow returns the metrics of the process, at most a second old. It reads files, so nobody has a turn then.
 func (p *program) processNow() *exposition {
 	if p.modes["web.disable-exporter-metrics"] {
 		return &exposition{}
@@ -1828,8 +1812,7 @@ func (p *program) processNow() *exposition {
 	return kept.exposition
 }
 
-// acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip, with at least
-// the weight of no encoding.
+// acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip at least as gladly as no encoding.
 func acceptsGzip(headers []string) bool {
 	weights := map[string]float64{}
 	eachChoice(headers, func(coding string, _ map[string]string, weight float64) { weights[coding] = weight })
@@ -1843,15 +1826,14 @@ func acceptsGzip(headers []string) bool {
 
 // contentType returns the Content-Type of a page of the form.
 func (f form) contentType() string {
-	switch {
-	case f.openMetrics && f.quoted:
-		return "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
-	case f.openMetrics:
-		return "application/openmetrics-text; version=1.0.0; charset=utf-8"
-	case f.quoted:
-		return "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
+	text, escaping := "text/plain; version=0.0.4", ""
+	if f.quoted {
+		text, escaping = "text/plain; version=1.0.0", "; escaping=allow-utf-8"
 	}
-	return "text/plain; version=0.0.4; charset=utf-8"
+	if f.openMetrics {
+		text = "application/openmetrics-text; version=1.0.0"
+	}
+	return text + "; charset=utf-8" + escaping
 }
 
 // accepted reads from Accept what a scraper takes: OpenMetrics where it is named and at least as
@@ -1975,8 +1957,7 @@ type row struct {
 	state int // isDown and so on
 }
 
-// The states of a source, in the order that the page has them. Only the page as a whole is in doubt, as it
-// may look better than things are.
+// The states of a source, in the order of the page. The page as a whole can also be in doubt.
 const isDown, neverAsked, onDemand, isUp, inDoubt = 0, 1, 2, 3, 4
 
 // looks are what the states are called, the classes that colour them, and what tells them without a colour.
@@ -2211,8 +2192,7 @@ td:nth-child(-n+2),.up td:nth-child(4),.down td:nth-child(3),.down td:nth-child(
 .down td:nth-child(8):before{content:"last up: "}.why{border:0;padding-top:0}.why td:first-child{display:none}}}
 `
 
-// durationText says how long a duration is, in seconds or milliseconds, with one decimal if the
-// number is small and that says anything.
+// durationText writes a duration in seconds or milliseconds, a small number with one decimal if it has one.
 func durationText(d time.Duration) string {
 	n, unit := d.Seconds(), " s"
 	if d < 999500*time.Microsecond {
