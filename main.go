@@ -70,14 +70,11 @@ func readBuild() (string, string) {
 	}
 	revision := "unknown"
 	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
+		if s.Key == "vcs.revision" {
 			revision = s.Value
-		case s.Key == "vcs.modified" && s.Value == "true":
-			revision += " with changes"
 		}
 	}
-	// In a working tree the build's own version is (devel).
+	// Without a tag the build's own version may be (devel); of a tree with changes it ends with +dirty.
 	return cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), revision
 }
 
@@ -582,8 +579,7 @@ func parseFlags(args []string) (*config, []string) {
 	f.setOptions()
 	f.checkSources()
 	f.checkServer()
-	needsSource := !f.modes["healthcheck"] && !f.modes["hash-password"]
-	if needsSource && len(f.sources) == 0 && len(f.faults) == 0 {
+	if !f.modes["healthcheck"] && !f.modes["hash-password"] && len(f.sources) == 0 && len(f.faults) == 0 {
 		f.fault(`there is no source. For example:
   reverse_exporter --http node=http://localhost:9100/metrics
   reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs=/usr/local/bin/certs`)
@@ -694,15 +690,12 @@ var foreign = map[string]string{
 
 // unknown keeps the fault of a flag that does not exist, as it was typed, with the one that was meant.
 func (f *flags) unknown(typed, name string) {
-	best, least := "", 3 // typing errors
-	for _, o := range f.options {
-		if n := distance(name, o.name); o.name != "" && n < min(least, len(name)) {
-			best, least = o.name, n
-		}
-	}
+	nearest := slices.MinFunc(f.options, func(a, b option) int {
+		return cmp.Compare(distance(name, a.name), distance(name, b.name))
+	}).name
 	instead := foreign[strings.NewReplacer("-", ".", "_", ".").Replace(name)]
-	if instead == "" && best != "" {
-		instead = "did you mean --" + best + "?"
+	if instead == "" && distance(name, nearest) < min(3, len(name)) { // two typing errors at most
+		instead = "did you mean --" + nearest + "?"
 	}
 	f.fault("there is no flag %s; %s", typed, cmp.Or(instead, "see --help"))
 }
@@ -1069,26 +1062,27 @@ func (s *sourceConfig) setMaxBytes(text string) error {
 
 // setListen adds an address to listen on.
 func (c *config) setListen(text string) error {
-	a := address{network: "tcp", addr: text}
-	if scheme, addr, hasScheme := strings.Cut(text, "://"); hasScheme {
-		a.scheme, a.addr = scheme, addr
+	scheme, addr, hasScheme := strings.Cut(text, "://")
+	if !hasScheme {
+		scheme, addr = "", text
 	}
-	file, isUnix := strings.CutPrefix(a.addr, "unix:")
-	host, port, err := net.SplitHostPort(a.addr)
-	_, path, hasPath := strings.Cut(a.addr, "/")
+	a := address{scheme: scheme, network: "tcp", addr: addr}
+	file, isUnix := strings.CutPrefix(addr, "unix:")
+	host, port, err := net.SplitHostPort(addr)
+	_, path, hasPath := strings.Cut(addr, "/")
 	switch {
-	case !slices.Contains([]string{"", "http", "https"}, a.scheme):
-		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", a.scheme)
+	case hasScheme && scheme != "http" && scheme != "https":
+		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
 	case isUnix && (file == "" || file[0] == '@'):
 		return errors.New("want a path, like unix:/run/re.sock")
 	case len(file) > maxSocketPath && isUnix:
 		return fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(file))
 	case isUnix:
 		a.network, a.addr = "unix", file
-	case strings.HasPrefix(a.addr, "/"):
-		return fmt.Errorf("a socket is written unix:%s", a.addr)
-	case isPort(strings.Trim(a.addr, "*:"), false) && a.addr != ":"+port:
-		return fmt.Errorf("a port of every address is written :%s", strings.Trim(a.addr, "*:"))
+	case strings.HasPrefix(addr, "/"):
+		return fmt.Errorf("a socket is written unix:%s", addr)
+	case isPort(strings.Trim(addr, "*:"), false) && addr != ":"+port:
+		return fmt.Errorf("a port of every address is written :%s", strings.Trim(addr, "*:"))
 	case hasPath:
 		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
@@ -1504,38 +1498,35 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		p.refuse(w, "the query string is malformed: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	sources := all
+	want := &pageRequest{client: clientOf(r.RemoteAddr), sources: all, takes: accepted(r.Header.Values("Accept")),
+		gzip: acceptsGzip(r.Header.Values("Accept-Encoding"))}
 	if names, ok := query["exporter_name"]; ok {
-		sources = selected(all, names)
+		want.sources = selected(all, names)
 	}
-	if sources == nil {
+	if want.sources == nil {
 		p.refuse(w, "no source of this endpoint has this exporter_name; / lists them, "+
 			"and it can be given more than once", http.StatusNotFound)
 		return
 	}
 	for name := range query {
-		takes := func(s *source) bool { return s.takes(name) }
-		if name != "exporter_name" && !slices.ContainsFunc(all, takes) {
+		if name != "exporter_name" && !slices.ContainsFunc(all, func(s *source) bool { return s.takes(name) }) {
 			name = name[:min(len(name), 64)]
 			p.tell(slog.LevelInfo, 20, name,
 				"no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
-	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
-	takes := accepted(r.Header.Values("Accept"))
-	tickets, err := askAll(sources, query, takes, time.Now().Add(limit-margin(limit)))
+	limit := p.timeLimit(want.sources, r.Header.Get(timeoutHeader))
+	tickets, err := askAll(want.sources, query, want.takes, time.Now().Add(limit-margin(limit)))
 	if err != nil {
 		p.refuse(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	began := time.Now()
-	want := &pageRequest{client: clientOf(r.RemoteAddr), sources: sources, takes: takes,
-		gzip: acceptsGzip(r.Header.Values("Accept-Encoding"))}
 	sp, err := p.openPage(r.Context(), want, tickets, limit)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	if len(sources) == len(all) || r.Header.Get(timeoutHeader) != "" { // not by hand
+	if len(want.sources) == len(all) || r.Header.Get(timeoutHeader) != "" { // not by hand
 		this := &scraped{by: want.client, end: time.Now(), took: time.Since(began)}
 		if last := p.lastScrape.Load(); last != nil {
 			this.gaps[0] = this.end.Sub(last.end)
@@ -1549,7 +1540,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		return
 	}
 	found := sp.findings // not the page with it
-	if len(sources) == len(all) {
+	if len(want.sources) == len(all) {
 		p.found.Store(r.URL.Path, found)
 	}
 	p.send(w, r, want, sp)
@@ -1569,11 +1560,9 @@ func (p *program) openPage(
 		t.wait(waiting)
 	}
 	expired := waiting.Err() == context.DeadlineExceeded
-	defer func() {
-		for _, t := range tickets {
-			t.leave(expired)
-		}
-	}()
+	for _, t := range tickets {
+		defer t.leave(expired)
+	}
 	want.newest = func() (results []*result) {
 		for _, t := range tickets {
 			results = append(results, t.result())
@@ -2345,10 +2334,7 @@ func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	in := bufio.NewReader(io.LimitReader(stdin, 4<<10))
 	line, err := in.ReadString('\n')
-	password, ended := strings.CutSuffix(line, "\n")
-	if ended {
-		password = strings.TrimSuffix(password, "\r")
-	}
+	password := strings.TrimSuffix(strings.TrimSuffix(line, "\r\n"), "\n")
 	fault := ""
 	switch {
 	case err != nil && err != io.EOF:
