@@ -21,7 +21,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/hmac"
@@ -327,7 +326,7 @@ type program struct {
 	lastScrape  atomic.Pointer[scraped]
 	found       sync.Map // by path: the *findings of its last page
 	tls         tlsFiles
-	passwords   *passwords     // nil if none are demanded
+	passwords   passwords
 	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
 
@@ -344,8 +343,8 @@ type program struct {
 
 // newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	p := &program{config: c, endpoints: map[string][]*source{}, started: time.Now(), told: map[string]int{},
-		dropped: new(atomic.Uint64), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
+	p := &program{config: c, endpoints: map[string][]*source{}, told: map[string]int{}, dropped: new(atomic.Uint64),
+		started: time.Now(), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.version, p.revision = readBuild()
@@ -375,10 +374,8 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	watch(p.tls.setCert, func() {}, flagFile{flag: "--web.tls-cert-file", name: c.tlsCert},
 		flagFile{flag: "--web.tls-key-file", name: c.tlsKey})
 	watch(p.tls.setCAs, p.connections.end, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
-	if c.basicAuth != "" {
-		p.passwords = &passwords{key: []byte(rand.Text()), turn: turn{most: 16}}
-		watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
-	}
+	p.passwords.key, p.passwords.turn.most = []byte(rand.Text()), 16
+	watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	return p
 }
 
@@ -403,7 +400,7 @@ func newLogWriter(log io.Writer) *logWriter {
 
 // Write takes a line. It never blocks and never fails.
 func (l *logWriter) Write(line []byte) (int, error) {
-	kept := bytes.Clone(line)
+	kept := slices.Clone(line)
 	write := func() {
 		if _, err := l.log.Write(kept); err != nil {
 			l.dropped.Add(1)
@@ -873,7 +870,7 @@ func (f *flags) checkSources() {
 			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
 		}
 		if s.logins() > 1 {
-			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
+			f.fault("--http %s: only one of a user in the URL, --bearer-token-file, --header Authorization", s.name)
 		}
 		for _, doubt := range doubts {
 			f.doubts = append(f.doubts, fmt.Sprintf("--%s %s: %s", s.kind, s.name, doubt))
@@ -887,8 +884,7 @@ func (f *flags) checkSources() {
 			return other != s && slices.ContainsFunc(s.paths, served)
 		}
 		if needs != "" && slices.ContainsFunc(f.sources, isBeside) {
-			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %[1]s:/%[1]s",
-				s.name, needs)
+			f.fault("--exec %s: {%s} has no default, it needs its own --path, as --path %[1]s:/%[1]s", s.name, needs)
 		}
 	}
 }
@@ -981,7 +977,7 @@ func (s *sourceConfig) setPath(name string) error {
 	case name == "/", name == "/-", strings.HasPrefix(name, "/-/"):
 		return errors.New("this path is the program's own")
 	case path.Clean(name) != name, (&url.URL{Path: name}).EscapedPath() != name:
-		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, and no / at its end`)
+		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, no / at its end`)
 	case !slices.Contains(s.paths, name):
 		s.paths = append(s.paths, name)
 	}
@@ -1194,8 +1190,8 @@ func (p *program) newServer() *http.Server {
 		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
-				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that has "+
-					"most is closed", "room", p.connections.room)
+				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that "+
+					"has most is closed", "room", p.connections.room)
 			}
 		},
 	}
@@ -1339,7 +1335,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	switch {
 	case p.tls.cas.Load() != nil && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0):
 		code, why = http.StatusForbidden, "a client certificate is required"
-	case p.passwords == nil:
+	case p.basicAuth == "":
 	case !ok || strings.IndexByte(password, 0) >= 0: // HMAC pads keys with NULs, so more of them would match, too
 		code, why = http.StatusUnauthorized, "a user name and password are required"
 	default:
@@ -1417,8 +1413,7 @@ func parseHash(hash string) (*user, error) {
 	case cmp.Or(err1, err2, err3) != nil || len(salt) < 8 || len(key) != sha256.Size:
 		return nil, errors.New("the HASH is damaged")
 	case iterations < minIterations || iterations > maxIterations:
-		return nil, fmt.Errorf("the HASH has %d iterations; must be %d to %d",
-			iterations, minIterations, maxIterations)
+		return nil, fmt.Errorf("the HASH has %d iterations; want %d to %d", iterations, minIterations, maxIterations)
 	}
 	return &user{iterations, salt, key}, nil
 }
@@ -1511,8 +1506,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 	for name := range query {
 		if name != "exporter_name" && !slices.ContainsFunc(all, func(s *source) bool { return s.takes(name) }) {
 			name = name[:min(len(name), 64)]
-			p.tell(slog.LevelInfo, 20, name,
-				"no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
+			p.tell(slog.LevelInfo, 20, name, "no source takes this parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
 	limit := p.timeLimit(want.sources, r.Header.Get(timeoutHeader))
@@ -1587,13 +1581,13 @@ type scraped struct {
 // selected returns the sources with the names, in their own order: none where only the
 // program itself is named, and nil if neither it nor a source has one of the names.
 func selected(sources []*source, names []string) []*source {
-	chosen := slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
+	found := slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 	for _, name := range names {
-		if name != ownName && !slices.ContainsFunc(chosen, func(s *source) bool { return s.name == name }) {
+		if name != ownName && !slices.ContainsFunc(found, func(s *source) bool { return s.name == name }) {
 			return nil
 		}
 	}
-	return chosen
+	return found
 }
 
 // timeLimit returns how long a scrape may take until its answer begins. If the scraper announces
@@ -1737,7 +1731,7 @@ func (p *program) render(
 func (p *program) about() *about {
 	a := &about{version: p.version, revision: p.revision, linesLost: p.dropped.Load(),
 		scrapes: map[int]uint64{}, reloads: map[string]bool{},
-		guarded: p.tls.cas.Load() != nil || p.passwords != nil, refused: p.refusals.Load()}
+		guarded: p.tls.cas.Load() != nil || p.basicAuth != "", refused: p.refusals.Load()}
 	for code := range p.scrapes {
 		if n := p.scrapes[code].Load(); n > 0 || code == http.StatusOK || code == http.StatusServiceUnavailable {
 			a.scrapes[code] = n
@@ -1911,15 +1905,14 @@ func (p *program) overview() string {
 // appendIndex appends the page at /, with marks.
 func (p *program) appendIndex(dst []byte) []byte {
 	rows, curl := p.rows(), "curl -s"
-	if p.passwords != nil {
+	if p.basicAuth != "" {
 		curl += " -u USER"
 	}
 	unmerged, leftOut := p.unmerged()
 	dst = p.appendBanner(dst, rows, len(unmerged), leftOut)
 	dst = p.appendFacts(dst)
-	dst = append(dst, "\n<table><thead><tr><th scope=col>State<th scope=col>Source<th scope=col>From<th scope=col>Took"+
-		"<th scope=col>Timeout<th scope=col>Samples<th scope=col>Size<th scope=col>Last success"+
-		"<th scope=col>Failures</thead><tbody>"...)
+	columns := []string{"State", "Source", "From", "Took", "Timeout", "Samples", "Size", "Last success", "Failures"}
+	dst = append(dst, "\n<table><thead><tr><th scope=col>"+strings.Join(columns, "<th scope=col>")+"</thead><tbody>"...)
 	for _, r := range rows {
 		dst = r.appendLine(dst)
 		dst = r.appendDetails(dst, curl)

@@ -3517,7 +3517,7 @@ func TestImpatientClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
 		p.loadFiles()
-		ps := p.passwords
+		ps := &p.passwords
 		ps.turn.wait(t.Context(), "another")
 		for range 3 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -3799,7 +3799,7 @@ func TestOverviewKept(t *testing.T) {
 		w := httptest.NewRecorder()
 		p.ServeHTTP(w, r)
 		wantContains(t, w.Body.String(), "<code>curl -s 'https://a&lt;b&gt;/metrics?exporter_name=a'</code>")
-		p.passwords = &passwords{}
+		p.basicAuth = "x"
 		wantContains(t, string(p.appendIndex(nil)), "<code>curl -s -u USER '")
 	})
 }
