@@ -978,9 +978,8 @@ func (s *sourceConfig) setPath(name string) error {
 		return errors.New("this path is the program's own")
 	case path.Clean(name) != name, (&url.URL{Path: name}).EscapedPath() != name:
 		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, no / at its end`)
-	case !slices.Contains(s.paths, name):
-		s.paths = append(s.paths, name)
 	}
+	s.paths = append(s.paths, name)
 	return nil
 }
 
@@ -1581,13 +1580,12 @@ type scraped struct {
 // selected returns the sources with the names, in their own order: none where only the
 // program itself is named, and nil if neither it nor a source has one of the names.
 func selected(sources []*source, names []string) []*source {
-	found := slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 	for _, name := range names {
-		if name != ownName && !slices.ContainsFunc(found, func(s *source) bool { return s.name == name }) {
+		if name != ownName && !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
 			return nil
 		}
 	}
-	return found
+	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 }
 
 // timeLimit returns how long a scrape may take until its answer begins. If the scraper announces
@@ -1912,7 +1910,7 @@ func (p *program) appendIndex(dst []byte) []byte {
 	dst = p.appendBanner(dst, rows, len(unmerged), leftOut)
 	dst = p.appendFacts(dst)
 	columns := []string{"State", "Source", "From", "Took", "Timeout", "Samples", "Size", "Last success", "Failures"}
-	dst = append(dst, "\n<table><thead><tr><th scope=col>"+strings.Join(columns, "<th scope=col>")+"</thead><tbody>"...)
+	dst = append(dst, "\n<table><thead><tr><th scope=col>"+strings.Join(columns, "<th scope=col>")+"<tbody>"...)
 	for _, r := range rows {
 		dst = r.appendLine(dst)
 		dst = r.appendDetails(dst, curl)
@@ -2153,11 +2151,11 @@ a{color:var(--link)}.dim,i{color:var(--dim);font-style:normal}p{margin:.6em 0 1e
 i+i{margin-left:.8em}code{font-size:.87em;margin-right:.8em;user-select:all;white-space:normal;overflow-wrap:anywhere}
 h1{margin:0;font-size:1.4em;color:var(--c)}h2{margin:1.6em 0 .3em;font-size:1em}ul{margin:0;padding-left:1.2em}
 header{display:flex;flex-wrap:wrap;gap:.2em 1.4em;align-items:baseline;padding:.6em 1em;border-radius:6px;
-background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}footer a{margin-right:1.2em}
+background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}
 table{border-collapse:collapse;width:100%;margin-bottom:1.6em}th{position:sticky;top:0;background:var(--bg);
 color:var(--dim);font-weight:500;text-align:left;box-shadow:inset 0 -1px var(--line)}
 th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}td{border-top:1px solid var(--line)}
-tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
+footer a{margin-right:1.2em}tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
 :is(th,td):is(:nth-child(4),:nth-child(n+6)){text-align:right}:is(th,td):last-child{padding-right:0}
 td:first-child{color:var(--c);font-weight:600}td:first-child a{color:inherit}td i{font-weight:400}
 td:nth-child(2) a{color:inherit;font-weight:600}td a{text-decoration-color:var(--dim)}
