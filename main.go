@@ -21,7 +21,6 @@ package main
 
 import (
 	"bufio"
-	"bytes"
 	"cmp"
 	"context"
 	"crypto/hmac"
@@ -62,26 +61,20 @@ import (
 // version is set by the linker. Without it, the build's own information has the version.
 var version = ""
 
-// build is what the program was built from.
-type build struct{ version, revision string }
-
-// readBuild reads the build's own information.
-func readBuild() build {
+// readBuild returns what the build's own information says: the version and the revision.
+func readBuild() (string, string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		info = &debug.BuildInfo{}
 	}
-	// In a working tree the build's own version is (devel).
-	b := build{cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), "unknown"}
+	revision := "unknown"
 	for _, s := range info.Settings {
-		switch {
-		case s.Key == "vcs.revision":
-			b.revision = s.Value
-		case s.Key == "vcs.modified" && s.Value == "true":
-			b.revision += " with changes"
+		if s.Key == "vcs.revision" {
+			revision = s.Value
 		}
 	}
-	return b
+	// Without a tag the build's own version may be (devel); of a tree with changes it ends with +dirty.
+	return cmp.Or(version, strings.Trim(info.Main.Version, "()"), "unknown"), revision
 }
 
 const introduction = `reverse_exporter turns many Prometheus exporters, .prom files and scripts into
@@ -96,8 +89,7 @@ Examples:
       (in a Dockerfile, where nothing expands $VAR)
 `
 
-// options returns the table of all flags, in the order of the help. They set the configuration
-// of the program, and of one source.
+// options returns the table of all flags, in the order of the help. They set what they are for in c or s.
 func options(c *config, s *sourceConfig) []option {
 	return []option{
 		{help: "Sources, repeatable; NAME becomes the value of exporter_name:"},
@@ -121,7 +113,7 @@ func options(c *config, s *sourceConfig) []option {
 			func(list string) error { s.params = strings.Split(list, ","); return nil }, "http"},
 		{"header", "NAME:'KEY: VALUE'", "send a header to an http source; repeatable; " +
 			"NAME:@FILE reads header lines from a file", s.setHeader, "http"},
-		{"bearer-token-file", "NAME:FILE", "send what it holds as Authorization: Bearer", asText(&s.tokenFile), "http"},
+		{"bearer-token-file", "NAME:FILE", "send its text as Authorization: Bearer", asText(&s.tokenFile), "http"},
 		{"ca-file", "NAME:FILE", "certificates that an https source is verified against", asText(&s.caFile), "https"},
 		{"cert-file", "NAME:FILE", "certificate that an https source is shown ...", asText(&s.certFile), "https"},
 		{"key-file", "NAME:FILE", "... and its key, if that is in another file", asText(&s.keyFile), "https"},
@@ -138,10 +130,10 @@ func options(c *config, s *sourceConfig) []option {
 		{"web.tls-key-file", "FILE", "... and its key", asText(&c.tlsKey), ""},
 		{"web.tls-client-ca-file", "FILE", "demand client certificates of this CA", asText(&c.tlsClientCA), ""},
 		{"web.basic-auth-file", "FILE", "demand a password; has lines of user:HASH", asText(&c.basicAuth), ""},
-		{"web.disable-exporter-metrics", "", "leave out the process_* and go_* metrics of the program itself", nil, ""},
+		{"web.disable-exporter-metrics", "", "leave out the program's own process_* and go_* metrics", nil, ""},
 		{"log.level", "LEVEL", "debug, info, warn or error (info)",
-			asOneOf(&c.logLevel, "debug", "info", "warn", "error"), ""},
-		{"log.format", "FORMAT", "logfmt or json (logfmt)", asOneOf(&c.logFormat, "logfmt", "json"), ""},
+			asText(&c.logLevel, "debug", "info", "warn", "error"), ""},
+		{"log.format", "FORMAT", "logfmt or json (logfmt)", asText(&c.logFormat, "logfmt", "json"), ""},
 
 		{help: "Modes:"},
 		{"once", "", "print the merged metrics and exit; 1 if a source is down", nil, ""},
@@ -184,8 +176,7 @@ func main() {
 	// ctx is never stopped: after that, a second signal would kill the program before it could
 	// return its exit status.
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard
-	// error has gone.
+	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard error has gone.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE)
 	os.Exit(run(ctx, hangup, os.Args, os.Stdin, os.Stdout, os.Stderr))
 }
@@ -208,25 +199,26 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 		mode = func(stdout io.Writer) int { stdout.Write(appendUsage(nil)); return 0 }
 	case c.modes["version"]:
 		mode = func(stdout io.Writer) int {
-			b := readBuild()
+			version, revision := readBuild()
 			fmt.Fprintf(stdout, "reverse_exporter %s, revision %s, %s, %s/%s\n",
-				b.version, b.revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				version, revision, runtime.Version(), runtime.GOOS, runtime.GOARCH)
 			return 0
 		}
 	case c.modes["hash-password"]:
 		mode = func(stdout io.Writer) int { return hashPassword(stdin, stdout, stderr) }
 	case c.modes["healthcheck"]:
-		mode = func(stdout io.Writer) int { return healthcheck(c.listen[0], stdout, stderr) }
+		mode = func(stdout io.Writer) int {
+			a := c.listen[0]
+			if err := a.isHealthy(4 * time.Second); err != nil { // Docker waits 5 s, and would show nothing of this
+				return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; "+
+					"give --healthcheck the same --web.* flags as the program", a.addr, err))
+			}
+			fmt.Fprintln(stdout, "healthy")
+			return 0
+		}
 	case os.Getpid() == 1 && slices.ContainsFunc(c.sources, func(s *sourceConfig) bool { return s.kind == "exec" }):
-		path, err := os.Executable()
-		if err != nil { // there is no /proc
-			path = args[0]
-		}
-		code, err := supervise(ctx, path, args)
-		if err != nil {
-			return complain(stderr, code, err.Error())
-		}
-		return code
+		path, _ := os.Executable() // "" if there is no /proc
+		return supervise(ctx, cmp.Or(path, args[0]), args, stderr)
 	default:
 		return c.run(ctx, hangup, stdout, stderr)
 	}
@@ -250,7 +242,7 @@ func (c *config) run(ctx context.Context, hangup <-chan os.Signal, stdout, stder
 	}()
 	status := printing(ctx, stdout, lines, func(stdout io.Writer) int {
 		if c.modes["check"] {
-			return p.check(stdout, c.doubts)
+			return p.check(stdout)
 		}
 		if len(c.doubts) > 0 {
 			p.log.Info("some flags may not be meant like this", "doubts", strings.Join(c.doubts, "; "))
@@ -298,8 +290,7 @@ func printing(ctx context.Context, stdout, stderr io.Writer, do func(stdout io.W
 	})
 }
 
-// unlessDone returns what do returns, or 1 once ctx is done: a wait for standard input or output,
-// a disk or the end of a process cannot be cancelled.
+// unlessDone returns what do returns, or 1 once ctx is done: a wait for a pipe, disk or process cannot be cancelled.
 func unlessDone(ctx context.Context, do func() int) int {
 	code := make(chan int, 1)
 	go func() { code <- do() }()
@@ -320,9 +311,10 @@ func within(d time.Duration, do func()) {
 
 // program is what runs.
 type program struct {
-	listen []address
-	build  build
+	*config
 	shared
+	version     string               // of the build
+	revision    string               // of the build
 	sources     []*source            // in the order of the flags
 	exporters   []*exporter          // those of the http sources
 	endpoints   map[string][]*source // by path
@@ -334,11 +326,9 @@ type program struct {
 	lastScrape  atomic.Pointer[scraped]
 	found       sync.Map // by path: the *findings of its last page
 	tls         tlsFiles
-	passwords   *passwords     // nil if none are demanded
+	passwords   passwords
 	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
-
-	withoutProcess bool // it leaves out process_* and go_*
 
 	stopping context.Context // done when scrapes are to be answered with what has arrived
 	stop     context.CancelFunc
@@ -353,12 +343,12 @@ type program struct {
 
 // newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	p := &program{listen: c.listen, build: readBuild(), withoutProcess: c.modes["web.disable-exporter-metrics"],
-		endpoints: map[string][]*source{}, started: time.Now(), told: map[string]int{},
-		dropped: new(atomic.Uint64), connections: connections{all: map[net.Conn]connection{}, room: maxConnections()}}
+	p := &program{config: c, endpoints: map[string][]*source{}, told: map[string]int{}, dropped: new(atomic.Uint64),
+		started: time.Now(), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.stopping, p.stop = context.WithCancel(context.Background())
-	p.userAgent = ownName + "/" + p.build.version
+	p.version, p.revision = readBuild()
+	p.userAgent = ownName + "/" + p.version
 	var level slog.Level
 	level.UnmarshalText([]byte(c.logLevel))
 	o := &slog.HandlerOptions{Level: level}
@@ -384,12 +374,8 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	watch(p.tls.setCert, func() {}, flagFile{flag: "--web.tls-cert-file", name: c.tlsCert},
 		flagFile{flag: "--web.tls-key-file", name: c.tlsKey})
 	watch(p.tls.setCAs, p.connections.end, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
-	if c.basicAuth != "" {
-		p.passwords = &passwords{key: make([]byte, 32), turn: turn{most: 16}}
-		p.passwords.users.Store(&map[string]*user{})
-		rand.Read(p.passwords.key)
-		watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
-	}
+	p.passwords.key, p.passwords.turn.most = []byte(rand.Text()), 16
+	watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	return p
 }
 
@@ -414,7 +400,7 @@ func newLogWriter(log io.Writer) *logWriter {
 
 // Write takes a line. It never blocks and never fails.
 func (l *logWriter) Write(line []byte) (int, error) {
-	kept := bytes.Clone(line)
+	kept := slices.Clone(line)
 	write := func() {
 		if _, err := l.log.Write(kept); err != nil {
 			l.dropped.Add(1)
@@ -448,7 +434,7 @@ func (p *program) loadFiles() error {
 func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners []net.Listener) int {
 	server := p.newServer()
 	failed := make(chan error, len(listeners))
-	p.log.Info("starting reverse_exporter", "version", p.build.version, "revision", p.build.revision,
+	p.log.Info("starting reverse_exporter", "version", p.version, "revision", p.revision,
 		"sources", len(p.sources), "endpoints", strings.Join(slices.Sorted(maps.Keys(p.endpoints)), " "))
 	for i, l := range listeners {
 		p.log.Info("listening", "address", l.Addr().String(), "tls", p.listen[i].tls)
@@ -500,20 +486,18 @@ func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 	}
 }
 
-// supervise runs the program once more as a child, and does what PID 1 has to do: it
-// forwards signals and reaps every orphan. So the child's wait for a command never races
-// with the reaping. It returns the child's exit status.
-func supervise(ctx context.Context, path string, args []string) (int, error) {
+// supervise runs the program once more as a child, and returns its exit status. It does what PID 1 has to do: it
+// forwards signals and reaps every orphan. So the child's wait for a command never races with the reaping.
+func supervise(ctx context.Context, path string, args []string, stderr io.Writer) int {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP, syscall.SIGQUIT,
 		syscall.SIGUSR1, syscall.SIGUSR2)
 	child, err := syscall.ForkExec(path, args, &syscall.ProcAttr{Env: os.Environ(), Files: []uintptr{0, 1, 2}})
 	if err != nil {
-		return 1, fmt.Errorf("failed to start %s again, to reap processes as PID 1: %w", path, err)
+		return complain(stderr, 1, fmt.Sprintf("failed to start %s again, to reap processes as PID 1: %v", path, err))
 	}
 	// A signal that came before Notify ended ctx instead.
-	stop := context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })
-	defer stop()
+	defer context.AfterFunc(ctx, func() { syscall.Kill(child, syscall.SIGTERM) })()
 	go func() {
 		for s := range signals {
 			syscall.Kill(child, s.(syscall.Signal))
@@ -525,11 +509,11 @@ func supervise(ctx context.Context, path string, args []string) (int, error) {
 		switch {
 		case err == syscall.EINTR:
 		case err != nil:
-			return 1, fmt.Errorf("failed to wait as PID 1: %w", err)
+			return complain(stderr, 1, fmt.Sprintf("failed to wait as PID 1: %v", err))
 		case pid == child && status.Exited():
-			return status.ExitStatus(), nil
+			return status.ExitStatus()
 		case pid == child && status.Signaled():
-			return 128 + int(status.Signal()), nil
+			return 128 + int(status.Signal())
 		}
 	}
 }
@@ -592,8 +576,7 @@ func parseFlags(args []string) (*config, []string) {
 	f.setOptions()
 	f.checkSources()
 	f.checkServer()
-	needsSource := !f.modes["healthcheck"] && !f.modes["hash-password"]
-	if needsSource && len(f.sources) == 0 && len(f.faults) == 0 {
+	if !f.modes["healthcheck"] && !f.modes["hash-password"] && len(f.sources) == 0 && len(f.faults) == 0 {
 		f.fault(`there is no source. For example:
   reverse_exporter --http node=http://localhost:9100/metrics
   reverse_exporter --file backup='/var/lib/metrics/*.prom' --exec certs=/usr/local/bin/certs`)
@@ -650,6 +633,8 @@ func (f *flags) readArgs(args []string) {
 			f.fault("--%s needs a value: --%s %s", name, name, o.value)
 		case o.makesSource():
 			f.addSource(o, value)
+		case o.value == nameList:
+			f.given[name] = append(f.given[name], strings.Split(value, ",")...)
 		default:
 			f.given[name] = append(f.given[name], value)
 		}
@@ -702,21 +687,17 @@ var foreign = map[string]string{
 
 // unknown keeps the fault of a flag that does not exist, as it was typed, with the one that was meant.
 func (f *flags) unknown(typed, name string) {
-	best, least := "", 3 // typing errors
-	for _, o := range f.options {
-		if n := distance(name, o.name); o.name != "" && n < min(least, len(name)) {
-			best, least = o.name, n
-		}
-	}
+	nearest := slices.MinFunc(f.options, func(a, b option) int {
+		return cmp.Compare(distance(name, a.name), distance(name, b.name))
+	}).name
 	instead := foreign[strings.NewReplacer("-", ".", "_", ".").Replace(name)]
-	if instead == "" && best != "" {
-		instead = "did you mean --" + best + "?"
+	if instead == "" && distance(name, nearest) < min(3, len(name)) { // two typing errors at most
+		instead = "did you mean --" + nearest + "?"
 	}
 	f.fault("there is no flag %s; %s", typed, cmp.Or(instead, "see --help"))
 }
 
-// distance returns how many letters two names have between what both begin and what both end with,
-// the more of the two.
+// distance returns how many letters are left of the longer name without what both begin and end with.
 func distance(a, b string) int {
 	for a != "" && b != "" && a[0] == b[0] {
 		a, b = a[1:], b[1:]
@@ -766,26 +747,24 @@ func isSourceName(name string) bool {
 	return name != "" && !strings.ContainsAny(name[:1], "_.-") && !strings.ContainsFunc(name, odd)
 }
 
-// setOptions sets the options of the server, then those of each source: the general values first,
-// so that a source's own override them.
+// setOptions sets the options of the server, then of each source, whose own values override the general ones.
 func (f *flags) setOptions() {
 	values := map[string]map[*sourceConfig][]string{} // by option
 	for _, o := range f.options {
 		values[o.name] = f.values(o)
 		for _, value := range values[o.name][nil] { // its fault is told once, whatever the number of sources
 			if err := o.set(value); err != nil {
-				f.fault("--%s %s: %v", o.name, value, err)
+				f.fault("%s: %v", o.shown(nil, value), err)
 			}
 		}
 	}
 	for _, s := range f.sources {
 		for _, o := range options(&config{}, s) {
-			general, own := values[o.name][nil], values[o.name][s]
-			if o.name == "path" && len(own) > 0 {
-				general = nil // its own paths replace these
-			}
-			for _, value := range general {
-				o.set(value)
+			own := values[o.name][s]
+			for _, value := range values[o.name][nil] {
+				if o.name != "path" || own == nil { // its own paths replace these
+					o.set(value)
+				}
 			}
 			for _, value := range own {
 				if err := cmp.Or(s.lacks(o), o.set(value)); err != nil {
@@ -808,115 +787,90 @@ func (s *sourceConfig) lacks(o option) error {
 	return fmt.Errorf("only %s sources have this", o.only)
 }
 
-// shown returns an option as it is written on the command line, for a source unless that is nil,
-// without secrets.
+// shown returns an option as it is written on the command line, for a source or for all, without secrets.
 func (o option) shown(s *sourceConfig, value string) string {
 	switch {
-	case s == nil:
-		return "--" + o.name + " " + value
-	case o.value == nameList || o.secret():
-		return "--" + o.name + " " + s.name
+	case s != nil && (o.value == nameList || o.secret()):
+		value = s.name
+	case s != nil:
+		value = s.name + ":" + value
 	}
-	return "--" + o.name + " " + s.name + ":" + value
+	return "--" + o.name + " " + value
 }
 
-// values returns the values of an option by source, with nil for all sources or the server. One
-// that is given twice is the same as given once.
+// values returns the values of an option by source, with nil for all or the server. Repeating one changes nothing.
 func (f *flags) values(o option) map[*sourceConfig][]string {
 	values := map[*sourceConfig][]string{}
 	for _, given := range f.given[o.name] {
-		sources, value := f.split(o, given)
-		for _, s := range sources {
-			for _, doubt := range unexpanded(value, strings.Contains(o.value, "FILE")) {
-				f.doubts = append(f.doubts, o.shown(s, value)+": "+doubt)
-			}
-			same := func(earlier string) bool { return earlier == value || !strings.Contains(o.help, "repeatable") }
-			if key, _, isLabel := strings.Cut(value, "="); isLabel && o.name == "label" { // one value for each key
-				same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") }
-			}
-			switch i := slices.IndexFunc(values[s], same); {
-			case i < 0:
-				values[s] = append(values[s], value)
-			case values[s][i] != value:
-				f.fault("%s: given twice, with different values", o.shown(s, value))
-			}
+		s, value, ok := f.split(o, given)
+		for _, doubt := range unexpanded(value, strings.Contains(o.value, "FILE")) {
+			f.doubts = append(f.doubts, o.shown(s, value)+": "+doubt)
+		}
+		same := func(earlier string) bool { return earlier == value || !strings.Contains(o.help, "repeatable") }
+		if key, _, isLabel := strings.Cut(value, "="); isLabel && o.name == "label" { // one value for each key
+			same = func(earlier string) bool { return strings.HasPrefix(earlier, key+"=") }
+		}
+		switch i := slices.IndexFunc(values[s], same); {
+		case !ok:
+		case i < 0:
+			values[s] = append(values[s], value)
+		case values[s][i] != value:
+			f.fault("%s: given twice, with different values", o.shown(s, value))
 		}
 	}
 	return values
 }
 
-// split returns whom a value is for, nil for all sources or the server, and what it says.
-// It returns no sources if that is wrong.
-func (f *flags) split(o option, given string) (sources []*sourceConfig, value string) {
-	name, value, hasColon := strings.Cut(given, ":")
+// split returns whom a value is for, nil for all sources or the server, what it says, and whether that is right.
+func (f *flags) split(o option, given string) (s *sourceConfig, value string, ok bool) {
+	name, value, hasName := strings.Cut(given, ":")
+	if o.value == nameList {
+		name, value, hasName = given, "", true
+	}
 	wrong, afterEquals, equals := strings.Cut(given, "=")
 	if o.secret() {
 		afterEquals = "…"
 	}
 	switch s := f.named[name]; {
-	case o.value == nameList:
-		for name := range strings.SplitSeq(given, ",") {
-			if s := f.named[name]; s != nil {
-				sources = append(sources, s)
-			} else {
-				f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
-			}
-		}
-		return sources, ""
 	case !strings.Contains(o.value, "NAME"):
-		return []*sourceConfig{nil}, given
-	case s != nil && hasColon:
-		return []*sourceConfig{s}, value
+		return nil, given, true
+	case s != nil && hasName:
+		return s, value, true
+	case o.value == nameList,
+		hasName && isSourceName(name) && (o.name != "label" && !o.secret() || strings.ContainsAny(value, "=:@")):
+		// in --label env:prod and --header 'X-Scope: a', the NAME is missing
+		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 	case equals && f.named[wrong] != nil && (o.name != "label" || strings.Contains(afterEquals, "=")):
 		// the mistake that everyone makes
 		f.fault("--%s %s=: a colon belongs after the name, write --%[1]s %[2]s:%s", o.name, wrong, afterEquals)
-	case hasColon && isSourceName(name) && (o.name != "label" && !o.secret() || strings.ContainsAny(value, "=:@")):
-		// in --label env:prod and --header 'X-Scope: a', the NAME is missing
-		f.fault("--%s %s: no source has this name; %s", o.name, name, f.names())
 	case !strings.HasPrefix(o.value, "["):
 		f.fault("--%s: want %s, with the NAME of a source; %s", o.name, o.value, f.names())
 	default:
-		return []*sourceConfig{nil}, given
+		return nil, given, true
 	}
-	return nil, ""
+	return nil, "", false
 }
 
 // names lists the sources, for an error.
 func (f *flags) names() string {
-	if len(f.named) == 0 {
-		return "there is no source"
-	}
-	return "there are: " + strings.Join(slices.Sorted(maps.Keys(f.named)), ", ")
+	return "there are: " + cmp.Or(strings.Join(slices.Sorted(maps.Keys(f.named)), ", "), "none")
 }
 
 // checkSources finds options that exclude each other.
 func (f *flags) checkSources() {
-	served := map[string]int{} // sources by path
 	for _, s := range f.sources {
-		for _, path := range s.paths {
-			served[path]++
-		}
-	}
-	for _, s := range f.sources {
-		line := &commandLine{}
+		line, doubts := &commandLine{}, unexpanded(s.target[strings.LastIndex(s.target, "@")+1:], s.kind == "http")
 		if parsed, err := parseCommand(s.target); s.kind == "exec" && err == nil {
-			line = parsed
+			line, doubts = parsed, parsed.doubts()
 		}
-		switch {
-		case s.interval > 0 && s.params != nil:
-			f.fault("--interval %s: not together with --params", s.name)
-		case s.interval > 0 && len(line.params) > 0:
-			f.fault("--interval %s: not together with a placeholder", s.name)
+		if s.interval > 0 && (s.params != nil || len(line.params) > 0) {
+			f.fault("--interval %s: not together with --params or a placeholder", s.name)
 		}
 		if s.keyFile != "" && s.certFile == "" {
 			f.fault("--key-file %s: needs --cert-file %s:FILE", s.name, s.name)
 		}
 		if s.logins() > 1 {
-			f.fault("--http %s: only one of a user in the URL, --bearer-token-file and --header Authorization", s.name)
-		}
-		doubts := line.doubts()
-		if s.kind != "exec" {
-			doubts = unexpanded(s.target[strings.LastIndexByte(s.target, '@')+1:], s.kind == "http")
+			f.fault("--http %s: only one of a user in the URL, --bearer-token-file, --header Authorization", s.name)
 		}
 		for _, doubt := range doubts {
 			f.doubts = append(f.doubts, fmt.Sprintf("--%s %s: %s", s.kind, s.name, doubt))
@@ -925,9 +879,12 @@ func (f *flags) checkSources() {
 		if needs != "" && f.modes["once"] {
 			f.fault("--exec %s: {%s} has no default, and --once cannot give it a value", s.name, needs)
 		}
-		if needs != "" && slices.ContainsFunc(s.paths, func(path string) bool { return served[path] > 1 }) {
-			f.fault("--exec %s: {%s} has no default, so it needs a --path of its own, as --path %[1]s:/%[1]s",
-				s.name, needs)
+		isBeside := func(other *sourceConfig) bool {
+			served := func(path string) bool { return slices.Contains(other.paths, path) }
+			return other != s && slices.ContainsFunc(s.paths, served)
+		}
+		if needs != "" && slices.ContainsFunc(f.sources, isBeside) {
+			f.fault("--exec %s: {%s} has no default, it needs its own --path, as --path %[1]s:/%[1]s", s.name, needs)
 		}
 	}
 }
@@ -953,12 +910,10 @@ func (f *flags) checkServer() {
 	if len(f.listen) == 0 {
 		f.listen = []address{{network: "tcp", addr: ":9998"}}
 	}
-	anyTLS := false
-	for i := range f.listen {
-		a := &f.listen[i]
-		a.tls = a.scheme == "https" || a.scheme == "" && f.tlsCert != ""
-		anyTLS = anyTLS || a.tls
+	for i, a := range f.listen {
+		f.listen[i].tls = a.scheme == "https" || a.scheme == "" && f.tlsCert != ""
 	}
+	anyTLS := slices.ContainsFunc(f.listen, func(a address) bool { return a.tls })
 	switch {
 	case f.modes["healthcheck"] || f.modes["hash-password"]: // they read no files
 	case (f.tlsCert == "") != (f.tlsKey == ""):
@@ -1022,10 +977,9 @@ func (s *sourceConfig) setPath(name string) error {
 	case name == "/", name == "/-", strings.HasPrefix(name, "/-/"):
 		return errors.New("this path is the program's own")
 	case path.Clean(name) != name, (&url.URL{Path: name}).EscapedPath() != name:
-		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, and no / at its end`)
-	case !slices.Contains(s.paths, name):
-		s.paths = append(s.paths, name)
+		return errors.New(`a path has plain characters, no ? # % or \, no . or .. between slashes, no / at its end`)
 	}
+	s.paths = append(s.paths, name)
 	return nil
 }
 
@@ -1045,61 +999,45 @@ func asSwitch(to *bool) func(string) error {
 	return func(string) error { *to = true; return nil }
 }
 
-// asText returns what sets a text, which may not be empty.
-func asText(to *string) func(string) error {
+// asText returns what sets a text: one of the words, or any but none.
+func asText(to *string, words ...string) func(string) error {
 	return func(value string) error {
-		if *to = value; value == "" {
+		*to = value
+		switch {
+		case value == "":
 			return errors.New("want a value")
+		case words != nil && !slices.Contains(words, value):
+			return fmt.Errorf("want one of %s", strings.Join(words, ", "))
 		}
 		return nil
 	}
 }
 
-// asOneOf returns what sets one of the words.
-func asOneOf(to *string, words ...string) func(string) error {
-	return func(value string) error {
-		if *to = value; !slices.Contains(words, value) {
-			last := len(words) - 1
-			return fmt.Errorf("want %s or %s", strings.Join(words[:last], ", "), words[last])
-		}
-		return nil
-	}
-}
-
-// asDuration returns what sets a duration of at least least.
+// asDuration returns what sets a duration of at least least, written as in Go or with d for a day.
 func asDuration(to *time.Duration, least time.Duration) func(string) error {
 	return func(text string) error {
-		d, err := parseDuration(text)
+		days, rest, hasDays := strings.Cut(text, "d")
 		switch {
-		case err != nil:
-			return err
-		case d < least:
+		case !hasDays:
+			days, rest = "0", text
+		case rest == "":
+			rest = "0s"
+		}
+		n, err := strconv.ParseFloat(days, 64)
+		part, err2 := time.ParseDuration(rest)
+		_, noUnit := strconv.ParseUint(text, 10, 64)
+		total := n*float64(24*time.Hour) + float64(part)
+		switch {
+		case noUnit == nil && text != "0":
+			return fmt.Errorf("the unit is missing: write %ss for seconds", text)
+		case err != nil || err2 != nil || !(n >= 0 && part >= 0 && total <= float64(366*24*time.Hour)):
+			return errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
+		case total < float64(least):
 			return fmt.Errorf("must be at least %v", least)
 		}
-		*to = d
+		*to = time.Duration(total)
 		return nil
 	}
-}
-
-// parseDuration parses a duration as Go writes it, with d for a day.
-func parseDuration(text string) (time.Duration, error) {
-	days, rest, hasDays := strings.Cut(text, "d")
-	switch {
-	case !hasDays:
-		days, rest = "0", text
-	case rest == "":
-		rest = "0s"
-	}
-	n, err := strconv.ParseFloat(days, 64)
-	part, err2 := time.ParseDuration(rest)
-	total := n*float64(24*time.Hour) + float64(part)
-	if err == nil && err2 == nil && n >= 0 && part >= 0 && total <= float64(366*24*time.Hour) {
-		return time.Duration(total), nil
-	}
-	if _, err := strconv.ParseUint(text, 10, 64); err == nil {
-		return 0, fmt.Errorf("the unit is missing: write %ss for seconds", text)
-	}
-	return 0, errors.New("want a duration like 500ms, 10s, 5m, 1h30m or 2d, of a year at most")
 }
 
 // setMaxBytes sets a size, a whole number with its unit.
@@ -1119,27 +1057,27 @@ func (s *sourceConfig) setMaxBytes(text string) error {
 
 // setListen adds an address to listen on.
 func (c *config) setListen(text string) error {
-	a := address{network: "tcp", addr: text}
-	if scheme, addr, ok := strings.Cut(text, "://"); ok && (scheme == "http" || scheme == "https") {
-		a.scheme, a.addr = scheme, addr
+	scheme, addr, hasScheme := strings.Cut(text, "://")
+	if !hasScheme {
+		scheme, addr = "", text
 	}
-	file, isUnix := strings.CutPrefix(a.addr, "unix:")
-	scheme, _, hasScheme := strings.Cut(a.addr, "://")
-	host, port, err := net.SplitHostPort(a.addr)
-	_, path, hasPath := strings.Cut(a.addr, "/")
+	a := address{scheme: scheme, network: "tcp", addr: addr}
+	file, isUnix := strings.CutPrefix(addr, "unix:")
+	host, port, err := net.SplitHostPort(addr)
+	_, path, hasPath := strings.Cut(addr, "/")
 	switch {
+	case hasScheme && scheme != "http" && scheme != "https":
+		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
 	case isUnix && (file == "" || file[0] == '@'):
 		return errors.New("want a path, like unix:/run/re.sock")
 	case len(file) > maxSocketPath && isUnix:
 		return fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(file))
 	case isUnix:
 		a.network, a.addr = "unix", file
-	case hasScheme:
-		return fmt.Errorf("%s:// is not known; only http:// and https:// may stand before the address", scheme)
-	case strings.HasPrefix(a.addr, "/"):
-		return fmt.Errorf("a socket is written unix:%s", a.addr)
-	case isPort(strings.Trim(a.addr, "*:"), false) && a.addr != ":"+port:
-		return fmt.Errorf("a port of every address is written :%s", strings.Trim(a.addr, "*:"))
+	case strings.HasPrefix(addr, "/"):
+		return fmt.Errorf("a socket is written unix:%s", addr)
+	case isPort(strings.Trim(addr, "*:"), false) && addr != ":"+port:
+		return fmt.Errorf("a port of every address is written :%s", strings.Trim(addr, "*:"))
 	case hasPath:
 		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
@@ -1184,11 +1122,21 @@ func (p *program) listenAll() ([]net.Listener, error) {
 	return listeners, nil
 }
 
-// listen opens a listener. A Unix socket is for all who may enter its folder.
+// listen opens a listener. A Unix socket is for all who may enter its folder, and replaces one left behind.
 func (a address) listen() (net.Listener, error) {
 	if a.network == "unix" {
-		if err := removeStale(a.addr); err != nil {
-			return nil, err
+		conn, err := net.DialTimeout("unix", a.addr, time.Second)
+		switch info, missing := os.Lstat(a.addr); {
+		case err == nil:
+			conn.Close()
+			return nil, fmt.Errorf("another program listens on %s", a.addr)
+		case missing != nil: // or Listen will fail, too
+		case info.Mode().Type() != os.ModeSocket:
+			return nil, fmt.Errorf("%s exists and is not a socket", a.addr)
+		case errors.Is(err, syscall.ECONNREFUSED):
+			if err := os.Remove(a.addr); err != nil {
+				return nil, err
+			}
 		}
 	}
 	l, err := net.Listen(a.network, a.addr)
@@ -1214,22 +1162,6 @@ func (s socket) Close() error {
 	return s.UnixListener.Close()
 }
 
-// removeStale removes the socket of a program that ended without removing it.
-func removeStale(path string) error {
-	conn, err := net.DialTimeout("unix", path, time.Second)
-	switch info, missing := os.Lstat(path); {
-	case err == nil:
-		conn.Close()
-		return fmt.Errorf("another program listens on %s", path)
-	case missing != nil: // or Listen will fail, too
-	case info.Mode().Type() != os.ModeSocket:
-		return fmt.Errorf("%s exists and is not a socket", path)
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return os.Remove(path)
-	}
-	return nil
-}
-
 // tlsConfig returns what a handshake is done with. A client without a certificate may
 // connect, so that it can be told what is missing.
 func (p *program) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
@@ -1237,7 +1169,7 @@ func (p *program) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
 		Certificates: []tls.Certificate{*p.tls.cert.Load()},
 		ClientCAs:    p.tls.cas.Load(),
 		MinVersion:   tls.VersionTLS12,
-		NextProtos:   []string{"http/1.1"},
+		NextProtos:   []string{"http/1.1"}, // one request at a time: connections are what is counted
 	}
 	if c.ClientCAs != nil {
 		c.ClientAuth = tls.VerifyClientCertIfGiven
@@ -1245,10 +1177,9 @@ func (p *program) tlsConfig(*tls.ClientHelloInfo) (*tls.Config, error) {
 	return c, nil
 }
 
-// newServer returns the server of all listeners. It speaks HTTP/1 only, so that a connection
-// has one request at a time: connections are what is counted.
+// newServer returns the server of all listeners, which speaks HTTP/1 only: see tlsConfig.
 func (p *program) newServer() *http.Server {
-	server := &http.Server{
+	return &http.Server{
 		Handler:                      p,
 		DisableGeneralOptionsHandler: true, // it would answer without a password
 		ReadHeaderTimeout:            10 * time.Second,
@@ -1256,24 +1187,20 @@ func (p *program) newServer() *http.Server {
 		IdleTimeout:                  5 * time.Minute,
 		MaxHeaderBytes:               8 << 10,
 		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-		Protocols:                    new(http.Protocols),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
-				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that has "+
-					"most is closed", "room", p.connections.room)
+				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that "+
+					"has most is closed", "room", p.connections.room)
 			}
 		},
 	}
-	server.Protocols.SetHTTP1(true)
-	return server
 }
 
-// connections are those of the clients, for which there is room: see maxConnections. One more
-// closes one of the client that has most: see goesBefore.
+// connections are those of the clients, for which there is room: see maxConnections.
 type connections struct {
 	mu   sync.Mutex // guards all
 	room int
-	all  map[net.Conn]connection
+	all  map[net.Conn]*connection
 }
 
 // clientOf returns what a client is known by: its IP address, of which an IPv6 network of
@@ -1291,45 +1218,33 @@ func clientOf(remoteAddr string) string {
 	return network.String()
 }
 
-// connection is the state of a connection.
+// connection is what is known of a connection.
 type connection struct {
 	client string // see clientOf
-	asked  bool   // it has had a request
-	served bool   // one is being answered
-	ending bool   // it is closed after that
+	state  http.ConnState
 	since  time.Time
+	ending bool // it is closed once it has its answer
 }
 
-// goesBefore reports whether a connection is closed rather than another one: one that has been idle for
-// a second, one that has had its answer, one that has been served for a second, one whose request is
-// not here yet, one that is served; of these the oldest.
-func (c connection) goesBefore(other connection) bool {
-	rank := func(c connection) int {
-		long := time.Since(c.since) >= time.Second
-		return slices.Index([]bool{long && !c.served, c.asked && !c.served, long, !c.served, true}, true)
-	}
-	return cmp.Or(cmp.Compare(rank(c), rank(other)), c.since.Compare(other.since)) < 0
-}
-
-// changed follows the state of a connection. It reports whether another one was closed in
-// favour of it.
+// changed follows the state of a connection. It reports whether another one was closed in favour of it.
 func (cs *connections) changed(conn net.Conn, state http.ConnState) (full bool) {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
-	c, here := cs.all[conn]
+	c := cs.all[conn]
 	switch {
 	case state == http.StateNew:
-		c = connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
+		c = &connection{client: clientOf(conn.RemoteAddr().String()), since: time.Now()}
 		if full = len(cs.all) >= cs.room; full {
 			cs.evict(c.client)
 		}
 		cs.all[conn] = c
+	case c == nil: // it was closed to make room
 	case state == http.StateClosed:
 		delete(cs.all, conn)
 	case c.ending && state == http.StateIdle:
 		cs.close(conn)
-	case here: // it may have been closed to make room
-		cs.all[conn] = connection{c.client, true, state == http.StateActive, c.ending, time.Now()}
+	default:
+		c.state, c.since = state, time.Now()
 	}
 	return full
 }
@@ -1339,28 +1254,29 @@ func (cs *connections) end() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	for conn, c := range cs.all {
-		if c.ending = true; c.served {
-			cs.all[conn] = c
-		} else {
+		if c.ending = true; c.state != http.StateActive {
 			cs.close(conn)
 		}
 	}
 }
 
-// evict closes a connection in favour of a new one of the client. The caller holds mu.
+// evict closes a connection in favour of a new one of the client: of the client that has most, one that
+// has been idle for a second, one that has had its answer, one that has been served for a second, one
+// whose request is not here yet, one that is served; of these the oldest. The caller holds mu.
 func (cs *connections) evict(client string) {
 	held := map[string]int{client: 1}
 	for _, c := range cs.all {
 		held[c.client]++
 	}
-	most := slices.Max(slices.Collect(maps.Values(held)))
-	var first net.Conn
-	for conn, c := range cs.all {
-		if held[c.client] == most && (first == nil || c.goesBefore(cs.all[first])) {
-			first = conn
-		}
+	rank := func(c *connection) int {
+		long, served := time.Since(c.since) >= time.Second, c.state == http.StateActive
+		return slices.Index([]bool{long && !served, c.state == http.StateIdle, long, !served, true}, true)
 	}
-	cs.close(first)
+	cs.close(slices.MinFunc(slices.Collect(maps.Keys(cs.all)), func(a, b net.Conn) int {
+		one, other := cs.all[a], cs.all[b]
+		return cmp.Or(cmp.Compare(held[other.client], held[one.client]),
+			cmp.Compare(rank(one), rank(other)), one.since.Compare(other.since))
+	}))
 }
 
 // close closes a connection. The caller holds mu.
@@ -1402,28 +1318,28 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // recoverPanic logs a fault of the program itself, and cuts the answer off.
 func (p *program) recoverPanic() {
-	switch v := recover(); v {
-	case nil:
-		return
-	case http.ErrAbortHandler:
-	default:
+	v := recover()
+	if v != nil && v != http.ErrAbortHandler {
 		p.log.Error("a fault in reverse_exporter", "panic", v, "stack", string(debug.Stack()))
 	}
-	panic(http.ErrAbortHandler)
+	if v != nil {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // admits reports whether the client may ask. If not, it answers and counts the request.
 func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	name, password, ok := r.BasicAuth()
-	code, fault := http.StatusOK, ""
+	code, why := http.StatusOK, ""
 	switch {
 	case p.tls.cas.Load() != nil && (r.TLS == nil || len(r.TLS.VerifiedChains) == 0):
-		code, fault = http.StatusForbidden, "a client certificate is required"
-	case p.passwords == nil:
+		code, why = http.StatusForbidden, "a client certificate is required"
+	case p.basicAuth == "":
 	case !ok || strings.IndexByte(password, 0) >= 0: // HMAC pads keys with NULs, so more of them would match, too
-		code = http.StatusUnauthorized
+		code, why = http.StatusUnauthorized, "a user name and password are required"
 	default:
 		code = p.passwords.check(r.Context(), clientOf(r.RemoteAddr), name, password)
+		why = "the user name or password is wrong"
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
 	switch code {
@@ -1431,17 +1347,13 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	case http.StatusUnauthorized:
 		w.Header().Set("WWW-Authenticate", `Basic realm="reverse_exporter", charset="UTF-8"`)
-		fault = "a user name and password are required"
 	case http.StatusServiceUnavailable:
-		fault = "too many passwords are being checked"
+		why = "too many passwords are being checked"
 	}
 	p.refusals.Add(1)
-	why, client := fault, cmp.Or(clientOf(r.RemoteAddr), "a Unix socket")
-	if ok && code == http.StatusUnauthorized {
-		why = "the user name or password is wrong"
-	}
+	client := cmp.Or(clientOf(r.RemoteAddr), "a Unix socket")
 	p.tell(slog.LevelWarn, 100, client+why, "requests are refused", "client", client, "why", why)
-	http.Error(w, fault, code)
+	http.Error(w, why, code)
 	return false
 }
 
@@ -1449,6 +1361,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 // quarter of a second. So one is stretched at a time, and one found right is remembered.
 type passwords struct {
 	users atomic.Pointer[map[string]*user] // by name
+	right sync.Map                         // digests of passwords that were found right, each for its user's key
 	key   []byte                           // of digests
 	turn  turn                             // to stretch
 	left  sync.Map                         // clients that have left, one of whose checks goes on
@@ -1456,29 +1369,18 @@ type passwords struct {
 
 // user is one user's password, stretched.
 type user struct {
-	hash       string // what it was made of
 	iterations int
 	salt, key  []byte
-	right      atomic.Pointer[[]byte] // keyed digest of the password, once it was given
 }
 
 // set keeps the users of a password file.
 func (ps *passwords) set(files []flagFile) error {
-	us, old := map[string]*user{}, *ps.users.Load()
+	us := map[string]*user{}
 	err := eachLine(files[0].text, func(line string) error {
-		name, hash, ok := strings.Cut(line, ":")
-		if name == "basic_auth_users" || name == "tls_server_config" {
-			return fmt.Errorf("this is the web.yml of other exporters; %w", errNotHash)
-		}
-		if !ok || strings.HasPrefix(hash, " ") {
-			return errNotHash
-		}
+		name, hash, _ := strings.Cut(line, ":")
 		u, err := parseHash(hash)
 		if err == nil && (name == "" || us[name] != nil) {
 			err = errors.New("the user has no name, or the name of an earlier one")
-		}
-		if before := old[name]; before != nil && before.hash == hash {
-			u = before // with its digest
 		}
 		us[name] = u
 		return err
@@ -1503,23 +1405,19 @@ func parseHash(hash string) (*user, error) {
 	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
 		return nil, errNotHash
 	}
-	u := &user{hash: hash}
-	var err1, err2, err3 error
-	u.iterations, err1 = strconv.Atoi(parts[1])
-	u.salt, err2 = base64.RawStdEncoding.DecodeString(parts[2])
-	u.key, err3 = base64.RawStdEncoding.DecodeString(parts[3])
-	if err1 != nil || err2 != nil || err3 != nil || len(u.salt) < 8 || len(u.key) != sha256.Size {
+	iterations, err1 := strconv.Atoi(parts[1])
+	salt, err2 := base64.RawStdEncoding.DecodeString(parts[2])
+	key, err3 := base64.RawStdEncoding.DecodeString(parts[3])
+	switch {
+	case cmp.Or(err1, err2, err3) != nil || len(salt) < 8 || len(key) != sha256.Size:
 		return nil, errors.New("the HASH is damaged")
+	case iterations < minIterations || iterations > maxIterations:
+		return nil, fmt.Errorf("the HASH has %d iterations; want %d to %d", iterations, minIterations, maxIterations)
 	}
-	if u.iterations < minIterations || u.iterations > maxIterations {
-		return nil, fmt.Errorf("the HASH has %d iterations; must be %d to %d",
-			u.iterations, minIterations, maxIterations)
-	}
-	return u, nil
+	return &user{iterations, salt, key}, nil
 }
 
-// Iterations that a hash may have: with fewer, guessing would be too cheap; more would take
-// too long on a small device.
+// Iterations that a hash may have: with fewer, guessing is too cheap; more take too long on a small device.
 const minIterations, maxIterations = 100_000, 2_000_000
 
 // check returns 200 for the right password, 401 for a wrong one, or 503 if too many
@@ -1532,10 +1430,10 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		names := slices.Sorted(maps.Keys(us))
 		u = us[names[int(ps.digest(name)[0])%len(names)]] // always the same
 	}
-	digest := ps.digest(password)
+	digest := ps.digest(string(u.key) + password)
 	foundRight := func() bool {
-		right := u.right.Load()
-		return known && right != nil && hmac.Equal(*right, digest)
+		_, found := ps.right.Load(digest)
+		return found && known
 	}
 	if foundRight() {
 		return http.StatusOK
@@ -1553,7 +1451,7 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		if key := stretch(password, u.salt, u.iterations); !hmac.Equal(key, u.key) || !known {
 			return http.StatusUnauthorized
 		}
-		u.right.Store(&digest)
+		ps.right.Store(digest, true)
 		return http.StatusOK
 	})
 	if code > 1 {
@@ -1570,10 +1468,10 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 }
 
 // digest returns a digest that is of use to this run of the program only.
-func (ps *passwords) digest(password string) []byte {
+func (ps *passwords) digest(text string) string {
 	mac := hmac.New(sha256.New, ps.key)
-	io.WriteString(mac, password)
-	return mac.Sum(nil)
+	io.WriteString(mac, text)
+	return string(mac.Sum(nil))
 }
 
 // stretch makes a key of a password; that it is slow makes guessing slow.
@@ -1587,42 +1485,42 @@ func stretch(password string, salt []byte, iterations int) []byte {
 
 // ---- A scrape
 
-// scrape answers with the metrics of an endpoint.
-func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*source) {
+// scrape answers with the metrics of an endpoint, on which are all these sources.
+func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) {
 	query, err := url.ParseQuery(r.URL.RawQuery)
 	if err != nil {
 		p.refuse(w, "the query string is malformed: "+err.Error(), http.StatusBadRequest)
 		return
 	}
+	want := &pageRequest{client: clientOf(r.RemoteAddr), sources: all, takes: accepted(r.Header.Values("Accept")),
+		gzip: acceptsGzip(r.Header.Values("Accept-Encoding"))}
 	if names, ok := query["exporter_name"]; ok {
-		if sources = selected(sources, names); sources == nil {
-			p.refuse(w, "no source of this endpoint has this exporter_name; / lists them, "+
-				"and it can be given more than once", http.StatusNotFound)
-			return
-		}
+		want.sources = selected(all, names)
+	}
+	if want.sources == nil {
+		p.refuse(w, "no source of this endpoint has this exporter_name; / lists them, "+
+			"and it can be given more than once", http.StatusNotFound)
+		return
 	}
 	for name := range query {
-		takes := func(s *source) bool { return s.takes(name) }
-		if name != "exporter_name" && !slices.ContainsFunc(p.endpoints[r.URL.Path], takes) {
+		if name != "exporter_name" && !slices.ContainsFunc(all, func(s *source) bool { return s.takes(name) }) {
 			name = name[:min(len(name), 64)]
-			p.tell(slog.LevelInfo, 20, name,
-				"no source takes this URL parameter", "path", r.URL.Path, "parameter", name)
+			p.tell(slog.LevelInfo, 20, name, "no source takes this parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
-	limit := p.timeLimit(sources, r.Header.Get(timeoutHeader))
-	takes := accepted(r.Header.Values("Accept"))
-	tickets, err := askAll(sources, query, takes, time.Now().Add(limit-margin(limit)))
+	limit := p.timeLimit(want.sources, r.Header.Get(timeoutHeader))
+	tickets, err := askAll(want.sources, query, want.takes, time.Now().Add(limit-margin(limit)))
 	if err != nil {
 		p.refuse(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	began := time.Now()
-	sp, err := p.openPage(r, sources, tickets, limit)
+	sp, err := p.openPage(r.Context(), want, tickets, limit)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
-	if len(sources) == len(p.endpoints[r.URL.Path]) || r.Header.Get(timeoutHeader) != "" { // not by hand
-		this := &scraped{by: clientOf(r.RemoteAddr), end: time.Now(), took: time.Since(began)}
+	if len(want.sources) == len(all) || r.Header.Get(timeoutHeader) != "" { // not by hand
+		this := &scraped{by: want.client, end: time.Now(), took: time.Since(began)}
 		if last := p.lastScrape.Load(); last != nil {
 			this.gaps[0] = this.end.Sub(last.end)
 			copy(this.gaps[1:], last.gaps[:])
@@ -1635,50 +1533,40 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, sources []*sour
 		return
 	}
 	found := sp.findings // not the page with it
-	if len(sources) == len(p.endpoints[r.URL.Path]) {
+	if len(want.sources) == len(all) {
 		p.found.Store(r.URL.Path, found)
 	}
-	p.send(w, r, sp)
+	p.send(w, r, want, sp)
 	p.report(found)
 }
 
-// openPage waits for what the sources have for a scrape, then for a page of it, no longer
-// than limit.
+// openPage waits for what the sources have for a scrape, then for a page of it, no longer than limit.
 func (p *program) openPage(
-	r *http.Request, sources []*source, tickets []*ticket, limit time.Duration,
+	ctx context.Context, want *pageRequest, tickets []*ticket, limit time.Duration,
 ) (*sharedPage, error) {
-	ctx, cancel := context.WithTimeout(r.Context(), limit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	waiting, stopWaiting := context.WithTimeout(ctx, limit-margin(limit))
 	defer stopWaiting()
-	forget := context.AfterFunc(p.stopping, stopWaiting)
-	defer forget()
+	defer context.AfterFunc(p.stopping, stopWaiting)()
 	for _, t := range tickets {
 		t.wait(waiting)
 	}
 	expired := waiting.Err() == context.DeadlineExceeded
-	defer func() {
-		for _, t := range tickets {
-			t.leave(expired)
-		}
-	}()
-	newest := func() (results []*result) {
+	for _, t := range tickets {
+		defer t.leave(expired)
+	}
+	want.newest = func() (results []*result) {
 		for _, t := range tickets {
 			results = append(results, t.result())
 		}
 		return results
 	}
 	process := p.processNow()
-	return p.pages.open(ctx, &pageRequest{
-		client:  clientOf(r.RemoteAddr),
-		sources: sources,
-		takes:   accepted(r.Header.Values("Accept")),
-		gzip:    acceptsGzip(r.Header.Values("Accept-Encoding")),
-		newest:  newest,
-		render: func(ctx context.Context, results []*result, f form) (*page, error) {
-			return p.render(ctx, sources, results, f, process)
-		},
-	})
+	want.render = func(ctx context.Context, results []*result, f form) (*page, error) {
+		return p.render(ctx, want.sources, results, f, process)
+	}
+	return p.pages.open(ctx, want)
 }
 
 // scraped is what the page at / says of a scrape.
@@ -1692,13 +1580,12 @@ type scraped struct {
 // selected returns the sources with the names, in their own order: none where only the
 // program itself is named, and nil if neither it nor a source has one of the names.
 func selected(sources []*source, names []string) []*source {
-	chosen := slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 	for _, name := range names {
-		if name != ownName && !slices.ContainsFunc(chosen, func(s *source) bool { return s.name == name }) {
+		if name != ownName && !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
 			return nil
 		}
 	}
-	return chosen
+	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 }
 
 // timeLimit returns how long a scrape may take until its answer begins. If the scraper announces
@@ -1720,19 +1607,19 @@ func (p *program) timeLimit(sources []*source, header string) time.Duration {
 	return d
 }
 
-// askAll asks all sources at once, with the arguments that a query has for each. The scrape waits
-// until then.
+// askAll asks all sources at once, with the arguments that a query has for each. The scrape waits until then.
 func askAll(sources []*source, query url.Values, takes accept, until time.Time) ([]*ticket, error) {
-	chosen := make([]arguments, len(sources))
-	for i, s := range sources {
-		var err error
-		if chosen[i], err = s.arguments(query, takes); err != nil {
+	var chosen []arguments
+	for _, s := range sources {
+		a, err := s.arguments(query, takes)
+		if err != nil {
 			return nil, fmt.Errorf("%s: %w", s.name, err)
 		}
+		chosen = append(chosen, a)
 	}
-	tickets := make([]*ticket, len(sources))
+	var tickets []*ticket
 	for i, s := range sources {
-		tickets[i] = s.join(chosen[i], until)
+		tickets = append(tickets, s.join(chosen[i], until))
 	}
 	return tickets, nil
 }
@@ -1743,9 +1630,8 @@ func (p *program) refuse(w http.ResponseWriter, fault string, code int) {
 	http.Error(w, fault, code)
 }
 
-// unavailable says of each source that makes a scrape fail why it is down: those that --require wants
-// up, and all if the page would have nothing of what was asked for by name, or of the endpoint's
-// only source.
+// unavailable says of each source that makes a scrape fail why it is down: those that --require wants up, and
+// all if the page would have nothing of what was asked for by name, or of the endpoint's only source.
 func (p *program) unavailable(r *http.Request, sources []*source, results []*result) string {
 	named := r.URL.Query()["exporter_name"]
 	empty := (len(named) > 0 || len(p.endpoints[r.URL.Path]) == 1) && !slices.Contains(named, ownName)
@@ -1762,8 +1648,8 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 }
 
 // send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
-func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
-	defer p.pages.close(sp, clientOf(r.RemoteAddr))
+func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest, sp *sharedPage) {
+	defer p.pages.close(sp, want.client)
 	if down := p.unavailable(r, sp.sources, sp.results); down != "" {
 		p.refuse(w, down, http.StatusServiceUnavailable)
 		return
@@ -1773,7 +1659,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	h.Set("Content-Type", sp.form.contentType())
 	h.Set("Vary", "Accept, Accept-Encoding")
 	sent := sp.page
-	if acceptsGzip(r.Header.Values("Accept-Encoding")) {
+	if want.gzip {
 		sent = sp.zipped
 		h.Set("Content-Encoding", "gzip")
 	}
@@ -1783,43 +1669,27 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, sp *sharedPage) {
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	paced := &pacer{chunks: slices.Clone(sent.chunks), control: control, pages: &p.pages, page: sp}
 	buf := newChunk(&p.pages.chunks)
 	defer p.pages.chunks.Put(buf)
-	_, err := io.CopyBuffer(struct{ io.Writer }{w}, paced, buf[:]) // w's ReadFrom would take two of these
+	left := net.Buffers(slices.Clone(sent.chunks)) // it clears what it has read
+	var err error
+	for i := 0; len(left) > 0 && err == nil; i++ {
+		if i%(256<<10/len(buf)) == 0 {
+			control.SetWriteDeadline(time.Now().Add(10 * time.Second))
+		}
+		p.pages.progress(sp)
+		if err = sp.ctx.Err(); err == nil { // after the deadline, which the cut may have set before
+			n, _ := left.Read(buf[:])
+			_, err = w.Write(buf[:n])
+		}
+	}
 	if !uncut() || err != nil {
 		p.log.Debug("a scraper was cut off", "err", err)
 		panic(http.ErrAbortHandler)
 	}
 }
 
-// pacer reads a page for a scraper, which it gives 10 s for each 256 KiB, until the page is
-// cut off.
-type pacer struct {
-	chunks  net.Buffers // what is left of the page: it clears what it has read
-	control *http.ResponseController
-	pages   *pages
-	page    *sharedPage
-	left    int // bytes to read before the next 10 s
-}
-
-// Read reads no further than the next 10 s begin.
-func (o *pacer) Read(b []byte) (int, error) {
-	if o.left == 0 {
-		o.left = 256 << 10
-		o.control.SetWriteDeadline(time.Now().Add(10 * time.Second))
-	}
-	o.pages.progress(o.page)
-	if err := o.page.ctx.Err(); err != nil { // after the deadline, which the cut may have set before
-		return 0, err
-	}
-	n, err := o.chunks.Read(b[:min(len(b), o.left)])
-	o.left -= n
-	return n, err
-}
-
-// render merges results with the status metrics that tell of them and with those of the
-// process. It fails if ctx ends.
+// render merges results with the status metrics that tell of them and those of the process. It fails if ctx ends.
 func (p *program) render(
 	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
 ) (*page, error) {
@@ -1857,9 +1727,9 @@ func (p *program) render(
 
 // about returns what the status metrics tell of the program.
 func (p *program) about() *about {
-	a := &about{version: p.build.version, revision: p.build.revision, linesLost: p.dropped.Load(),
+	a := &about{version: p.version, revision: p.revision, linesLost: p.dropped.Load(),
 		scrapes: map[int]uint64{}, reloads: map[string]bool{},
-		guarded: p.tls.cas.Load() != nil || p.passwords != nil, refused: p.refusals.Load()}
+		guarded: p.tls.cas.Load() != nil || p.basicAuth != "", refused: p.refusals.Load()}
 	for code := range p.scrapes {
 		if n := p.scrapes[code].Load(); n > 0 || code == http.StatusOK || code == http.StatusServiceUnavailable {
 			a.scrapes[code] = n
@@ -1882,8 +1752,7 @@ func (p *program) report(found *findings) {
 	}
 }
 
-// tell logs something once for each subject. Those beyond most are summed up: it tells of the first,
-// the tenth, the hundredth and so on.
+// tell logs something once for each subject. Beyond most, it tells of the first, tenth, hundredth and so on.
 func (p *program) tell(level slog.Level, most int, subject, what string, attrs ...any) {
 	p.toldMu.Lock()
 	known := p.told[what+"\n"+subject] > 0
@@ -1910,10 +1779,9 @@ type processMetrics struct {
 	read time.Time
 }
 
-// processNow returns the metrics of the process, at most a second old. It reads files, so
-// it is called before a scrape waits for its turn to render.
+// processNow returns the metrics of the process, at most a second old. It reads files, so nobody has a turn then.
 func (p *program) processNow() *exposition {
-	if p.withoutProcess {
+	if p.modes["web.disable-exporter-metrics"] {
 		return &exposition{}
 	}
 	kept := p.process.Load()
@@ -1925,8 +1793,7 @@ func (p *program) processNow() *exposition {
 	return kept.exposition
 }
 
-// acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip, with at least
-// the weight of no encoding.
+// acceptsGzip reports whether Accept-Encoding (RFC 9110, 12.5.3) admits gzip at least as gladly as no encoding.
 func acceptsGzip(headers []string) bool {
 	weights := map[string]float64{}
 	eachChoice(headers, func(coding string, _ map[string]string, weight float64) { weights[coding] = weight })
@@ -1940,15 +1807,14 @@ func acceptsGzip(headers []string) bool {
 
 // contentType returns the Content-Type of a page of the form.
 func (f form) contentType() string {
-	switch {
-	case f.openMetrics && f.quoted:
-		return "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
-	case f.openMetrics:
-		return "application/openmetrics-text; version=1.0.0; charset=utf-8"
-	case f.quoted:
-		return "text/plain; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
+	text, escaping := "text/plain; version=0.0.4", ""
+	if f.quoted {
+		text, escaping = "text/plain; version=1.0.0", "; escaping=allow-utf-8"
 	}
-	return "text/plain; version=0.0.4; charset=utf-8"
+	if f.openMetrics {
+		text = "application/openmetrics-text; version=1.0.0"
+	}
+	return text + "; charset=utf-8" + escaping
 }
 
 // accepted reads from Accept what a scraper takes: OpenMetrics where it is named and at least as
@@ -2037,15 +1903,14 @@ func (p *program) overview() string {
 // appendIndex appends the page at /, with marks.
 func (p *program) appendIndex(dst []byte) []byte {
 	rows, curl := p.rows(), "curl -s"
-	if p.passwords != nil {
+	if p.basicAuth != "" {
 		curl += " -u USER"
 	}
 	unmerged, leftOut := p.unmerged()
 	dst = p.appendBanner(dst, rows, len(unmerged), leftOut)
 	dst = p.appendFacts(dst)
-	dst = append(dst, "\n<table><thead><tr><th scope=col>State<th scope=col>Source<th scope=col>From<th scope=col>Took"+
-		"<th scope=col>Timeout<th scope=col>Samples<th scope=col>Size<th scope=col>Last success"+
-		"<th scope=col>Failures</thead><tbody>"...)
+	columns := []string{"State", "Source", "From", "Took", "Timeout", "Samples", "Size", "Last success", "Failures"}
+	dst = append(dst, "\n<table><thead><tr><th scope=col>"+strings.Join(columns, "<th scope=col>")+"<tbody>"...)
 	for _, r := range rows {
 		dst = r.appendLine(dst)
 		dst = r.appendDetails(dst, curl)
@@ -2069,22 +1934,13 @@ func (p *program) appendIndex(dst []byte) []byte {
 type row struct {
 	*source
 	status
-	state sourceState
+	state int // isDown and so on
 }
 
-// sourceState is the state of a source, in the order that the page has them.
-type sourceState int
+// The states of a source, in the order of the page. The page as a whole can also be in doubt.
+const isDown, neverAsked, onDemand, isUp, inDoubt = 0, 1, 2, 3, 4
 
-const (
-	isDown sourceState = iota
-	neverAsked
-	onDemand // a command that cannot be run without a parameter
-	isUp
-	inDoubt // only the page as a whole: it may look better than things are
-)
-
-// looks are what the states are called, the classes that colour them, and what tells them
-// without a colour.
+// looks are what the states are called, the classes that colour them, and what tells them without a colour.
 var looks = [...]struct{ name, class, mark string }{
 	isDown:     {"down", "down", "✖"},
 	neverAsked: {"never asked", "wait", "○"},
@@ -2105,7 +1961,7 @@ func (p *program) rows() []row {
 		case !r.since.IsZero():
 			r.state = isUp
 		case isCommand && c.needs() != "":
-			r.state = onDemand
+			r.state = onDemand // it cannot be run without a parameter
 		}
 		rows = append(rows, r)
 	}
@@ -2177,7 +2033,7 @@ func (p *program) appendFacts(dst []byte) []byte {
 	}
 	dst = fmt.Appendf(dst, "\n<p class=dim>reverse_exporter %s (%.7s) · started %s · %s · this page: %s UTC, "+
 		`renewed every 15 s: <a href="./">on</a> <a href="?refresh=0">off</a>`,
-		html(p.build.version), html(p.build.revision), ago(p.started), scrape, clock(time.Now()))
+		html(p.version), html(p.revision), ago(p.started), scrape, clock(time.Now()))
 	for _, w := range p.watched {
 		if w.broken.Load() {
 			dst = fmt.Appendf(dst, "\n<p class=wait>▲ %s: the changed file was not taken up; the log says why",
@@ -2206,7 +2062,7 @@ func (r row) appendLine(dst []byte) []byte {
 		limit = fmt.Sprintf("<meter aria-label=time max=%.4g high=%.4g value=%.3g></meter> %s", r.timeout.Seconds(),
 			0.8*r.timeout.Seconds(), r.last.duration.Seconds(), durationText(r.timeout))
 		if r.state != isDown || r.last.samples > 0 {
-			samples, size = grouped(uint64(r.last.samples)), sizeText(r.last.bytes)
+			samples, size = grouped(uint64(r.last.samples)), fmt.Sprintf("%.1f KiB", float64(r.last.bytes)/(1<<10))
 		}
 	}
 	var failures uint64
@@ -2283,8 +2139,7 @@ func html(text string) string {
 // escapeHTML escapes what is special in HTML.
 var escapeHTML = strings.NewReplacer("&", "&amp;", "<", "&lt;", ">", "&gt;", `"`, "&quot;", "'", "&#39;")
 
-// style is the look of the page at /. On a phone a source is a line, and its cells are shown
-// where they are news.
+// style is the look of the page at /. On a phone a source is a line, and its cells are shown where they are news.
 const style = `
 :root{color-scheme:light dark;--fg:#1a1d21;--dim:#5b6470;--bg:#fff;--line:#e1e5e9;--link:#0b57d0}
 .down{--c:#b3152f;--t:#fdecef}.wait{--c:#8a6100;--t:#fbf3df}.call{--c:var(--dim)}.up{--c:#197a3d;--t:#e8f5ec}
@@ -2296,11 +2151,11 @@ a{color:var(--link)}.dim,i{color:var(--dim);font-style:normal}p{margin:.6em 0 1e
 i+i{margin-left:.8em}code{font-size:.87em;margin-right:.8em;user-select:all;white-space:normal;overflow-wrap:anywhere}
 h1{margin:0;font-size:1.4em;color:var(--c)}h2{margin:1.6em 0 .3em;font-size:1em}ul{margin:0;padding-left:1.2em}
 header{display:flex;flex-wrap:wrap;gap:.2em 1.4em;align-items:baseline;padding:.6em 1em;border-radius:6px;
-background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}footer a{margin-right:1.2em}
+background:var(--t)}header p{margin:0}header b,p.wait{color:var(--c)}footer{margin-top:2em}
 table{border-collapse:collapse;width:100%;margin-bottom:1.6em}th{position:sticky;top:0;background:var(--bg);
 color:var(--dim);font-weight:500;text-align:left;box-shadow:inset 0 -1px var(--line)}
 th,td{padding:.35em 1.2em .35em 0;vertical-align:baseline;white-space:nowrap}td{border-top:1px solid var(--line)}
-tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
+footer a{margin-right:1.2em}tr{scroll-margin-top:2.5em}:target,:target+.why{background:var(--t)}
 :is(th,td):is(:nth-child(4),:nth-child(n+6)){text-align:right}:is(th,td):last-child{padding-right:0}
 td:first-child{color:var(--c);font-weight:600}td:first-child a{color:inherit}td i{font-weight:400}
 td:nth-child(2) a{color:inherit;font-weight:600}td a{text-decoration-color:var(--dim)}
@@ -2317,8 +2172,7 @@ td:nth-child(-n+2),.up td:nth-child(4),.down td:nth-child(3),.down td:nth-child(
 .down td:nth-child(8):before{content:"last up: "}.why{border:0;padding-top:0}.why td:first-child{display:none}}}
 `
 
-// durationText says how long a duration is, in seconds or milliseconds, with one decimal if the
-// number is small and that says anything.
+// durationText writes a duration in seconds or milliseconds, a small number with one decimal if it has one.
 func durationText(d time.Duration) string {
 	n, unit := d.Seconds(), " s"
 	if d < 999500*time.Microsecond {
@@ -2336,17 +2190,6 @@ func grouped(n uint64) string {
 		return strconv.FormatUint(n, 10)
 	}
 	return fmt.Sprintf("%s\u202f%03d", grouped(n/1000), n%1000)
-}
-
-// sizeText says how large n bytes are.
-func sizeText(n int64) string {
-	switch {
-	case n >= 1<<20:
-		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
-	case n >= 1<<10:
-		return fmt.Sprintf("%.1f KiB", float64(n)/(1<<10))
-	}
-	return fmt.Sprintf("%d B", n)
 }
 
 // ago says when a time was, and how long ago.
@@ -2381,7 +2224,7 @@ func ageText(t time.Time) string {
 // ---- Small modes
 
 // check prints what was understood and what may not be meant, and looks at the files that flags name.
-func (p *program) check(stdout io.Writer, doubts []string) int {
+func (p *program) check(stdout io.Writer) int {
 	faults := []error{p.loadFiles()}
 	if err := p.tls.checkExpiry(); err != nil {
 		faults = append(faults, fmt.Errorf("--web.tls-cert-file: %w", err))
@@ -2399,7 +2242,7 @@ func (p *program) check(stdout io.Writer, doubts []string) int {
 			faults = append(faults, fmt.Errorf("--%s %s: %w", s.kind, s.name, err))
 		}
 	}
-	for _, doubt := range doubts {
+	for _, doubt := range p.doubts {
 		fmt.Fprintln(stdout, "looks like a mistake:", printable(doubt))
 	}
 	if err := errors.Join(faults...); err != nil {
@@ -2427,16 +2270,13 @@ func (p *program) once(stdout io.Writer) int {
 		path = slices.Collect(maps.Keys(p.endpoints))[0]
 	}
 	sources := p.endpoints[path]
-	limit := p.timeLimit(sources, "")
-	tickets, err := askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit)))
 	if len(sources) == 0 {
-		err = errors.New("no source is served there, and there are several other endpoints")
-	}
-	if err != nil {
-		p.log.Error("nothing to print: --once asks for one endpoint, without parameters", "path", path, "err", err)
+		p.log.Error("no source is served there, and there are several other endpoints", "path", path)
 		return 1
 	}
-	sp, err := p.openPage(&http.Request{}, sources, tickets, limit)
+	limit := p.timeLimit(sources, "")
+	tickets, _ := askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit))) // all have defaults
+	sp, err := p.openPage(context.Background(), &pageRequest{sources: sources}, tickets, limit)
 	if err != nil {
 		p.log.Error("no page before the deadline", "err", err)
 		return 1
@@ -2446,16 +2286,6 @@ func (p *program) once(stdout io.Writer) int {
 	if slices.ContainsFunc(sp.results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}
-	return 0
-}
-
-// healthcheck asks the program that listens on an address whether it is healthy.
-func healthcheck(a address, stdout, stderr io.Writer) int {
-	if err := a.isHealthy(4 * time.Second); err != nil { // Docker waits 5 s, and would show nothing of this
-		return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; "+
-			"give --healthcheck the same --web.* flags as the program", a.addr, err))
-	}
-	fmt.Fprintln(stdout, "healthy")
 	return 0
 }
 
@@ -2495,10 +2325,7 @@ func hashPassword(stdin io.Reader, stdout, stderr io.Writer) int {
 	}
 	in := bufio.NewReader(io.LimitReader(stdin, 4<<10))
 	line, err := in.ReadString('\n')
-	password, ended := strings.CutSuffix(line, "\n")
-	if ended {
-		password = strings.TrimSuffix(password, "\r")
-	}
+	password := strings.TrimSuffix(strings.TrimSuffix(line, "\r\n"), "\n")
 	fault := ""
 	switch {
 	case err != nil && err != io.EOF:

@@ -58,7 +58,7 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("RUN_AS_INIT"); path != "" {
 		ctx, stop := context.WithCancel(context.Background())
 		stop() // by a signal that came before it listens
-		code, _ := supervise(ctx, path, []string{path, "60"})
+		code := supervise(ctx, path, []string{path, "60"}, os.Stderr)
 		os.Exit(code)
 	}
 	os.Exit(m.Run())
@@ -3269,7 +3269,7 @@ func TestSlowClients(t *testing.T) {
 }
 
 // TestConnections closes a connection to make room for another, of the client that has most: see
-// goesBefore. In a scene each word is a connection, followed by what happens to it: + it is new, !
+// evict. In a scene each word is a connection, followed by what happens to it: + it is new, !
 // its request is being served, . it has been answered, - it is closed, ~ all are to end; half a second passes.
 func TestConnections(t *testing.T) {
 	addrs := map[byte]string{'a': "10.0.0.1:1", 'b': "10.0.0.2:1", 'c': "10.0.0.3:1", 'd': "@",
@@ -3292,7 +3292,7 @@ func TestConnections(t *testing.T) {
 		"a1+ a1! b1+ c1+ c1! b1~ a1. c1-":     "b1 a1", // an answer comes to its end before
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			cs := connections{all: map[net.Conn]connection{}, room: 3}
+			cs := connections{all: map[net.Conn]*connection{}, room: 3}
 			conns, closed := map[string]net.Conn{}, ""
 			for _, word := range strings.Fields(scene) {
 				name, event := word[:len(word)-1], word[len(word)-1]
@@ -3494,9 +3494,8 @@ func TestSlowPassword(t *testing.T) {
 		request.Write(conn)
 		time.Sleep(time.Minute)
 		u := (*p.passwords.users.Load())["user"]
-		digest := p.passwords.digest("right")
-		u.right.Store(&digest)
-		u.key = nil
+		p.passwords.right.Store(p.passwords.digest(string(u.key)+"right"), true)
+		u.salt = nil
 		p.passwords.turn.pass()
 		resp, err := http.ReadResponse(bufio.NewReader(conn), request)
 		if err != nil || resp.StatusCode != http.StatusOK {
@@ -3518,7 +3517,7 @@ func TestImpatientClient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
 		p.loadFiles()
-		ps := p.passwords
+		ps := &p.passwords
 		ps.turn.wait(t.Context(), "another")
 		for range 3 {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -3656,7 +3655,7 @@ func TestProcessNow(t *testing.T) {
 // TestOverviewRecovery shows the error of a source that is up again for an hour, later to who asks.
 func TestOverviewRecovery(t *testing.T) {
 	for _, c := range []struct {
-		state sourceState
+		state int
 		ago   time.Duration
 		shown bool
 	}{{isUp, 59 * time.Minute, true}, {isUp, 61 * time.Minute, false}, {isDown, 61 * time.Minute, true}} {
@@ -3800,7 +3799,7 @@ func TestOverviewKept(t *testing.T) {
 		w := httptest.NewRecorder()
 		p.ServeHTTP(w, r)
 		wantContains(t, w.Body.String(), "<code>curl -s 'https://a&lt;b&gt;/metrics?exporter_name=a'</code>")
-		p.passwords = &passwords{}
+		p.basicAuth = "x"
 		wantContains(t, string(p.appendIndex(nil)), "<code>curl -s -u USER '")
 	})
 }
