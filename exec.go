@@ -845,26 +845,21 @@ type watched struct {
 	changed func()                       // called after each time that set has kept something
 	log     *slog.Logger
 
-	looking atomic.Bool   // a goroutine looks at the files, which guards seen and fault
-	seen    []os.FileInfo // when they were last read, nil for one that was not there
-	fault   string        // why what was last read could not be used, "" if it could
-	broken  atomic.Bool   // there is a fault
+	looking atomic.Bool // a goroutine reads the files, which guards kept and fault
+	kept    []flagFile  // what set has kept last, nil before the first time
+	fault   string      // why what was last read could not be used, "" if it could
+	broken  atomic.Bool // there is a fault
 }
 
-// refresh rereads the files if one has changed. Broken ones are reread each time: a chmod or a mount
-// can mend them unseen. If the disk still keeps an earlier call waiting, it returns at once.
+// refresh rereads the files. If the disk still keeps an earlier call waiting, it returns at once.
 func (w *watched) refresh() {
 	if !w.looking.CompareAndSwap(false, true) {
 		return
 	}
 	defer w.looking.Store(false)
-	if w.fault == "" && slices.EqualFunc(w.look(), w.seen, sameFile) {
-		return
-	}
 	switch err := w.load(); {
 	case err == nil:
 		w.fault = ""
-		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
 	case err.Error() != w.fault:
 		w.fault = err.Error()
 		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
@@ -872,26 +867,8 @@ func (w *watched) refresh() {
 	w.broken.Store(w.fault != "")
 }
 
-// look returns what shows whether the files have changed.
-func (w *watched) look() []os.FileInfo {
-	infos := make([]os.FileInfo, len(w.files))
-	for i, f := range w.files {
-		infos[i], _ = os.Stat(f.name)
-	}
-	return infos
-}
-
-// sameFile reports whether a file is as it was.
-func sameFile(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
-}
-
-// load hands the files to set. Its error has a line for each file that cannot be read.
+// load hands the files to set if one has changed. Its error has a line for each that cannot be read.
 func (w *watched) load() error {
-	w.seen = w.look()
 	files := slices.Clone(w.files)
 	var faults []error
 	for i, f := range w.files {
@@ -900,14 +877,22 @@ func (w *watched) load() error {
 			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
 		}
 	}
-	err := errors.Join(faults...)
-	if err == nil {
-		err = w.set(files)
+	if err := errors.Join(faults...); err != nil {
+		return err
 	}
-	if err == nil {
-		w.changed()
+	same := func(a, b flagFile) bool { return bytes.Equal(a.text, b.text) }
+	if w.fault == "" && slices.EqualFunc(files, w.kept, same) {
+		return nil
 	}
-	return err
+	if err := w.set(files); err != nil {
+		return err
+	}
+	if w.kept != nil {
+		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
+	}
+	w.kept = files
+	w.changed()
+	return nil
 }
 
 // read reads the file, without a byte order mark.

@@ -3550,7 +3550,7 @@ func TestWhoMayAsk(t *testing.T) {
 	for i, want := range []string{"", "conn", "conn"} {
 		closed, name := "", filepath.Base(p.watched[i].files[0].name)
 		p.connections.changed(&namedConn{name: "conn", addr: "@", closed: &closed}, http.StateNew)
-		replaceFile(t, dir, name, string(readFiles(t, dir+"/"+name)[0]))
+		replaceFile(t, dir, name, string(readFiles(t, dir+"/"+name)[0])+"\n")
 		if p.watched[i].refresh(); closed != want {
 			t.Errorf("after a change of %s: closed %q, want %q", name, closed, want)
 		}
