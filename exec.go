@@ -709,24 +709,8 @@ var errTooManyWait = errors.New("too many of this client wait already")
 
 // wait waits for the turn. It fails if ctx ends first, or if too many of the client wait already.
 func (t *turn) wait(ctx context.Context, client string) error {
-	own, err := t.join(client)
-	if err != nil {
-		return err
-	}
-	select {
-	case <-own.come:
-		return nil
-	case <-ctx.Done():
-		t.leave(own)
-		return ctx.Err()
-	}
-}
-
-// join takes a place in the line. Where nobody has the turn, it has come.
-func (t *turn) join(client string) (*waiter, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	own := &waiter{client: client, come: make(chan struct{})}
+	t.mu.Lock()
 	n := 0 // of the client
 	for _, other := range t.waiting {
 		if other.client == client {
@@ -734,13 +718,27 @@ func (t *turn) join(client string) (*waiter, error) {
 		}
 	}
 	if t.most > 0 && n >= t.most {
-		return nil, errTooManyWait
+		t.mu.Unlock()
+		return errTooManyWait
 	}
 	t.waiting = append(t.waiting, own)
 	if !t.taken {
 		t.next()
 	}
-	return own, nil
+	t.mu.Unlock()
+	select {
+	case <-own.come:
+		return nil
+	case <-ctx.Done():
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := slices.Index(t.waiting, own); i >= 0 {
+		t.waiting = slices.Delete(t.waiting, i, i+1)
+	} else { // its turn came at the same moment
+		t.next()
+	}
+	return ctx.Err()
 }
 
 // length returns how many wait.
@@ -748,17 +746,6 @@ func (t *turn) length() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.waiting)
-}
-
-// leave takes a waiter out of the line. One that is not in it has the turn, which is passed on.
-func (t *turn) leave(own *waiter) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if i := slices.Index(t.waiting, own); i >= 0 {
-		t.waiting = slices.Delete(t.waiting, i, i+1)
-	} else {
-		t.next()
-	}
 }
 
 // pass charges the turn to the client that had it, and hands it to the one who is next.
