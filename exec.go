@@ -94,50 +94,39 @@ type shared struct {
 	userAgent string
 	windows   sync.Pool  // of *workspace
 	idle      sync.Map   // globs of --drop that have matched nothing yet
-	starts    sync.Mutex // held while a command is started
+	starts    sync.Mutex // held while a command is started: one at a time
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
-	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
-	s.intake = intake{sourceConfig: c, added: addedLabels{drop: c.drop, idle: &sh.idle}, windows: &sh.windows}
-	s.intake.budget.most = 4 * c.maxBytes
+	s := &source{intake: intake{sourceConfig: c, shared: sh, budget: budget{most: 4 * c.maxBytes}}}
+	s.waterfall = waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}
+	s.budget = &s.intake.budget
+	added := &s.intake.added
+	added.drop, added.idle = c.drop, &sh.idle
 	for _, glob := range c.drop {
 		sh.idle.Store(glob, true)
 	}
-	if added := &s.intake.added; !c.raw {
+	if !c.raw {
 		added.add("exporter_name", c.name)
 		added.telling = c.kind != "file" || !hasMeta(c.target) // two files may have the same series
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.labels)) {
-		s.intake.added.add(key, c.labels[key])
+		added.add(key, c.labels[key])
 	}
 	switch c.kind {
 	case "http":
 		s.places = 128
-		s.fetcher = newExporter(&s.intake, sh)
+		s.fetcher = newExporter(&s.intake)
 	case "file":
-		pattern, _ := goGlob(c.target)
-		s.fetcher = &files{intake: &s.intake, pattern: pattern, hangs: map[string]bool{}}
+		s.fetcher = &files{intake: &s.intake, hangs: map[string]bool{}}
 	case "exec":
 		line, _ := parseCommand(c.target)
-		s.fetcher = &command{&s.intake, *line, &sh.starts}
+		s.fetcher = &command{&s.intake, *line}
 	}
 	s.do = s.fetcher.fetch
-	s.budget = &s.intake.budget
-	log := sh.log.With("exporter_name", c.name)
-	var twice sync.Once
-	s.report = func(r *result, changes int) {
-		logFetch(log, r, changes)
-		for _, e := range r.bodies {
-			if e.twice != "" {
-				twice.Do(func() {
-					log.Warn("a series is there twice: all are handed on, and Prometheus keeps one",
-						"exporter_name", c.name, "metric", e.twice)
-				})
-			}
-		}
-	}
+	log, twice := sh.log.With("exporter_name", c.name), new(sync.Once)
+	s.report = func(r *result, changes int) { logFetch(log, twice, r, changes) }
 	return s
 }
 
@@ -917,9 +906,9 @@ func eachLine(text []byte, do func(line string) error) error {
 // intake takes the bodies of one source: it parses and labels them, within bounds.
 type intake struct {
 	*sourceConfig
-	budget  budget // of results with arguments that scrapers chose
-	added   addedLabels
-	windows *sync.Pool // of *workspace, shared by all sources
+	*shared
+	budget budget // of results with arguments that scrapers chose
+	added  addedLabels
 }
 
 // read reads one more body into a result.
@@ -1037,15 +1026,14 @@ func withoutMark(src io.Reader) io.Reader {
 
 // readFailure says why a body, of size bytes as far as is known, could not be taken.
 func (c *sourceConfig) readFailure(err error, size int64) *failure {
-	var fault *syntaxError
-	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
 		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err,
 			float64(c.maxBytes)/(1<<20), float64(size)/(1<<20))
-	case errors.As(err, &fault):
+	case errors.As(err, new(*syntaxError)):
 		return fail("parse", "%w", err)
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
+	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader),
+		errors.As(err, new(flate.CorruptInputError)):
 		return fail("encoding", "the body is not whole gzip, as its header says: %w", err)
 	}
 	return fail("read", "failed to read the body to its end: %w", withoutURL(err))
@@ -1069,8 +1057,7 @@ type exporter struct {
 	mu        sync.Mutex                     // makes one transport at a time
 	transport atomic.Pointer[http.Transport] // see reconnect
 
-	lookup    func(ctx context.Context, version, host string) ([]netip.Addr, error)
-	userAgent string
+	lookup func(ctx context.Context, version, host string) ([]netip.Addr, error)
 
 	fixed   http.Header // from the command line
 	headers atomic.Pointer[http.Header]
@@ -1112,9 +1099,8 @@ func (a accept) header() string {
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // newExporter makes an exporter of flags that are good.
-func newExporter(in *intake, sh *shared) *exporter {
-	e, c := &exporter{intake: in, userAgent: sh.userAgent, fixed: http.Header{}}, in.sourceConfig
-	e.lookup = net.DefaultResolver.LookupNetIP
+func newExporter(in *intake) *exporter {
+	e, c := &exporter{intake: in, lookup: net.DefaultResolver.LookupNetIP, fixed: http.Header{}}, in.sourceConfig
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
 		password, _ := user.Password()
@@ -1127,7 +1113,7 @@ func newExporter(in *intake, sh *shared) *exporter {
 	}
 	e.headers.Store(&e.fixed)
 	watch := func(flag string, set func(files []flagFile) error, names ...string) {
-		w := &watched{set: set, changed: e.reconnect, log: sh.log}
+		w := &watched{set: set, changed: e.reconnect, log: e.log}
 		for _, name := range names {
 			w.files = append(w.files, flagFile{flag: "--" + flag + " " + c.name, name: name})
 		}
@@ -1352,31 +1338,24 @@ func judgeEncoding(header string) (zipped bool, unreadable string) {
 func (e *exporter) failure(err error) *failure {
 	err = withoutURL(err)
 	var op *net.OpError
-	var cert *tls.CertificateVerificationError
-	var unknown x509.UnknownAuthorityError
 	var otherName x509.HostnameError
-	var record tls.RecordHeaderError
-	var timeout net.Error
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsTimeout:
 		return fail("connect", "lookup %s: no answer", dns.Name).advise("does the name server answer?")
 	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
 		return fail("connect", "%w", err)
-	// That of the system is another.
-	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
-		return fail("timeout", "not done within %v", e.timeout)
 	case errors.Is(err, errRedirect):
 		return fail("status", "%w", err).advise("is that a login page?")
-	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, new(tls.RecordHeaderError)):
 		return fail("tls", "the exporter does not speak TLS").advise("write http://")
-	case errors.As(err, &unknown):
+	case errors.As(err, new(x509.UnknownAuthorityError)):
 		return fail("tls", "%w", err).advise("give its CA: --ca-file NAME:FILE")
 	case errors.As(err, &otherName) && len(otherName.Certificate.DNSNames)+len(otherName.Certificate.IPAddresses) == 0:
 		return fail("tls", "%w", err).advise("it needs a subject alternative name (SAN); until then: --insecure NAME")
 	case errors.As(err, &otherName):
 		return fail("tls", "%w", err).advise("give the name that is in it: --server-name NAME:HOST")
-	case errors.As(err, &cert):
+	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return fail("tls", "%w", err)
 	// With TLS 1.3 the alert about a missing certificate comes with the first read.
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
@@ -1587,8 +1566,7 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 
 // files reads the files of a file source.
 type files struct {
-	*intake        // whose target is the name of one, or a glob
-	pattern string // the target as filepath.Match takes it
+	*intake // whose target is the name of one, or a glob
 
 	mu    sync.Mutex      // guards hangs
 	hangs map[string]bool // files of a glob whose read has not come back
@@ -1713,11 +1691,11 @@ func (fs *files) readApart(ctx context.Context, r *result, name string) *result 
 // expand returns what the glob matches, sorted folder by folder. A folder that cannot be read is an
 // error beside the matches of others; a missing one is no match unless it is before the first *.
 func (fs *files) expand(ctx context.Context) (matches []string, err error) {
-	fixed := fs.pattern[:strings.IndexAny(fs.pattern, meta)]
-	fixed = fixed[:strings.LastIndexByte(fixed, '/')+1]
+	pattern, _ := goGlob(fs.target)
+	fixed := pattern[:strings.LastIndexByte(pattern[:strings.IndexAny(pattern, meta)], '/')+1]
 	matches = []string{fixed}
 	room := fs.maxBytes // for all names, so that folders that hold each other are no flood
-	for i, element := range strings.Split(fs.pattern[len(fixed):], "/") {
+	for i, element := range strings.Split(pattern[len(fixed):], "/") {
 		var next []string
 		for _, folder := range matches {
 			if i > 0 {
@@ -1841,7 +1819,6 @@ func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 type command struct {
 	*intake
 	commandLine
-	starts *sync.Mutex // shared by all commands: one is started at a time
 }
 
 // String returns the command without its arguments. A blank in its first word means that the whole
@@ -1883,8 +1860,7 @@ type commandLine struct {
 type param struct {
 	name    string
 	spelled []string // its placeholders, with their braces
-	choices []string // the default first; none if there is no default
-	listed  bool     // no other values than the choices are taken
+	choices []string // the default first; none if there is no default; if there are several, no others are taken
 	begins  bool     // a word may begin with its value
 }
 
@@ -1897,7 +1873,7 @@ func parseCommand(line string) (*commandLine, error) {
 	if len(words) == 0 || words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	c := &commandLine{words: words, program: literalBraces.Replace(words[0])}
+	c := &commandLine{words: words, program: strings.NewReplacer("{{", "{", "}}", "}").Replace(words[0])}
 	for i, word := range words {
 		if err := c.parseWord(word); err != nil {
 			return nil, err
@@ -1985,9 +1961,6 @@ func refuseShell(line, shape string) error {
 	return nil
 }
 
-// literalBraces replaces what stands for braces.
-var literalBraces = strings.NewReplacer("{{", "{", "}}", "}")
-
 // parseWord adds the parameters of a word: {{ and }} are braces, others enclose placeholders.
 func (c *commandLine) parseWord(word string) error {
 	begins := true // other values before one that begins the word may be empty
@@ -2031,7 +2004,7 @@ func (c *commandLine) addParam(placeholder string, begins bool) error {
 	}
 	p := &c.params[i]
 	if hasDefault {
-		p.choices, p.listed = choices, len(choices) > 1
+		p.choices = choices
 	}
 	p.spelled, p.begins = append(p.spelled, "{"+placeholder+"}"), p.begins || begins
 	return nil
@@ -2059,7 +2032,7 @@ func (c *commandLine) doubts() (doubts []string) {
 			before, _, found := strings.Cut(word, p.spelled[0])
 			before = before[strings.LastIndexAny(before, " \t\n")+1:]
 			isScript := strings.HasSuffix(name, "awk") && p.choices == nil
-			if found && !p.listed && (isScript || isBareLabel([]byte(before))) {
+			if found && len(p.choices) < 2 && (isScript || isBareLabel([]byte(before))) {
 				doubts = append(doubts, fmt.Sprintf("%s is a placeholder for the URL parameter %s; "+
 					"literal braces are {%[1]s}", p.spelled[0], p.name))
 			}
@@ -2103,7 +2076,7 @@ func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 		case len(given) > 1:
 			fault = "is there twice"
 		case slices.Contains(p.choices, given[0]): // it is from the command line
-		case p.listed:
+		case len(p.choices) > 1:
 			fault = "has none of its values"
 		case len(given[0]) > 1<<10:
 			fault = "is longer than 1 KiB"
@@ -2387,11 +2360,20 @@ func (st *status) addFailure(reason string) {
 	st.failures[reason]++
 }
 
-// logFetch logs a fetch of a source: changes of its state for all to see.
-func logFetch(log *slog.Logger, r *result, changes int) {
-	f := r.failure
+// logFetch logs a fetch of a source: changes of its state for all to see, and once that it gives a
+// series twice.
+func logFetch(log *slog.Logger, twice *sync.Once, r *result, changes int) {
+	for _, e := range r.bodies {
+		if e.twice != "" {
+			const message = "a series is there twice: all are handed on, and Prometheus keeps one"
+			twice.Do(func() { log.Warn(message, "metric", e.twice) })
+		}
+	}
+	if r.failure == nil && r.stderr != "" {
+		log.Debug("the command wrote to standard error", "stderr", r.stderr)
+	}
 	level, message, quiet := slog.LevelInfo, "source is up", "fetched"
-	if f != nil {
+	if f := r.failure; f != nil {
 		level, message, quiet = slog.LevelWarn, "source is down", "fetch failed"
 		log = log.With("reason", f.reason, "err", f.err)
 		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
@@ -2408,8 +2390,5 @@ func logFetch(log *slog.Logger, r *result, changes int) {
 		log.Log(context.Background(), level, message)
 	default:
 		log.Debug(quiet, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
-	}
-	if f == nil && r.stderr != "" {
-		log.Debug("the command wrote to standard error", "stderr", r.stderr)
 	}
 }
