@@ -243,7 +243,7 @@ type waterfall struct {
 	status  status
 	keys    map[string]*key
 	waiting []*fetch // in order of arrival, but those of default arguments first
-	running []*fetch // even if they are cancelled, until they have really ended
+	running int      // fetches, even if they are cancelled, until they have really ended
 	runs    sync.WaitGroup
 }
 
@@ -257,6 +257,7 @@ type arguments struct {
 // key is one choice of arguments, with who asked for it and the result kept for it.
 type key struct {
 	arguments
+	running *fetch           // nil if there is none
 	newest  *result          // nil before the first and once nobody needs it
 	tickets map[*ticket]bool // handed out and not handed back
 	expiry  *time.Timer      // drops newest, or its bodies, once they are older than --max-age
@@ -335,8 +336,8 @@ func (w *waterfall) makeRoom() bool {
 	wanted := 0
 	for _, k := range w.keys {
 		switch {
-		case k.standard || w.kind != "http" && w.isRunning(k):
-		case w.isIdle(k):
+		case k.standard || w.kind != "http" && k.running != nil:
+		case k.isIdle():
 			kept = append(kept, k)
 		default:
 			wanted++
@@ -354,16 +355,17 @@ func (w *waterfall) makeRoom() bool {
 
 // enter has a ticket wait for a fetch of its key: one that was not told too little time, or a new one.
 func (w *waterfall) enter(t *ticket) {
-	all := slices.Concat(w.running, w.waiting)
-	i := slices.IndexFunc(all, func(f *fetch) bool {
-		runs := !f.started.IsZero()
-		return f.key == t.key && !(runs && (f.ended || f.cancelled || !t.enough(f.limit, f.started)))
-	})
-	if i >= 0 {
-		t.fetch = all[i]
-	} else if t.fetch = (&fetch{key: t.key}); t.key.standard {
+	i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return f.key == t.key })
+	switch f := t.key.running; {
+	case f != nil && !f.ended && !f.cancelled && t.enough(f.limit, f.started):
+		t.fetch = f
+	case i >= 0:
+		t.fetch = w.waiting[i]
+	case t.key.standard:
+		t.fetch = &fetch{key: t.key}
 		w.waiting = slices.Insert(w.waiting, 0, t.fetch)
-	} else {
+	default:
+		t.fetch = &fetch{key: t.key}
 		w.waiting = append(w.waiting, t.fetch)
 	}
 	t.fetch.waiters++
@@ -437,7 +439,7 @@ func (t *ticket) leave(expired bool) {
 	if f != nil && !f.ended {
 		if f.waiters--; f.waiters == 0 && (f.started.IsZero() || t.maxAge == 0) {
 			if f.started.IsZero() {
-				t.waiting = without(t.waiting, f)
+				t.waiting = slices.DeleteFunc(t.waiting, func(other *fetch) bool { return other == f })
 			} else {
 				f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
 				f.cancel()
@@ -447,24 +449,19 @@ func (t *ticket) leave(expired bool) {
 	t.tidy(t.key)
 }
 
-// without returns the fetches but one.
-func without(fetches []*fetch, f *fetch) []*fetch {
-	return slices.DeleteFunc(fetches, func(other *fetch) bool { return other == f })
-}
-
 // advance starts the fetches that there is room for: never two of one key, even if one is cancelled.
 func (w *waterfall) advance() {
-	for (w.kind == "http" || len(w.running) < max(w.parallel, 1)) && w.life.Err() == nil {
+	for (w.kind == "http" || w.running < max(w.parallel, 1)) && w.life.Err() == nil {
 		i := slices.IndexFunc(w.waiting, func(f *fetch) bool {
-			return !w.isRunning(f.key) && time.Until(f.until()) >= leastTime
+			return f.key.running == nil && time.Until(f.until()) >= leastTime
 		})
 		if i < 0 {
 			return
 		}
 		f := w.waiting[i]
 		w.waiting = slices.Delete(w.waiting, i, i+1)
-		w.running = append(w.running, f)
-		f.started = time.Now()
+		w.running++
+		f.key.running, f.started = f, time.Now()
 		f.limit = w.tells(f.started, f.until())
 		ctx, cancel := context.WithTimeout(w.life, w.timeout)
 		f.cancel = cancel
@@ -474,11 +471,6 @@ func (w *waterfall) advance() {
 		})
 		w.runs.Go(func() { w.run(ctx, f) })
 	}
-}
-
-// isRunning reports whether a fetch of the key runs.
-func (w *waterfall) isRunning(k *key) bool {
-	return slices.ContainsFunc(w.running, func(f *fetch) bool { return f.key == k })
 }
 
 // until returns when the last scrape that waits for the fetch stops waiting.
@@ -503,7 +495,8 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 	if f.cancel(); f.key.newest != r {
 		r.budget.draw(r, 0)
 	}
-	w.running = without(w.running, f)
+	w.running--
+	f.key.running = nil
 	w.advance()
 	w.tidy(f.key)
 }
@@ -625,20 +618,12 @@ func (w *waterfall) keep(k *key, r *result) {
 	}
 	k.replace(r)
 	if left := time.Until(r.fresh); left > 0 {
-		k.expiry = time.AfterFunc(left, func() { w.expire(k) })
+		k.expiry = time.AfterFunc(left, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.tidy(k)
+		})
 	}
-}
-
-// expire drops a result older than --max-age, or the bodies that stand in for a failed run's.
-func (w *waterfall) expire(k *key) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if r := k.newest; r != nil && r.failure != nil && !r.fresh.IsZero() && !time.Now().Before(r.fresh) {
-		alone := *r // a page may have the other
-		alone.bodies, alone.fresh = nil, time.Time{}
-		k.newest = &alone
-	}
-	w.tidy(k)
 }
 
 // replace makes a result the newest of the key, nil to have none.
@@ -652,12 +637,17 @@ func (k *key) replace(r *result) {
 	k.newest = r
 }
 
-// tidy drops what nobody needs any more of a key.
+// tidy drops what nobody needs any more of a key, and bodies older than --max-age that stand in.
 func (w *waterfall) tidy(k *key) {
-	if len(k.tickets) == 0 && !w.keeps(k.newest) {
+	r := k.newest
+	if len(k.tickets) == 0 && !w.keeps(r) {
 		k.replace(nil)
+	} else if r != nil && r.failure != nil && !r.fresh.IsZero() && !time.Now().Before(r.fresh) {
+		alone := *r // a page may have the other
+		alone.bodies, alone.fresh = nil, time.Time{}
+		k.newest = &alone
 	}
-	if k.newest == nil && w.isIdle(k) && w.keys[k.id] == k {
+	if k.newest == nil && k.isIdle() && w.keys[k.id] == k {
 		delete(w.keys, k.id)
 	}
 }
@@ -668,7 +658,7 @@ func (w *waterfall) keeps(r *result) bool {
 }
 
 // isIdle reports whether nobody has a share in the key and nothing of it runs.
-func (w *waterfall) isIdle(k *key) bool { return len(k.tickets) == 0 && !w.isRunning(k) }
+func (k *key) isIdle() bool { return len(k.tickets) == 0 && k.running == nil }
 
 // ---- Taking turns
 

@@ -1374,7 +1374,7 @@ func (s *stand) empty(t *testing.T) {
 	synctest.Wait()
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
-	if len(s.keys) > 0 || len(s.running) > 0 || len(s.waiting) > 0 {
+	if len(s.keys) > 0 || s.running > 0 || len(s.waiting) > 0 {
 		t.Errorf("%d keys are left", len(s.keys))
 	}
 	if s.budget.spent != 0 {
@@ -1687,13 +1687,13 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
 	for name, want := range lanes {
-		here := func(f *fetch) bool { return s.kind == "exec" || f.key.id == name }
-		got := slices.DeleteFunc(slices.Clone(s.running), func(f *fetch) bool { return !here(f) })
-		for _, f := range s.waiting {
-			if here(f) {
-				got = append(got, f)
+		all := slices.Clone(s.waiting)
+		for _, k := range s.keys {
+			if k.running != nil {
+				all = slices.Insert(all, 0, k.running)
 			}
 		}
+		got := slices.DeleteFunc(all, func(f *fetch) bool { return s.kind == "http" && f.key.id != name })
 		if len(got) != len(want) {
 			t.Fatalf("lane %s: %d fetches, want %d", name, len(got), len(want))
 		}
@@ -1838,7 +1838,7 @@ func TestOldTimer(t *testing.T) {
 		}
 		old := keep("a")
 		time.Sleep(time.Second)
-		s.expire(old)
+		s.tidy(old)
 		if s.keys["a"] != old || old.newest == nil {
 			t.Error("a result that is young is dropped")
 		}
@@ -1846,13 +1846,13 @@ func TestOldTimer(t *testing.T) {
 			t.Error("something of a key is held that has made room")
 		}
 		now := keep("a")
-		s.expire(old)
+		s.tidy(old)
 		if s.keys["a"] != now || now == old || now.newest == nil {
 			t.Error("a key is dropped in the place of the one before")
 		}
 		s.interval = time.Hour
 		s.waterfall.keep(now, &result{failure: fail("exit", "as told")})
-		s.expire(now)
+		s.tidy(now)
 		if len(now.newest.bodies) == 0 {
 			t.Error("bodies that stand in are dropped while they are young")
 		}
@@ -1861,7 +1861,7 @@ func TestOldTimer(t *testing.T) {
 			t.Error("others stand in for the bodies of a run that failed in part")
 		}
 		s.interval = 0
-		s.expire(now)
+		s.tidy(now)
 		time.Sleep(time.Hour)
 		s.empty(t)
 	})
