@@ -288,9 +288,7 @@ type ticket struct {
 
 // Results of scrapes that get none.
 var (
-	late = &result{
-		failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout"),
-	}
+	late    = &result{failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout")}
 	queued  = &result{failure: fail("busy", "still waiting for its turn at the deadline of the scrape")}
 	hurried = &result{failure: fail("busy", "less than %v to the deadline of the scrape", leastTime)}
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
@@ -1477,9 +1475,8 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	}
 	u, err = url.Parse(text)
 	_, afterScheme, _ := strings.Cut(text, "://")
-	afterHost := strings.TrimLeftFunc(afterScheme, func(c rune) bool { return !strings.ContainsRune("/?#", c) })
-	host := strings.TrimSuffix(afterScheme, afterHost)
-	host = host[strings.LastIndexByte(host, '@')+1:]
+	authority := afterScheme[:strings.IndexAny(afterScheme+"/", "/?#")]
+	host := authority[strings.LastIndexByte(authority, '@')+1:]
 	port := host[strings.LastIndexAny(host, "]:")+1:]
 	_, query, _ := strings.Cut(text, "?")
 	switch {
@@ -1498,7 +1495,7 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", text)
 	case isSocket && rest != "" && rest[0] != '/' && rest[0] != '?':
 		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
-	case strings.Contains(afterHost, "@"):
+	case strings.Contains(afterScheme[len(authority):], "@"):
 		return nil, "", errors.New("an @ after the host: write %40; in a password, %2F for /, %3F for ?, %23 for #")
 	case strings.Count(host, ":") > 1 && (host[0] != '[' || strings.Contains(strings.ReplaceAll(host, "%25", ""), "%")):
 		return nil, "", errors.New("an IPv6 address in a URL is written like [::1], with a zone like [fe80::1%25eth0]")
@@ -1509,10 +1506,9 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
-		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, this one has %d",
-			maxSocketPath, len(socket))
-	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true),
-		strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
+		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(socket))
+	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", strings.HasSuffix(u.Host, ":"),
+		isSocket && socket == "":
 		return nil, "", errors.New("want a URL like http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
 	case u.Path == "":
 		u.Path = "/metrics"
