@@ -77,15 +77,12 @@ type source struct {
 
 // fetcher is what differs between the kinds of source.
 type fetcher interface {
-	// String returns where the source is, without secrets.
-	String() string
+	String() string // where the source is, without secrets
 	// arguments returns what a query says that the source lets a scraper choose, and
 	// for an exporter what the scraper takes. An error names a parameter, never a value.
 	arguments(query url.Values, takes accept) (arguments, error)
-	// fetch gets all there is now, and adds it to the result.
-	fetch(ctx context.Context, r *result, values []string) *failure
-	// check finds what is wrong with the files that the flags name.
-	check() error
+	fetch(ctx context.Context, r *result, values []string) *failure // adds all there is now to the result
+	check() error                                                   // finds what is wrong with files of the flags
 }
 
 // shared is what all sources share.
@@ -288,7 +285,9 @@ type ticket struct {
 
 // Results of scrapes that get none.
 var (
-	late    = &result{failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout")}
+	late = &result{
+		failure: fail("timeout", "no result by the deadline of the scrape").advise("raise scrape_timeout"),
+	}
 	queued  = &result{failure: fail("busy", "still waiting for its turn at the deadline of the scrape")}
 	hurried = &result{failure: fail("busy", "less than %v to the deadline of the scrape", leastTime)}
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
@@ -330,25 +329,24 @@ func (w *waterfall) join(a arguments, until time.Time) *ticket {
 // makeRoom reports whether there is a place for another key of chosen arguments. A key that runs
 // takes none, except of an exporter. Results that are only kept make room, the oldest first.
 func (w *waterfall) makeRoom() bool {
-	var kept []*key
-	wanted := 0
-	for _, k := range w.keys {
-		switch {
-		case k.standard || w.kind != "http" && k.running != nil:
-		case k.isIdle():
-			kept = append(kept, k)
-		default:
-			wanted++
+	for {
+		places, oldest := w.places, (*key)(nil)
+		for _, k := range w.keys {
+			if k.standard || w.kind != "http" && k.running != nil {
+				continue
+			}
+			places--
+			if k.isIdle() && (oldest == nil || k.newest.end.Before(oldest.newest.end)) {
+				oldest = k
+			}
 		}
+		fits := places > 0 && w.budget.left() >= w.budget.likely()
+		if fits || oldest == nil {
+			return fits
+		}
+		oldest.replace(nil)
+		w.tidy(oldest)
 	}
-	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
-	fits := func() bool { return w.budget.left() >= w.budget.likely() }
-	for len(kept) > 0 && (len(kept)+wanted >= w.places || !fits()) {
-		kept[0].replace(nil)
-		w.tidy(kept[0])
-		kept = kept[1:]
-	}
-	return wanted < w.places && fits()
 }
 
 // enter has a ticket wait for a fetch of its key: one that was not told too little time, or a new one.
@@ -906,10 +904,6 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	if !ok {
 		w = &workspace{}
 	}
-	defer func() {
-		w.more = nil // it holds the result
-		in.windows.Put(w)
-	}()
 	w.likely = int(cmp.Or(in.budget.last.Load(), min(b.size, in.maxBytes)*3/2))
 	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held // in memory
 	if r.budget != nil {
@@ -922,6 +916,8 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 		}
 	}
 	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(room))
+	w.more = nil // it holds the result
+	in.windows.Put(w)
 	r.bytes += b.n
 	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(30) // large bodies leave large garbage, and have no pointers: to collect it is cheap
@@ -1650,28 +1646,24 @@ func (fs *files) readApart(ctx context.Context, r *result, name string) *result 
 		fs.hangs[name] = true // for all one knows
 	}
 	fs.mu.Unlock()
-	part, back := &result{bytes: r.bytes, held: r.held}, make(chan struct{})
-	missing := &result{bytes: r.bytes, held: r.held, failure: fail("timeout", "%s: its read does not come back", name)}
+	missing := &result{bytes: r.bytes, held: r.held}
+	missing.failure = fail("timeout", "%s: its read does not come back", name)
 	if hangs {
 		return missing
 	}
+	part, back := &result{bytes: r.bytes, held: r.held}, make(chan *result, 2)
 	go func() {
-		defer close(back)
 		part.failure = recovered(part, func() *failure { return fs.read(ctx, part, name) })
 		fs.mu.Lock()
-		defer fs.mu.Unlock()
 		delete(fs.hangs, name)
+		fs.mu.Unlock()
+		back <- part
 	}()
-	select {
-	case <-back:
-	case <-ctx.Done():
-		select {
-		case <-back: // what does not hang ends with ctx
-		case <-time.After(overdueAfter / 2):
-			return missing
-		}
-	}
-	return part
+	defer context.AfterFunc(ctx, func() {
+		time.Sleep(overdueAfter / 2) // what does not hang ends with ctx
+		back <- missing
+	})()
+	return <-back
 }
 
 // expand returns what the glob matches, sorted folder by folder. A folder that cannot be read is an
@@ -1752,7 +1744,6 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 		shown = strconv.Quote(name) // different names stay different
 	}
 	r.files = append(r.files, fileTime{shown, before.ModTime()})
-	bodies := len(r.bodies)
 	end := make([]byte, min(before.Size(), 4<<10)) // holds a short last line and some blank ones
 	n, _ := file.ReadAt(end, before.Size()-int64(len(end)))
 	end = end[:n]
@@ -1767,7 +1758,7 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	}
 	after, err := file.Stat()
 	if err != nil || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
-		r.bodies = r.bodies[:bodies]
+		r.bodies = r.bodies[:len(r.bodies)-1]
 		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
 	}
 	return nil
@@ -1789,12 +1780,9 @@ func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", name)
-	}
-	if err != nil {
+	if info, err = file.Stat(); err != nil || !info.Mode().IsRegular() {
 		file.Close()
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%s is not a regular file any more", name)
 	}
 	return file, info, nil
 }
@@ -1805,16 +1793,6 @@ func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 type command struct {
 	*intake
 	commandLine
-}
-
-// String returns the command without its arguments. A blank in its first word means that the whole
-// command was in quotes, most likely: what follows the blank may be secret.
-func (c *command) String() string {
-	name, _, cut := strings.Cut(c.program, " ")
-	if cut {
-		name += " …"
-	}
-	return name
 }
 
 // check looks at the program.
@@ -1933,16 +1911,16 @@ func refuseShell(line, shape string) error {
 		if operator == "" || strings.IndexByte("|&;<>", operator[0]) < 0 && !strings.HasSuffix(word, ";") {
 			continue
 		}
-		const fault = "there is no shell, so | & ; < and > mean nothing"
+		instead := `sh -c '…', with '\'' for each ' in it, or quote them`
 		switch {
 		case strings.Contains(shape, "{"):
-			return fmt.Errorf("%s: write NAME=sh -c '…' sh {x}, with \"$1\" in the script for {x}", fault)
+			instead = `sh -c '…' sh {x}, with "$1" in the script for {x}`
 		case !strings.Contains(line, "'"):
-			return fmt.Errorf("%s: write NAME=sh -c '…', or quote them", fault)
+			instead = "sh -c '…', or quote them"
 		case !strings.ContainsAny(line, `"\`):
-			return fmt.Errorf("%s: write NAME=sh -c \"…\", or quote them", fault)
+			instead = `sh -c "…", or quote them`
 		}
-		return fmt.Errorf("%s: write NAME=sh -c '…', with '\\'' for each ' in it, or quote them", fault)
+		return fmt.Errorf("there is no shell, so | & ; < and > mean nothing: write NAME=%s", instead)
 	}
 	return nil
 }
@@ -1999,6 +1977,16 @@ func (c *commandLine) addParam(placeholder string, begins bool) error {
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
 var errQuotedDefault = errors.New("a default cannot hold a quote; {{ and }} are literal braces")
 
+// String returns the command without its arguments. A blank in its first word means that the whole
+// command was in quotes, most likely: what follows the blank may be secret.
+func (c *commandLine) String() string {
+	name, _, cut := strings.Cut(c.program, " ")
+	if cut {
+		name += " …"
+	}
+	return name
+}
+
 // needs returns a parameter without a default, "" if all have one.
 func (c *commandLine) needs() string {
 	for _, p := range c.params {
@@ -2012,12 +2000,11 @@ func (c *commandLine) needs() string {
 // doubts says what is likely not meant: braces of labels, of awk or of a template, and what only a
 // shell expands, unless it is in a word with blanks, which may be a script.
 func (c *commandLine) doubts() (doubts []string) {
-	name, _, _ := strings.Cut(c.program, " ") // what follows may be secret
 	for _, word := range c.words {
 		for _, p := range c.params {
 			before, _, found := strings.Cut(word, p.spelled[0])
 			before = before[strings.LastIndexAny(before, " \t\n")+1:]
-			isScript := strings.HasSuffix(name, "awk") && p.choices == nil
+			isScript := strings.HasSuffix(c.program, "awk") && p.choices == nil
 			if found && len(p.choices) < 2 && (isScript || isBareLabel([]byte(before))) {
 				doubts = append(doubts, fmt.Sprintf("%s is a placeholder for the URL parameter %s; "+
 					"literal braces are {%[1]s}", p.spelled[0], p.name))
@@ -2025,7 +2012,7 @@ func (c *commandLine) doubts() (doubts []string) {
 		}
 		_, template, _ := strings.Cut(strings.ReplaceAll(word, "{{{{", ""), "{{.")
 		if template, _, found := strings.Cut(template, "}}"); found {
-			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", name, template))
+			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", c, template))
 		}
 		if !strings.ContainsAny(word, " \t\n") {
 			doubts = append(doubts, unexpanded(word, strings.Contains(word, "/"))...)
@@ -2142,9 +2129,6 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	case killed:
 		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit != nil):
-		if fault := checkProgram(c.program); fault != nil {
-			err = fmt.Errorf("%w: %w", err, fault)
-		}
 		return body, fail("exit", "ended with %w", err)
 	case (left || open) && len(body) > 0 && body[len(body)-1] != '\n':
 		return body, fail("exit", "its output lacks the last newline: a process that it left behind was still to write")
