@@ -409,13 +409,10 @@ func (t *ticket) wait(ctx context.Context) {
 func (t *ticket) result() *result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch {
-	case t.got != nil:
-		return t.got
-	case t.fetch.started.IsZero():
+	if t.got == nil && t.fetch.started.IsZero() {
 		return queued
 	}
-	return late
+	return cmp.Or(t.got, late)
 }
 
 // leave hands the ticket back. A fetch that nobody waits for any more leaves the line, or is
@@ -572,8 +569,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	}
 }
 
-// repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
-// failure it tries again sooner: after 5 s, then twice as long each time.
+// repeat fetches a source at its interval; a fetch that takes longer skips beats.
 func (s *source) repeat(ctx context.Context) {
 	begin, retry := time.Now(), time.Duration(0)
 	standard, _ := s.arguments(nil, prometheus3)
@@ -586,7 +582,7 @@ func (s *source) repeat(ctx context.Context) {
 		if r.failure == nil {
 			retry = 0
 		} else {
-			retry = min(max(2*retry, 5*time.Second), s.interval)
+			retry = min(max(2*retry, 5*time.Second), s.interval) // it may be over soon
 			pause = retry
 		}
 		select {
@@ -658,9 +654,8 @@ func (k *key) isIdle() bool { return len(k.tickets) == 0 && k.running == nil }
 
 // ---- Taking turns
 
-// turn is what only one can have at a time, and takes CPU. It goes to the client that has had it for
-// the shortest time within the last minute, so that who asks for what is dear, or often, does not
-// hold up the others.
+// turn is what only one can have at a time, and takes CPU. It goes to the client that has had it for the
+// shortest time within the last minute, so that who asks for much does not hold up the others.
 type turn struct {
 	most int // of one client that may wait, 0 for any number
 
@@ -969,11 +964,10 @@ func (b *budget) left() int64 {
 
 // body reads what a source delivers, up to its limit or until its context is done.
 type body struct {
-	ctx      context.Context
-	src      io.Reader
-	size     int64 // that it says it has, 0 if it does not
-	n, limit int64
-
+	ctx        context.Context
+	src        io.Reader
+	size       int64 // that it says it has, 0 if it does not
+	n, limit   int64
 	untilClose bool // only its last newline shows that it was not cut short
 	last       byte
 }
@@ -1797,7 +1791,7 @@ type command struct {
 
 // check looks at the program.
 func (c *command) check() error {
-	if err := checkProgram(c.program); err != nil {
+	if err := programFault(c.program, nil); err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
 	return nil
@@ -1899,8 +1893,7 @@ func splitWords(line string) ([]string, error) {
 	return words, refuseShell(line, string(shape))
 }
 
-// refuseShell returns an error if a line has words that only a shell understands. The error does not
-// quote the line, which may hold secrets.
+// refuseShell refuses words that only a shell understands, without quoting them: they may be secret.
 func refuseShell(line, shape string) error {
 	first, _, _ := strings.Cut(shape, " ")
 	if name, _, ok := strings.Cut(first, "="); ok && isBareLabel([]byte(name)) {
@@ -2096,7 +2089,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	defer out.Close() // to close a pipe that there is not does no harm
 	defer errs.Close()
 	if err != nil {
-		return nil, c.startFailure(err)
+		return nil, fail("start", "failed to start %s: %w", c, programFault(c.program, err))
 	}
 
 	var body []byte
@@ -2198,42 +2191,27 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// startFailure says why a command did not start.
-func (c *command) startFailure(err error) *failure {
-	switch fault := checkProgram(c.program); {
-	case fault != nil:
-		err = fault
-	case errors.Is(err, syscall.ENOENT):
-		err = errors.New("the interpreter that its #! line names, or its loader, is missing" +
-			" (an image from scratch has no shell; a #! line needs Unix line ends)")
-	case errors.Is(err, syscall.ENOEXEC):
-		err = errors.New("it has no #! line, or is built for another kind of machine")
-	default:
-		err = rootCause(err)
-	}
-	return fail("start", "failed to start %s: %w", c, err)
-}
-
-// checkProgram says what is wrong with a program, without starting it.
-func checkProgram(name string) error {
-	_, err := exec.LookPath(name)
+// programFault says what is wrong with a program, by a look at it and by the error of its start, if any.
+func programFault(name string, err error) error {
+	_, missing := exec.LookPath(name)
 	info, statErr := os.Stat(name)
 	switch {
-	case err != nil && strings.Contains(name, " "):
+	case missing != nil && strings.Contains(name, " "):
 		return errors.New("there is no such program: with the whole command in quotes, it is one word")
-	case errors.Is(err, exec.ErrNotFound):
+	case errors.Is(missing, exec.ErrNotFound):
 		return errors.New("there is no such program in PATH")
-	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
+	case errors.Is(missing, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
 		return fmt.Errorf("it is not executable: chmod +x %s", name)
-	case errors.Is(err, os.ErrPermission) && statErr == nil:
+	case errors.Is(missing, os.ErrPermission) && statErr == nil:
 		return errors.New("permission denied: may this user run it, or is its file system mounted noexec?")
+	case missing == nil && errors.Is(err, syscall.ENOENT):
+		return errors.New("the interpreter that its #! line names, or its loader, is missing" +
+			" (an image from scratch has no shell; a #! line needs Unix line ends)")
+	case missing == nil && errors.Is(err, syscall.ENOEXEC):
+		return errors.New("it has no #! line, or is built for another kind of machine")
 	}
-	return rootCause(err)
-}
-
-// rootCause returns the innermost error, which does not tell the name of the program once more.
-func rootCause(err error) error {
-	for errors.Unwrap(err) != nil {
+	err = cmp.Or(missing, err)
+	for errors.Unwrap(err) != nil { // the innermost does not tell the name
 		err = errors.Unwrap(err)
 	}
 	return err
@@ -2330,8 +2308,7 @@ func (st *status) addFailure(reason string) {
 	st.failures[reason]++
 }
 
-// logFetch logs a fetch of a source: changes of its state for all to see, and once that it gives a
-// series twice.
+// logFetch logs changes of a source's state for all to see, and once that it gives a series twice.
 func logFetch(log *slog.Logger, twice *sync.Once, r *result, changes int) {
 	for _, e := range r.bodies {
 		if e.twice != "" {
