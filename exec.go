@@ -1,8 +1,7 @@
 // This file turns a source into a result.
 //
-// A scrape asks a source through its waterfall, which gives it a share in a fetch that is waiting or
-// running anyway, or queues one. A fetch asks an exporter, reads files, or runs a command, and hands
-// the bodies it gets to the source's intake, which parses and labels them.
+// A scrape asks a source through its waterfall, which gives it a share in a fetch. A fetch asks an exporter,
+// reads files, or runs a command, and hands the bodies to the source's intake, which parses and labels them.
 
 package main
 
@@ -78,8 +77,7 @@ type source struct {
 // fetcher is what differs between the kinds of source.
 type fetcher interface {
 	String() string // where the source is, without secrets
-	// arguments returns what a query says that the source lets a scraper choose, and
-	// for an exporter what the scraper takes. An error names a parameter, never a value.
+	// arguments returns what a scraper chose of what it may choose. An error names a parameter, never a value.
 	arguments(query url.Values, takes accept) (arguments, error)
 	fetch(ctx context.Context, r *result, values []string) *failure // adds all there is now to the result
 	check() error                                                   // finds what is wrong with files of the flags
@@ -394,12 +392,11 @@ func margin(d time.Duration) time.Duration { return min(d/10, 500*time.Milliseco
 func (t *ticket) wait(ctx context.Context) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() {
+	defer context.AfterFunc(ctx, func() {
 		t.mu.Lock() // without it, the signal could come between the check of ctx and the wait
 		defer t.mu.Unlock()
 		t.wake.Signal()
-	})
-	defer stop()
+	})()
 	for t.got == nil && ctx.Err() == nil {
 		t.wake.Wait()
 	}
@@ -415,9 +412,8 @@ func (t *ticket) result() *result {
 	return cmp.Or(t.got, late)
 }
 
-// leave hands the ticket back. A fetch that nobody waits for any more leaves the line, or is
-// cancelled unless its result will be kept. If the deadline of the scrape passed (expired), that is
-// a timeout of a fetch that had a second at least; one that waited for its turn was busy.
+// leave hands the ticket back. A fetch that nobody waits for leaves the line, or is cancelled unless its result
+// will be kept. If the scrape's deadline passed (expired), that is a timeout after a second, or busy in the line.
 func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -1034,8 +1030,7 @@ type exporter struct {
 
 	mu        sync.Mutex                     // makes one transport at a time
 	transport atomic.Pointer[http.Transport] // see reconnect
-
-	lookup func(ctx context.Context, version, host string) ([]netip.Addr, error)
+	lookup    func(ctx context.Context, version, host string) ([]netip.Addr, error)
 
 	fixed   http.Header // from the command line
 	headers atomic.Pointer[http.Header]
@@ -1311,8 +1306,7 @@ func judgeEncoding(header string) (zipped bool, unreadable string) {
 	return zipped, ""
 }
 
-// failure says why there was no answer. It does not hand on all errors of net/http, which
-// name the URL and may quote the answer: both can hold secrets.
+// failure says why there was no answer, without what errors quote of the URL and of the answer: secrets, maybe.
 func (e *exporter) failure(err error) *failure {
 	err = withoutURL(err)
 	var op *net.OpError
@@ -1366,9 +1360,8 @@ func withoutURL(err error) error {
 	return err
 }
 
-// dial connects to the exporter, first at its IPv4 addresses: some name servers never answer for
-// the others. Each has a share of the time, as it may hang, and all is over before the deadline of
-// the fetch, whose context this is not, so that the error says more.
+// dial connects to the exporter, first at its IPv4 addresses: some name servers never answer for the others.
+// Each has a share of the time. All is over before the fetch, whose context this is not, to say more in the error.
 func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout-e.timeout/10)
 	defer cancel()
@@ -1542,10 +1535,9 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 
 // files reads the files of a file source.
 type files struct {
-	*intake // whose target is the name of one, or a glob
-
-	mu    sync.Mutex      // guards hangs
-	hangs map[string]bool // files of a glob whose read has not come back
+	*intake                 // whose target is the name of one, or a glob
+	mu      sync.Mutex      // guards hangs
+	hangs   map[string]bool // files of a glob whose read has not come back
 }
 
 // checkPattern says why a file source cannot have the pattern.
@@ -1765,8 +1757,6 @@ func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 	switch {
 	case err == nil && info.IsDir() && glob != "":
 		return nil, nil, fmt.Errorf("%s is a folder: write %s%s", name, strings.TrimRight(name, "/"), glob)
-	case err == nil && info.IsDir():
-		return nil, nil, fmt.Errorf("%s is a folder", name)
 	case err == nil && !info.Mode().IsRegular():
 		return nil, nil, fmt.Errorf("%s is not a regular file", name)
 	}
@@ -1970,8 +1960,7 @@ func (c *commandLine) addParam(placeholder string, begins bool) error {
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
 var errQuotedDefault = errors.New("a default cannot hold a quote; {{ and }} are literal braces")
 
-// String returns the command without its arguments. A blank in its first word means that the whole
-// command was in quotes, most likely: what follows the blank may be secret.
+// String returns the command without its arguments. If the whole command was in quotes, it is one word with blanks.
 func (c *commandLine) String() string {
 	name, _, cut := strings.Cut(c.program, " ")
 	if cut {
@@ -2164,8 +2153,7 @@ func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 	return out, errs, err
 }
 
-// readPipe reads a pipe to its end, limit or deadline, and then what was written in time. open reports
-// whether somebody holds the other end.
+// readPipe reads a pipe to its end, limit or deadline, and then what was written in time. open: it has a writer.
 func readPipe(pipe *os.File, limit int64) (text []byte, open bool) {
 	text, err := io.ReadAll(io.LimitReader(pipe, limit))
 	raw, fault := pipe.SyscallConn()
@@ -2330,12 +2318,12 @@ func logFetch(log *slog.Logger, twice *sync.Once, r *result, changes int) {
 	} else if changes > 0 && r.samples() == 0 {
 		log = log.With("samples", 0)
 	}
-	switch {
-	case changes > 1:
-		log.Log(context.Background(), level, message, "unlogged_changes", changes-1)
-	case changes > 0:
+	if changes > 1 {
+		log = log.With("unlogged_changes", changes-1)
+	}
+	if changes > 0 {
 		log.Log(context.Background(), level, message)
-	default:
+	} else {
 		log.Debug(quiet, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
 	}
 }
