@@ -42,26 +42,19 @@ import (
 
 // sourceConfig is what the flags say of one source: plain data.
 type sourceConfig struct {
-	kind, name, target string // as in --KIND NAME=TARGET
-	timeout            time.Duration
-	maxBytes           int64
-	maxAge             time.Duration
-	interval           time.Duration // 0 to fetch on demand
-	parallel           int           // runs of a command that may go on at once
-	paths              []string
-	labels             map[string]string
-	drop               []string // globs of metric families
-	params             []string // URL parameters that are forwarded, * for all
-	headers            []string // as KEY: VALUE
-	headerFiles        []string
-	tokenFile          string
-	caFile             string
-	certFile, keyFile  string // keyFile is "" if the key stands in certFile
-	serverName         string
-	insecure           bool
-	raw                bool
-	require            bool
-	anyExit            bool
+	kind, name, target              string // as in --KIND NAME=TARGET
+	timeout, maxAge                 time.Duration
+	interval                        time.Duration // 0 to fetch on demand
+	maxBytes                        int64
+	parallel                        int // runs of a command that may go on at once
+	paths                           []string
+	labels                          map[string]string
+	drop                            []string // globs of metric families
+	params                          []string // URL parameters that are forwarded, * for all
+	headers, headerFiles            []string // as KEY: VALUE, and files with lines of these
+	tokenFile, caFile, serverName   string
+	certFile, keyFile               string // keyFile is "" if the key stands in certFile
+	insecure, raw, require, anyExit bool
 }
 
 // ownName is the exporter_name of the program itself.
@@ -134,19 +127,18 @@ func (s *source) takes(name string) bool {
 
 // result is what one fetch yields. It does not change once a scrape can see it.
 type result struct {
-	bodies  []*exposition // in order; empty if all of it failed
-	failure *failure      // nil if the source is up
-	bytes   int64         // of body, decompressed
-	held    int64         // bytes that the bodies take in memory
-	files   []fileTime
-	exit    *int   // status of a command that ended by itself
-	stderr  string // the end of a command's, for the log only
-	start   time.Time
-	end     time.Time
-	limit   time.Duration // that the source was told
-	fresh   time.Time     // until then the bodies are served to scrapes that come later
-	budget  *budget       // that it draws on; nil with default arguments
-	drawn   int64         // bytes, see budget
+	bodies     []*exposition // in order; empty if all of it failed
+	failure    *failure      // nil if the source is up
+	bytes      int64         // of body, decompressed
+	held       int64         // bytes that the bodies take in memory
+	files      []fileTime
+	exit       *int   // status of a command that ended by itself
+	stderr     string // the end of a command's, for the log only
+	start, end time.Time
+	limit      time.Duration // that the source was told
+	fresh      time.Time     // until then the bodies are served to scrapes that come later
+	budget     *budget       // that it draws on; nil with default arguments
+	drawn      int64         // bytes, see budget
 }
 
 // samples counts the samples of all bodies.
@@ -261,9 +253,8 @@ type key struct {
 // fetch is one run, from when it is queued.
 type fetch struct {
 	key       *key
-	waiters   int           // tickets that wait for it
-	started   time.Time     // zero while it waits
-	limit     time.Duration // that the source is told
+	waiters   int     // tickets that wait for it
+	result    *result // that it is to yield, nil while it waits
 	cancel    context.CancelFunc
 	overdue   *time.Timer
 	ended     bool // its outcome is known
@@ -351,7 +342,7 @@ func (w *waterfall) makeRoom() bool {
 func (w *waterfall) enter(t *ticket) {
 	i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return f.key == t.key })
 	switch f := t.key.running; {
-	case f != nil && !f.ended && !f.cancelled && t.enough(f.limit, f.started):
+	case f != nil && !f.ended && !f.cancelled && t.enough(f.result):
 		t.fetch = f
 	case i >= 0:
 		t.fetch = w.waiting[i]
@@ -366,13 +357,14 @@ func (w *waterfall) enter(t *ticket) {
 	w.advance()
 }
 
-// enough reports whether a run was told at least half of what it would have been for this scrape
-// alone, at its start or when the scrape came. A probe that is told too little reports a failure.
-func (t *ticket) enough(limit time.Duration, start time.Time) bool {
+// enough reports whether a run was told at least half of what it would have been for this scrape alone, at
+// its start or when the scrape came. A probe that is told too little reports a failure.
+func (t *ticket) enough(r *result) bool {
+	start := r.start
 	if start.Before(t.came) {
 		start = t.came
 	}
-	return 2*limit >= t.tells(start, t.until)
+	return 2*r.limit >= t.tells(start, t.until)
 }
 
 // tells returns how long a source is told that it has by a run between two times: less than that,
@@ -406,7 +398,7 @@ func (t *ticket) wait(ctx context.Context) {
 func (t *ticket) result() *result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.got == nil && t.fetch.started.IsZero() {
+	if t.got == nil && t.fetch.result == nil {
 		return queued
 	}
 	return cmp.Or(t.got, late)
@@ -418,7 +410,7 @@ func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.fetch
-	if t.got == refused || expired && t.got == nil && f.started.IsZero() {
+	if t.got == refused || expired && t.got == nil && f.result == nil {
 		t.status.addFailure("busy")
 	}
 	if t.key == nil {
@@ -426,11 +418,11 @@ func (t *ticket) leave(expired bool) {
 	}
 	delete(t.key.tickets, t)
 	if f != nil && !f.ended {
-		if f.waiters--; f.waiters == 0 && (f.started.IsZero() || t.maxAge == 0) {
-			if f.started.IsZero() {
+		if f.waiters--; f.waiters == 0 && (f.result == nil || t.maxAge == 0) {
+			if f.result == nil {
 				t.waiting = slices.DeleteFunc(t.waiting, func(other *fetch) bool { return other == f })
 			} else {
-				f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
+				f.cancelled, f.expired = true, expired && time.Since(f.result.start) >= time.Second
 				f.cancel()
 			}
 		}
@@ -450,13 +442,13 @@ func (w *waterfall) advance() {
 		f := w.waiting[i]
 		w.waiting = slices.Delete(w.waiting, i, i+1)
 		w.running++
-		f.key.running, f.started = f, time.Now()
-		f.limit = w.tells(f.started, f.until())
+		start := time.Now()
+		f.key.running, f.result = f, &result{start: start, limit: w.tells(start, f.until())}
 		ctx, cancel := context.WithTimeout(w.life, w.timeout)
 		f.cancel = cancel
 		// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
 		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
-			w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), limit: f.limit})
+			w.finish(f, &result{failure: w.timedOut(), start: start, end: time.Now(), limit: f.result.limit})
 		})
 		w.runs.Go(func() { w.run(ctx, f) })
 	}
@@ -491,8 +483,8 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 }
 
 // guard fetches, with what all fetches have in common: times, the deadline, the budget.
-func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
-	r = &result{start: f.started, limit: f.limit}
+func (w *waterfall) guard(ctx context.Context, f *fetch) *result {
+	r := f.result
 	if !f.key.standard {
 		r.budget = w.budget
 		r.budget.draw(r, w.budget.likely())
@@ -550,7 +542,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 		w.keep(f.key, r)
 		for t := range f.key.tickets { // whatever they waited for, it is the newest
 			switch {
-			case w.keeps(r), !r.end.Before(t.came) && t.enough(r.limit, r.start):
+			case w.keeps(r), !r.end.Before(t.came) && t.enough(r):
 				t.got = r
 				t.wake.Signal()
 			case t.fetch == f: // it came between the end of the run and this moment
@@ -1348,8 +1340,7 @@ var otherProtocols = map[string]string{
 	`\x00\x00`: "it speaks HTTP/2 only, which is not supported",
 }
 
-// withoutURL removes from the error of a request the URL, which may hold secrets, and the port of this
-// side, with which the same error would be another each time.
+// withoutURL removes from an error the URL, which may hold secrets, and this side's port, another one each time.
 func withoutURL(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		op.Source = nil
@@ -1979,8 +1970,7 @@ func (c *commandLine) needs() string {
 	return ""
 }
 
-// doubts says what is likely not meant: braces of labels, of awk or of a template, and what only a
-// shell expands, unless it is in a word with blanks, which may be a script.
+// doubts says what is likely not meant: braces of labels, of awk or of a template, and what only a shell expands.
 func (c *commandLine) doubts() (doubts []string) {
 	for _, word := range c.words {
 		for _, p := range c.params {
@@ -1996,7 +1986,7 @@ func (c *commandLine) doubts() (doubts []string) {
 		if template, _, found := strings.Cut(template, "}}"); found {
 			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", c, template))
 		}
-		if !strings.ContainsAny(word, " \t\n") {
+		if !strings.ContainsAny(word, " \t\n") { // or it may be a script
 			doubts = append(doubts, unexpanded(word, strings.Contains(word, "/"))...)
 		}
 	}

@@ -138,7 +138,7 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 // fetchOnce fetches a source, past its waterfall.
 func fetchOnce(s *source) *result {
 	standard, _ := s.arguments(nil, prometheus3)
-	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, limit: s.timeout})
+	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, result: &result{limit: s.timeout}})
 }
 
 // writeFile writes a file of a test and returns its path.
