@@ -46,11 +46,10 @@ type sourceConfig struct {
 	timeout, maxAge                 time.Duration
 	interval                        time.Duration // 0 to fetch on demand
 	maxBytes                        int64
-	parallel                        int // runs of a command that may go on at once
-	paths                           []string
+	parallel                        int      // runs of a command that may go on at once
+	paths, params                   []string // params are URL parameters that are forwarded, * for all
 	labels                          map[string]string
 	drop                            []string // globs of metric families
-	params                          []string // URL parameters that are forwarded, * for all
 	headers, headerFiles            []string // as KEY: VALUE, and files with lines of these
 	tokenFile, caFile, serverName   string
 	certFile, keyFile               string // keyFile is "" if the key stands in certFile
@@ -221,7 +220,7 @@ var hints = map[string]string{
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
-	report func(r *result, changes int)                                   // logs a fetch that counts; called without mu
+	report func(r *result, changes int)                                   // logs a fetch that counts, without mu
 	budget *budget                                                        // of results with chosen arguments
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
@@ -282,8 +281,10 @@ var (
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
 )
 
-// leastTime is what must be left to a scrape for a fetch to start.
-const leastTime = 50 * time.Millisecond
+const (
+	leastTime    = 50 * time.Millisecond // what must be left to a scrape for a fetch to start
+	overdueAfter = time.Second           // how long a fetch may take to end once its context is done
+)
 
 // join gives a scrape that stops waiting at until a share in a fetch of a key, or lets a kept
 // result do. A fetch in the background, which wants a new result, has the zero time.
@@ -292,12 +293,11 @@ func (w *waterfall) join(a arguments, until time.Time) *ticket {
 	defer w.mu.Unlock()
 	t := &ticket{waterfall: w, key: w.keys[a.id], came: time.Now(), until: until}
 	t.wake.L = &w.mu
-	background := until.IsZero()
-	if background {
+	if until.IsZero() {
 		t.until = t.came.Add(math.MaxInt64)
 	}
 	switch {
-	case !background && t.key != nil && w.keeps(t.key.newest):
+	case !until.IsZero() && t.key != nil && w.keeps(t.key.newest):
 		t.got = t.key.newest
 		t.key.tickets[t] = true
 	case t.until.Sub(t.came) < leastTime:
@@ -325,7 +325,7 @@ func (w *waterfall) makeRoom() bool {
 				continue
 			}
 			places--
-			if k.isIdle() && (oldest == nil || k.newest.end.Before(oldest.newest.end)) {
+			if len(k.tickets) == 0 && k.running == nil && (oldest == nil || k.newest.end.Before(oldest.newest.end)) {
 				oldest = k
 			}
 		}
@@ -357,8 +357,7 @@ func (w *waterfall) enter(t *ticket) {
 	w.advance()
 }
 
-// enough reports whether a run was told at least half of what it would have been for this scrape alone, at
-// its start or when the scrape came. A probe that is told too little reports a failure.
+// enough reports whether a run was told at least half of what it would be for this scrape: or probes fail.
 func (t *ticket) enough(r *result) bool {
 	start := r.start
 	if start.Before(t.came) {
@@ -367,8 +366,7 @@ func (t *ticket) enough(r *result) bool {
 	return 2*r.limit >= t.tells(start, t.until)
 }
 
-// tells returns how long a source is told that it has by a run between two times: less than that,
-// so that who answers when told is in time. A result that will be kept is worth the whole timeout.
+// tells returns how long a source is told that it has: less than it has, so that who answers when told is in time.
 func (w *waterfall) tells(start, until time.Time) time.Duration {
 	if w.interval > 0 || w.maxAge > 0 {
 		return w.timeout
@@ -446,8 +444,7 @@ func (w *waterfall) advance() {
 		f.key.running, f.result = f, &result{start: start, limit: w.tells(start, f.until())}
 		ctx, cancel := context.WithTimeout(w.life, w.timeout)
 		f.cancel = cancel
-		// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
-		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
+		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() { // it cannot be ended, on a dead disk say
 			w.finish(f, &result{failure: w.timedOut(), start: start, end: time.Now(), limit: f.result.limit})
 		})
 		w.runs.Go(func() { w.run(ctx, f) })
@@ -463,9 +460,6 @@ func (f *fetch) until() (last time.Time) {
 	}
 	return last
 }
-
-// overdueAfter is how long a fetch may take to end once its context is done.
-const overdueAfter = time.Second
 
 // run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
@@ -588,8 +582,7 @@ func (w *waterfall) drain() {
 	w.runs.Wait()
 }
 
-// keep makes a result the newest of its key, and has it dropped in time. While fetches in
-// the background fail, the last good bodies are served until they are older than --max-age.
+// keep makes a result the newest of its key, with the last good bodies while fetches in the background fail.
 func (w *waterfall) keep(k *key, r *result) {
 	if old := k.newest; r.failure == nil {
 		r.fresh = r.end.Add(w.maxAge)
@@ -627,7 +620,7 @@ func (w *waterfall) tidy(k *key) {
 		alone.bodies, alone.fresh = nil, time.Time{}
 		k.newest = &alone
 	}
-	if k.newest == nil && k.isIdle() && w.keys[k.id] == k {
+	if k.newest == nil && len(k.tickets) == 0 && k.running == nil && w.keys[k.id] == k {
 		delete(w.keys, k.id)
 	}
 }
@@ -636,9 +629,6 @@ func (w *waterfall) tidy(k *key) {
 func (w *waterfall) keeps(r *result) bool {
 	return r != nil && (w.interval > 0 || time.Now().Before(r.fresh))
 }
-
-// isIdle reports whether nobody has a share in the key and nothing of it runs.
-func (k *key) isIdle() bool { return len(k.tickets) == 0 && k.running == nil }
 
 // ---- Taking turns
 
@@ -898,7 +888,10 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 			return limit
 		}
 	}
-	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(room))
+	start := make([]byte, len(byteOrderMark))
+	n, _ := io.ReadFull(b, start) // an error comes again with the next read
+	src := io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), b)
+	e, err := labelBody(src, openMetrics, &in.added, w, int(room))
 	w.more = nil // it holds the result
 	in.windows.Put(w)
 	r.bytes += b.n
@@ -921,8 +914,8 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 type budget struct {
 	most  int64
 	last  atomic.Int64 // size of the last body with its labels, and some more: the next is likely to fit in
-	mu    sync.Mutex   // guards spent
-	spent int64
+	mu    sync.Mutex   // for one draw at a time
+	spent atomic.Int64
 }
 
 // likely returns how many bytes the next result is likely to take.
@@ -935,20 +928,16 @@ func (b *budget) draw(r *result, bytes int64) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	spent := b.spent + bytes - r.drawn
-	if spent > b.most {
+	if bytes-r.drawn > b.left() {
 		return false
 	}
-	b.spent, r.drawn = spent, bytes
+	b.spent.Add(bytes - r.drawn)
+	r.drawn = bytes
 	return true
 }
 
 // left returns how many bytes no result has drawn.
-func (b *budget) left() int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.most - b.spent
-}
+func (b *budget) left() int64 { return b.most - b.spent.Load() }
 
 // body reads what a source delivers, up to its limit or until its context is done.
 type body struct {
@@ -983,13 +972,6 @@ var errNoNewline = errors.New("its last newline is missing, and only the end of 
 // byteOrderMark is what Windows programs put at the beginning of UTF-8 text.
 const byteOrderMark = "\ufeff"
 
-// withoutMark returns a body without the byte order mark that it may begin with.
-func withoutMark(src io.Reader) io.Reader {
-	start := make([]byte, len(byteOrderMark))
-	n, _ := io.ReadFull(src, start) // an error comes again with the next read
-	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
-}
-
 // readFailure says why a body, of size bytes as far as is known, could not be taken.
 func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	switch {
@@ -1005,8 +987,7 @@ func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	return fail("read", "failed to read the body to its end: %w", withoutURL(err))
 }
 
-// endsOpenMetrics reports whether the last line that is not blank is # EOF. That makes a body without
-// a Content-Type OpenMetrics; as text, its timestamps would be taken for milliseconds.
+// endsOpenMetrics reports whether the last line that is not blank is # EOF: then timestamps are in seconds.
 func endsOpenMetrics(body []byte) bool {
 	line := bytes.TrimPrefix(bytes.TrimRight(body, " \t\r\n"), []byte(byteOrderMark))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
@@ -1023,12 +1004,11 @@ type exporter struct {
 	mu        sync.Mutex                     // makes one transport at a time
 	transport atomic.Pointer[http.Transport] // see reconnect
 	lookup    func(ctx context.Context, version, host string) ([]netip.Addr, error)
-
-	fixed   http.Header // from the command line
-	headers atomic.Pointer[http.Header]
-	token   atomic.Pointer[string] // nil without a token file
-	tls     tlsFiles
-	watched []*watched // what these are read from
+	fixed     http.Header // from the command line
+	headers   atomic.Pointer[http.Header]
+	token     atomic.Pointer[string] // nil without a token file
+	tls       tlsFiles
+	watched   []*watched // what these are read from
 }
 
 // accept is what a scraper takes beside the text format.
@@ -1094,8 +1074,7 @@ func newExporter(in *intake) *exporter {
 	return e
 }
 
-// reconnect closes kept connections: the next fetch looks the address up, logs in and verifies
-// anew, with what the files hold now. A connection in use is closed after its answer.
+// reconnect closes connections, those in use after their answer: the next fetch looks up and verifies anew.
 func (e *exporter) reconnect() {
 	e.mu.Lock() // or a transport could take the place of a newer one
 	config := &tls.Config{RootCAs: e.tls.cas.Load(), ServerName: e.serverName, InsecureSkipVerify: e.insecure}
@@ -1105,7 +1084,7 @@ func (e *exporter) reconnect() {
 	old := e.transport.Swap(&http.Transport{ // without a proxy from the environment
 		DialContext:            e.dial,
 		TLSClientConfig:        config,
-		TLSHandshakeTimeout:    e.timeout,
+		TLSHandshakeTimeout:    e.timeout + overdueAfter, // the deadline of the fetch says more
 		DisableCompression:     true, // it would hide that the body was compressed
 		MaxResponseHeaderBytes: 64 << 10,
 		IdleConnTimeout:        5 * time.Minute,
@@ -1117,8 +1096,7 @@ func (e *exporter) reconnect() {
 	}
 }
 
-// maxConnections is how many connections there may be at once: 1,024, or half of the files
-// that may be open beyond those that the program and a command need.
+// maxConnections is 1,024, or half of the files that may be open beyond those that program and command need.
 func maxConnections() int {
 	files := syscall.Rlimit{Cur: 1 << 20} // if the system tells none
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
@@ -1280,8 +1258,7 @@ var formats = map[string]string{
 // wordBytes are what the names of parameters, and the words of media types, consist of.
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
-// judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it
-// that cannot be read. It ignores what is not an encoding: some send a charset or a type.
+// judgeEncoding reports whether a Content-Encoding means gzip, and returns one in it that cannot be read.
 func judgeEncoding(header string) (zipped bool, unreadable string) {
 	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
 		switch encoding = strings.TrimSpace(encoding); encoding {
@@ -1293,7 +1270,7 @@ func judgeEncoding(header string) (zipped bool, unreadable string) {
 		case "aes128gcm", "br", "bzip2", "compress", "dcb", "dcz", "deflate", "exi", "lz4", "lzma", "pack200-gzip",
 			"snappy", "x-compress", "x-snappy-framed", "xz", "zstd":
 			return false, encoding
-		}
+		} // what is not an encoding is ignored: some send a charset or a type
 	}
 	return zipped, ""
 }
@@ -1386,8 +1363,7 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 // errRedirect is the failure of an exporter that sends the program elsewhere, or in circles.
 var errRedirect = errors.New("a redirect")
 
-// stayThere follows redirects within one scheme, host and port. An exporter may also call
-// itself by the name in the Host header, so the request goes to the address of the first.
+// stayThere follows redirects within one scheme, host and port, the host also being that of the Host header.
 func stayThere(req *http.Request, via []*http.Request) error {
 	first := via[0]
 	named := &url.URL{Scheme: first.URL.Scheme, Host: cmp.Or(first.Host, first.URL.Host)}
@@ -1414,15 +1390,14 @@ func effectivePort(u *url.URL) string {
 func (e *exporter) setHeaders(files []flagFile) error {
 	headers := e.fixed.Clone()
 	for _, f := range files {
-		err := eachLine(f.text, func(line string) error {
+		if err := eachLine(f.text, func(line string) error {
 			key, value, err := parseHeader(line)
 			if key == "Authorization" && (e.fixed.Get(key) != "" || e.tokenFile != "") {
 				err = errors.New("a flag gives another login")
 			}
 			headers.Add(key, value)
 			return err
-		})
-		if err != nil {
+		}); err != nil {
 			return f.fault(err)
 		}
 	}
@@ -1480,14 +1455,13 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
-		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, this one has %d", maxSocketPath, len(socket))
+		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, not %d", maxSocketPath, len(socket))
 	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", strings.HasSuffix(u.Host, ":"),
 		isSocket && socket == "":
 		return nil, "", errors.New("want a URL like http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
 	case u.Path == "":
 		u.Path = "/metrics"
 	}
-	u.Fragment = ""
 	return u, socket, nil
 }
 
@@ -1930,8 +1904,7 @@ func (c *commandLine) addParam(placeholder string, begins bool) error {
 	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
 	switch {
 	case strings.Trim(name, wordBytes) != "", name == "", name == "exporter_name":
-		return errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
-			" {{ and }} are literal braces")
+		return errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER}; {{ and }} are literal braces")
 	case strings.ContainsAny(text, `'"`):
 		return errQuotedDefault
 	case i < 0:
@@ -2083,8 +2056,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	readers.Go(func() { io.Copy(&last, errs) })
 	err = cmd.Wait()
 	killed := ctx.Err() != nil
-	// The first process is reaped, so its number could be another group's by now. That takes
-	// a whole round of numbers within microseconds; waitid(WNOWAIT) is not in every syscall package.
+	// The first process is reaped: its number could be another group's, after a whole round within microseconds.
 	left := signalGroup(cmd, syscall.SIGKILL)
 	patience := time.Now().Add(100 * time.Millisecond) // with one that left the group and holds a pipe
 	out.SetReadDeadline(patience)
@@ -2126,8 +2098,7 @@ func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 	return syscall.Kill(-cmd.Process.Pid, signal) == nil
 }
 
-// start starts a command and returns the pipes that it writes to. It reads them itself: os/exec
-// would close them at a deadline, with all that a starved program had not read yet.
+// start starts a command and returns the pipes that it writes to: os/exec would close its own at a deadline, unread.
 func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 	c.starts.Lock() // or another one could get copies of the pipes, and hold them until its exec is over
 	defer c.starts.Unlock()
@@ -2288,11 +2259,9 @@ func (st *status) addFailure(reason string) {
 
 // logFetch logs changes of a source's state for all to see, and once that it gives a series twice.
 func logFetch(log *slog.Logger, twice *sync.Once, r *result, changes int) {
-	for _, e := range r.bodies {
-		if e.twice != "" {
-			const message = "a series is there twice: all are handed on, and Prometheus keeps one"
-			twice.Do(func() { log.Warn(message, "metric", e.twice) })
-		}
+	if i := slices.IndexFunc(r.bodies, func(e *exposition) bool { return e.twice != "" }); i >= 0 {
+		const message = "a series is there twice: all are handed on, and Prometheus keeps one"
+		twice.Do(func() { log.Warn(message, "metric", r.bodies[i].twice) })
 	}
 	if r.failure == nil && r.stderr != "" {
 		log.Debug("the command wrote to standard error", "stderr", r.stderr)

@@ -1377,8 +1377,8 @@ func (s *stand) empty(t *testing.T) {
 	if len(s.keys) > 0 || s.running > 0 || len(s.waiting) > 0 {
 		t.Errorf("%d keys are left", len(s.keys))
 	}
-	if s.budget.spent != 0 {
-		t.Errorf("%d bytes are spent though nothing is kept", s.budget.spent)
+	if n := s.budget.spent.Load(); n != 0 {
+		t.Errorf("%d bytes are spent though nothing is kept", n)
 	}
 }
 
@@ -1554,7 +1554,7 @@ func TestBudget(t *testing.T) {
 	if served.Load() < 2 || served.Load()+busy.Load() != 30 || busy.Load() < 20 { // 4 MiB have room for 6 or 7
 		t.Errorf("%d served, %d busy", served.Load(), busy.Load())
 	}
-	if spent := s.budget.spent; spent > 4<<20 || spent < 1<<20 {
+	if spent := s.budget.spent.Load(); spent > 4<<20 || spent < 1<<20 {
 		t.Errorf("what is kept takes %d bytes", spent)
 	}
 }
