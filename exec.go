@@ -357,7 +357,7 @@ func (w *waterfall) enter(t *ticket) {
 	w.advance()
 }
 
-// enough reports whether a run was told at least half of what it would be for this scrape: or probes fail.
+// enough reports whether a run was told at least half of what it would be for this scrape: with less, probes fail.
 func (t *ticket) enough(r *result) bool {
 	start := r.start
 	if start.Before(t.came) {
@@ -1085,7 +1085,7 @@ func (e *exporter) reconnect() {
 		DialContext:            e.dial,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    e.timeout + overdueAfter, // the deadline of the fetch says more
-		DisableCompression:     true, // it would hide that the body was compressed
+		DisableCompression:     true,                     // it would hide that the body was compressed
 		MaxResponseHeaderBytes: 64 << 10,
 		IdleConnTimeout:        5 * time.Minute,
 		DisableKeepAlives:      maxConnections() < 24, // idle ones would take the last file descriptors
@@ -1258,7 +1258,7 @@ var formats = map[string]string{
 // wordBytes are what the names of parameters, and the words of media types, consist of.
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
-// judgeEncoding reports whether a Content-Encoding means gzip, and returns one in it that cannot be read.
+// judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it that cannot be read.
 func judgeEncoding(header string) (zipped bool, unreadable string) {
 	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
 		switch encoding = strings.TrimSpace(encoding); encoding {
