@@ -822,11 +822,11 @@ func (w *watched) load() error {
 	if err := w.set(files); err != nil {
 		return err
 	}
+	w.changed()
 	if w.kept != nil {
 		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
 	}
 	w.kept = files
-	w.changed()
 	return nil
 }
 
