@@ -1,8 +1,7 @@
 // This file turns a source into a result.
 //
-// A scrape asks a source through its waterfall, which gives it a share in a fetch that is waiting or
-// running anyway, or queues one. A fetch asks an exporter, reads files, or runs a command, and hands
-// the bodies it gets to the source's intake, which parses and labels them.
+// A scrape asks a source through its waterfall, which gives it a share in a fetch. A fetch asks an exporter,
+// reads files, or runs a command, and hands the bodies to the source's intake, which parses and labels them.
 
 package main
 
@@ -43,26 +42,18 @@ import (
 
 // sourceConfig is what the flags say of one source: plain data.
 type sourceConfig struct {
-	kind, name, target string // as in --KIND NAME=TARGET
-	timeout            time.Duration
-	maxBytes           int64
-	maxAge             time.Duration
-	interval           time.Duration // 0 to fetch on demand
-	parallel           int           // runs of a command that may go on at once
-	paths              []string
-	labels             map[string]string
-	drop               []string // globs of metric families
-	params             []string // URL parameters that are forwarded, * for all
-	headers            []string // as KEY: VALUE
-	headerFiles        []string
-	tokenFile          string
-	caFile             string
-	certFile, keyFile  string // keyFile is "" if the key stands in certFile
-	serverName         string
-	insecure           bool
-	raw                bool
-	require            bool
-	anyExit            bool
+	kind, name, target              string // as in --KIND NAME=TARGET
+	timeout, maxAge                 time.Duration
+	interval                        time.Duration // 0 to fetch on demand
+	maxBytes                        int64
+	parallel                        int      // runs of a command that may go on at once
+	paths, params                   []string // params are URL parameters that are forwarded, * for all
+	labels                          map[string]string
+	drop                            []string // globs of metric families
+	headers, headerFiles            []string // as KEY: VALUE, and files with lines of these
+	tokenFile, caFile, serverName   string
+	certFile, keyFile               string // keyFile is "" if the key stands in certFile
+	insecure, raw, require, anyExit bool
 }
 
 // ownName is the exporter_name of the program itself.
@@ -77,15 +68,11 @@ type source struct {
 
 // fetcher is what differs between the kinds of source.
 type fetcher interface {
-	// String returns where the source is, without secrets.
-	String() string
-	// arguments returns what a query says that the source lets a scraper choose, and
-	// for an exporter what the scraper takes. An error names a parameter, never a value.
+	String() string // where the source is, without secrets
+	// arguments returns what a scraper chose of what it may choose. An error names a parameter, never a value.
 	arguments(query url.Values, takes accept) (arguments, error)
-	// fetch gets all there is now, and adds it to the result.
-	fetch(ctx context.Context, r *result, values []string) *failure
-	// check finds what is wrong with the files that the flags name.
-	check() error
+	fetch(ctx context.Context, r *result, values []string) *failure // adds all there is now to the result
+	check() error                                                   // finds what is wrong with files of the flags
 }
 
 // shared is what all sources share.
@@ -94,50 +81,39 @@ type shared struct {
 	userAgent string
 	windows   sync.Pool  // of *workspace
 	idle      sync.Map   // globs of --drop that have matched nothing yet
-	starts    sync.Mutex // held while a command is started
+	starts    sync.Mutex // held while a command is started: one at a time
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
-	s := &source{waterfall: waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}}
-	s.intake = intake{sourceConfig: c, added: addedLabels{drop: c.drop, idle: &sh.idle}, windows: &sh.windows}
-	s.intake.budget.most = 4 * c.maxBytes
+	s := &source{intake: intake{sourceConfig: c, shared: sh, budget: budget{most: 4 * c.maxBytes}}}
+	s.waterfall = waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}
+	s.budget = &s.intake.budget
+	added := &s.intake.added
+	added.drop, added.idle = c.drop, &sh.idle
 	for _, glob := range c.drop {
 		sh.idle.Store(glob, true)
 	}
-	if added := &s.intake.added; !c.raw {
+	if !c.raw {
 		added.add("exporter_name", c.name)
 		added.telling = c.kind != "file" || !hasMeta(c.target) // two files may have the same series
 	}
 	for _, key := range slices.Sorted(maps.Keys(c.labels)) {
-		s.intake.added.add(key, c.labels[key])
+		added.add(key, c.labels[key])
 	}
 	switch c.kind {
 	case "http":
 		s.places = 128
-		s.fetcher = newExporter(&s.intake, sh)
+		s.fetcher = newExporter(&s.intake)
 	case "file":
-		pattern, _ := goGlob(c.target)
-		s.fetcher = &files{intake: &s.intake, pattern: pattern, hangs: map[string]bool{}}
+		s.fetcher = &files{intake: &s.intake, hangs: map[string]bool{}}
 	case "exec":
 		line, _ := parseCommand(c.target)
-		s.fetcher = &command{&s.intake, *line, &sh.starts}
+		s.fetcher = &command{&s.intake, *line}
 	}
 	s.do = s.fetcher.fetch
-	s.budget = &s.intake.budget
-	log := sh.log.With("exporter_name", c.name)
-	var twice sync.Once
-	s.report = func(r *result, changes int) {
-		logFetch(log, r, changes)
-		for _, e := range r.bodies {
-			if e.twice != "" {
-				twice.Do(func() {
-					log.Warn("a series is there twice: all are handed on, and Prometheus keeps one",
-						"exporter_name", c.name, "metric", e.twice)
-				})
-			}
-		}
-	}
+	log, twice := sh.log.With("exporter_name", c.name), new(sync.Once)
+	s.report = func(r *result, changes int) { logFetch(log, twice, r, changes) }
 	return s
 }
 
@@ -150,19 +126,18 @@ func (s *source) takes(name string) bool {
 
 // result is what one fetch yields. It does not change once a scrape can see it.
 type result struct {
-	bodies  []*exposition // in order; empty if all of it failed
-	failure *failure      // nil if the source is up
-	bytes   int64         // of body, decompressed
-	held    int64         // bytes that the bodies take in memory
-	files   []fileTime
-	exit    *int   // status of a command that ended by itself
-	stderr  string // the end of a command's, for the log only
-	start   time.Time
-	end     time.Time
-	limit   time.Duration // that the source was told
-	fresh   time.Time     // until then the bodies are served to scrapes that come later
-	budget  *budget       // that it draws on; nil with default arguments
-	drawn   int64         // bytes, see budget
+	bodies     []*exposition // in order; empty if all of it failed
+	failure    *failure      // nil if the source is up
+	bytes      int64         // of body, decompressed
+	held       int64         // bytes that the bodies take in memory
+	files      []fileTime
+	exit       *int   // status of a command that ended by itself
+	stderr     string // the end of a command's, for the log only
+	start, end time.Time
+	limit      time.Duration // that the source was told
+	fresh      time.Time     // until then the bodies are served to scrapes that come later
+	budget     *budget       // that it draws on; nil with default arguments
+	drawn      int64         // bytes, see budget
 }
 
 // samples counts the samples of all bodies.
@@ -245,7 +220,7 @@ var hints = map[string]string{
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
-	report func(r *result, changes int)                                   // logs a fetch that counts; called without mu
+	report func(r *result, changes int)                                   // logs a fetch that counts, without mu
 	budget *budget                                                        // of results with chosen arguments
 	life   context.Context                                                // ends all fetches
 	places int                                                            // for keys, see makeRoom
@@ -254,7 +229,7 @@ type waterfall struct {
 	status  status
 	keys    map[string]*key
 	waiting []*fetch // in order of arrival, but those of default arguments first
-	running []*fetch // even if they are cancelled, until they have really ended
+	running int      // fetches, even if they are cancelled, until they have really ended
 	runs    sync.WaitGroup
 }
 
@@ -268,6 +243,7 @@ type arguments struct {
 // key is one choice of arguments, with who asked for it and the result kept for it.
 type key struct {
 	arguments
+	running *fetch           // nil if there is none
 	newest  *result          // nil before the first and once nobody needs it
 	tickets map[*ticket]bool // handed out and not handed back
 	expiry  *time.Timer      // drops newest, or its bodies, once they are older than --max-age
@@ -276,9 +252,8 @@ type key struct {
 // fetch is one run, from when it is queued.
 type fetch struct {
 	key       *key
-	waiters   int           // tickets that wait for it
-	started   time.Time     // zero while it waits
-	limit     time.Duration // that the source is told
+	waiters   int     // tickets that wait for it
+	result    *result // that it is to yield, nil while it waits
 	cancel    context.CancelFunc
 	overdue   *time.Timer
 	ended     bool // its outcome is known
@@ -306,8 +281,10 @@ var (
 	refused = &result{failure: fail("busy", "too many different arguments at once")}
 )
 
-// leastTime is what must be left to a scrape for a fetch to start.
-const leastTime = 50 * time.Millisecond
+const (
+	leastTime    = 50 * time.Millisecond // what must be left to a scrape for a fetch to start
+	overdueAfter = time.Second           // how long a fetch may take to end once its context is done
+)
 
 // join gives a scrape that stops waiting at until a share in a fetch of a key, or lets a kept
 // result do. A fetch in the background, which wants a new result, has the zero time.
@@ -316,12 +293,11 @@ func (w *waterfall) join(a arguments, until time.Time) *ticket {
 	defer w.mu.Unlock()
 	t := &ticket{waterfall: w, key: w.keys[a.id], came: time.Now(), until: until}
 	t.wake.L = &w.mu
-	background := until.IsZero()
-	if background {
+	if until.IsZero() {
 		t.until = t.came.Add(math.MaxInt64)
 	}
 	switch {
-	case !background && t.key != nil && w.keeps(t.key.newest):
+	case !until.IsZero() && t.key != nil && w.keeps(t.key.newest):
 		t.got = t.key.newest
 		t.key.tickets[t] = true
 	case t.until.Sub(t.came) < leastTime:
@@ -342,56 +318,55 @@ func (w *waterfall) join(a arguments, until time.Time) *ticket {
 // makeRoom reports whether there is a place for another key of chosen arguments. A key that runs
 // takes none, except of an exporter. Results that are only kept make room, the oldest first.
 func (w *waterfall) makeRoom() bool {
-	var kept []*key
-	wanted := 0
-	for _, k := range w.keys {
-		switch {
-		case k.standard || w.kind != "http" && w.isRunning(k):
-		case w.isIdle(k):
-			kept = append(kept, k)
-		default:
-			wanted++
+	for {
+		places, oldest := w.places, (*key)(nil)
+		for _, k := range w.keys {
+			if k.standard || w.kind != "http" && k.running != nil {
+				continue
+			}
+			places--
+			if len(k.tickets) == 0 && k.running == nil && (oldest == nil || k.newest.end.Before(oldest.newest.end)) {
+				oldest = k
+			}
 		}
+		fits := places > 0 && w.budget.left() >= w.budget.likely()
+		if fits || oldest == nil {
+			return fits
+		}
+		oldest.replace(nil)
+		w.tidy(oldest)
 	}
-	slices.SortFunc(kept, func(a, b *key) int { return a.newest.end.Compare(b.newest.end) })
-	fits := func() bool { return w.budget.left() >= w.budget.likely() }
-	for len(kept) > 0 && (len(kept)+wanted >= w.places || !fits()) {
-		kept[0].replace(nil)
-		w.tidy(kept[0])
-		kept = kept[1:]
-	}
-	return wanted < w.places && fits()
 }
 
 // enter has a ticket wait for a fetch of its key: one that was not told too little time, or a new one.
 func (w *waterfall) enter(t *ticket) {
-	all := slices.Concat(w.running, w.waiting)
-	i := slices.IndexFunc(all, func(f *fetch) bool {
-		runs := !f.started.IsZero()
-		return f.key == t.key && !(runs && (f.ended || f.cancelled || !t.enough(f.limit, f.started)))
-	})
-	if i >= 0 {
-		t.fetch = all[i]
-	} else if t.fetch = (&fetch{key: t.key}); t.key.standard {
+	i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return f.key == t.key })
+	switch f := t.key.running; {
+	case f != nil && !f.ended && !f.cancelled && t.enough(f.result):
+		t.fetch = f
+	case i >= 0:
+		t.fetch = w.waiting[i]
+	case t.key.standard:
+		t.fetch = &fetch{key: t.key}
 		w.waiting = slices.Insert(w.waiting, 0, t.fetch)
-	} else {
+	default:
+		t.fetch = &fetch{key: t.key}
 		w.waiting = append(w.waiting, t.fetch)
 	}
 	t.fetch.waiters++
 	w.advance()
 }
 
-// enough reports whether a run was told at least half of what it would have been for this scrape
-// alone, at its start or when the scrape came. A probe that is told too little reports a failure.
-func (t *ticket) enough(limit time.Duration, start time.Time) bool {
+// enough reports whether a run was told at least half of what it would be for this scrape: with less, probes fail.
+func (t *ticket) enough(r *result) bool {
+	start := r.start
 	if start.Before(t.came) {
 		start = t.came
 	}
-	return 2*limit >= t.tells(start, t.until)
+	return 2*r.limit >= t.tells(start, t.until)
 }
 
-// tells returns how long a source is told that it has by a run between two times: less than that,
-// so that who answers when told is in time. A result that will be kept is worth the whole timeout.
+// tells returns how long a source is told that it has: less than it has, so that who answers when told is in time.
 func (w *waterfall) tells(start, until time.Time) time.Duration {
 	if w.interval > 0 || w.maxAge > 0 {
 		return w.timeout
@@ -407,12 +382,11 @@ func margin(d time.Duration) time.Duration { return min(d/10, 500*time.Milliseco
 func (t *ticket) wait(ctx context.Context) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	stop := context.AfterFunc(ctx, func() {
+	defer context.AfterFunc(ctx, func() {
 		t.mu.Lock() // without it, the signal could come between the check of ctx and the wait
 		defer t.mu.Unlock()
 		t.wake.Signal()
-	})
-	defer stop()
+	})()
 	for t.got == nil && ctx.Err() == nil {
 		t.wake.Wait()
 	}
@@ -422,23 +396,19 @@ func (t *ticket) wait(ctx context.Context) {
 func (t *ticket) result() *result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	switch {
-	case t.got != nil:
-		return t.got
-	case t.fetch.started.IsZero():
+	if t.got == nil && t.fetch.result == nil {
 		return queued
 	}
-	return late
+	return cmp.Or(t.got, late)
 }
 
-// leave hands the ticket back. A fetch that nobody waits for any more leaves the line, or is
-// cancelled unless its result will be kept. If the deadline of the scrape passed (expired), that is
-// a timeout of a fetch that had a second at least; one that waited for its turn was busy.
+// leave hands the ticket back. A fetch that nobody waits for leaves the line, or is cancelled unless its result
+// will be kept. If the scrape's deadline passed (expired), that is a timeout after a second, or busy in the line.
 func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.fetch
-	if t.got == refused || expired && t.got == nil && f.started.IsZero() {
+	if t.got == refused || expired && t.got == nil && f.result == nil {
 		t.status.addFailure("busy")
 	}
 	if t.key == nil {
@@ -446,11 +416,11 @@ func (t *ticket) leave(expired bool) {
 	}
 	delete(t.key.tickets, t)
 	if f != nil && !f.ended {
-		if f.waiters--; f.waiters == 0 && (f.started.IsZero() || t.maxAge == 0) {
-			if f.started.IsZero() {
-				t.waiting = without(t.waiting, f)
+		if f.waiters--; f.waiters == 0 && (f.result == nil || t.maxAge == 0) {
+			if f.result == nil {
+				t.waiting = slices.DeleteFunc(t.waiting, func(other *fetch) bool { return other == f })
 			} else {
-				f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
+				f.cancelled, f.expired = true, expired && time.Since(f.result.start) >= time.Second
 				f.cancel()
 			}
 		}
@@ -458,38 +428,27 @@ func (t *ticket) leave(expired bool) {
 	t.tidy(t.key)
 }
 
-// without returns the fetches but one.
-func without(fetches []*fetch, f *fetch) []*fetch {
-	return slices.DeleteFunc(fetches, func(other *fetch) bool { return other == f })
-}
-
 // advance starts the fetches that there is room for: never two of one key, even if one is cancelled.
 func (w *waterfall) advance() {
-	for (w.kind == "http" || len(w.running) < max(w.parallel, 1)) && w.life.Err() == nil {
+	for (w.kind == "http" || w.running < max(w.parallel, 1)) && w.life.Err() == nil {
 		i := slices.IndexFunc(w.waiting, func(f *fetch) bool {
-			return !w.isRunning(f.key) && time.Until(f.until()) >= leastTime
+			return f.key.running == nil && time.Until(f.until()) >= leastTime
 		})
 		if i < 0 {
 			return
 		}
 		f := w.waiting[i]
 		w.waiting = slices.Delete(w.waiting, i, i+1)
-		w.running = append(w.running, f)
-		f.started = time.Now()
-		f.limit = w.tells(f.started, f.until())
+		w.running++
+		start := time.Now()
+		f.key.running, f.result = f, &result{start: start, limit: w.tells(start, f.until())}
 		ctx, cancel := context.WithTimeout(w.life, w.timeout)
 		f.cancel = cancel
-		// A fetch that cannot be ended, on a dead disk say, is a timeout all the same.
-		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() {
-			w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), limit: f.limit})
+		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() { // it cannot be ended, on a dead disk say
+			w.finish(f, &result{failure: w.timedOut(), start: start, end: time.Now(), limit: f.result.limit})
 		})
 		w.runs.Go(func() { w.run(ctx, f) })
 	}
-}
-
-// isRunning reports whether a fetch of the key runs.
-func (w *waterfall) isRunning(k *key) bool {
-	return slices.ContainsFunc(w.running, func(f *fetch) bool { return f.key == k })
 }
 
 // until returns when the last scrape that waits for the fetch stops waiting.
@@ -502,9 +461,6 @@ func (f *fetch) until() (last time.Time) {
 	return last
 }
 
-// overdueAfter is how long a fetch may take to end once its context is done.
-const overdueAfter = time.Second
-
 // run runs a fetch to its end, and makes room for the next one.
 func (w *waterfall) run(ctx context.Context, f *fetch) {
 	r := w.guard(ctx, f)
@@ -514,14 +470,15 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 	if f.cancel(); f.key.newest != r {
 		r.budget.draw(r, 0)
 	}
-	w.running = without(w.running, f)
+	w.running--
+	f.key.running = nil
 	w.advance()
 	w.tidy(f.key)
 }
 
 // guard fetches, with what all fetches have in common: times, the deadline, the budget.
-func (w *waterfall) guard(ctx context.Context, f *fetch) (r *result) {
-	r = &result{start: f.started, limit: f.limit}
+func (w *waterfall) guard(ctx context.Context, f *fetch) *result {
+	r := f.result
 	if !f.key.standard {
 		r.budget = w.budget
 		r.budget.draw(r, w.budget.likely())
@@ -579,7 +536,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 		w.keep(f.key, r)
 		for t := range f.key.tickets { // whatever they waited for, it is the newest
 			switch {
-			case w.keeps(r), !r.end.Before(t.came) && t.enough(r.limit, r.start):
+			case w.keeps(r), !r.end.Before(t.came) && t.enough(r):
 				t.got = r
 				t.wake.Signal()
 			case t.fetch == f: // it came between the end of the run and this moment
@@ -594,8 +551,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 	}
 }
 
-// repeat fetches a source at its interval; a fetch that takes longer skips beats. After a
-// failure it tries again sooner: after 5 s, then twice as long each time.
+// repeat fetches a source at its interval; a fetch that takes longer skips beats.
 func (s *source) repeat(ctx context.Context) {
 	begin, retry := time.Now(), time.Duration(0)
 	standard, _ := s.arguments(nil, prometheus3)
@@ -608,7 +564,7 @@ func (s *source) repeat(ctx context.Context) {
 		if r.failure == nil {
 			retry = 0
 		} else {
-			retry = min(max(2*retry, 5*time.Second), s.interval)
+			retry = min(max(2*retry, 5*time.Second), s.interval) // it may be over soon
 			pause = retry
 		}
 		select {
@@ -626,8 +582,7 @@ func (w *waterfall) drain() {
 	w.runs.Wait()
 }
 
-// keep makes a result the newest of its key, and has it dropped in time. While fetches in
-// the background fail, the last good bodies are served until they are older than --max-age.
+// keep makes a result the newest of its key, with the last good bodies while fetches in the background fail.
 func (w *waterfall) keep(k *key, r *result) {
 	if old := k.newest; r.failure == nil {
 		r.fresh = r.end.Add(w.maxAge)
@@ -636,20 +591,12 @@ func (w *waterfall) keep(k *key, r *result) {
 	}
 	k.replace(r)
 	if left := time.Until(r.fresh); left > 0 {
-		k.expiry = time.AfterFunc(left, func() { w.expire(k) })
+		k.expiry = time.AfterFunc(left, func() {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			w.tidy(k)
+		})
 	}
-}
-
-// expire drops a result older than --max-age, or the bodies that stand in for a failed run's.
-func (w *waterfall) expire(k *key) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if r := k.newest; r != nil && r.failure != nil && !r.fresh.IsZero() && !time.Now().Before(r.fresh) {
-		alone := *r // a page may have the other
-		alone.bodies, alone.fresh = nil, time.Time{}
-		k.newest = &alone
-	}
-	w.tidy(k)
 }
 
 // replace makes a result the newest of the key, nil to have none.
@@ -663,12 +610,17 @@ func (k *key) replace(r *result) {
 	k.newest = r
 }
 
-// tidy drops what nobody needs any more of a key.
+// tidy drops what nobody needs any more of a key, and bodies older than --max-age that stand in.
 func (w *waterfall) tidy(k *key) {
-	if len(k.tickets) == 0 && !w.keeps(k.newest) {
+	r := k.newest
+	if len(k.tickets) == 0 && !w.keeps(r) {
 		k.replace(nil)
+	} else if r != nil && r.failure != nil && !r.fresh.IsZero() && !time.Now().Before(r.fresh) {
+		alone := *r // a page may have the other
+		alone.bodies, alone.fresh = nil, time.Time{}
+		k.newest = &alone
 	}
-	if k.newest == nil && w.isIdle(k) && w.keys[k.id] == k {
+	if k.newest == nil && len(k.tickets) == 0 && k.running == nil && w.keys[k.id] == k {
 		delete(w.keys, k.id)
 	}
 }
@@ -678,14 +630,10 @@ func (w *waterfall) keeps(r *result) bool {
 	return r != nil && (w.interval > 0 || time.Now().Before(r.fresh))
 }
 
-// isIdle reports whether nobody has a share in the key and nothing of it runs.
-func (w *waterfall) isIdle(k *key) bool { return len(k.tickets) == 0 && !w.isRunning(k) }
-
 // ---- Taking turns
 
-// turn is what only one can have at a time, and takes CPU. It goes to the client that has had it for
-// the shortest time within the last minute, so that who asks for what is dear, or often, does not
-// hold up the others.
+// turn is what only one can have at a time, and takes CPU. It goes to the client that has had it for the
+// shortest time within the last minute, so that who asks for much does not hold up the others.
 type turn struct {
 	most int // of one client that may wait, 0 for any number
 
@@ -709,24 +657,8 @@ var errTooManyWait = errors.New("too many of this client wait already")
 
 // wait waits for the turn. It fails if ctx ends first, or if too many of the client wait already.
 func (t *turn) wait(ctx context.Context, client string) error {
-	own, err := t.join(client)
-	if err != nil {
-		return err
-	}
-	select {
-	case <-own.come:
-		return nil
-	case <-ctx.Done():
-		t.leave(own)
-		return ctx.Err()
-	}
-}
-
-// join takes a place in the line. Where nobody has the turn, it has come.
-func (t *turn) join(client string) (*waiter, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
 	own := &waiter{client: client, come: make(chan struct{})}
+	t.mu.Lock()
 	n := 0 // of the client
 	for _, other := range t.waiting {
 		if other.client == client {
@@ -734,13 +666,27 @@ func (t *turn) join(client string) (*waiter, error) {
 		}
 	}
 	if t.most > 0 && n >= t.most {
-		return nil, errTooManyWait
+		t.mu.Unlock()
+		return errTooManyWait
 	}
 	t.waiting = append(t.waiting, own)
 	if !t.taken {
 		t.next()
 	}
-	return own, nil
+	t.mu.Unlock()
+	select {
+	case <-own.come:
+		return nil
+	case <-ctx.Done():
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if i := slices.Index(t.waiting, own); i >= 0 {
+		t.waiting = slices.Delete(t.waiting, i, i+1)
+	} else { // its turn came at the same moment
+		t.next()
+	}
+	return ctx.Err()
 }
 
 // length returns how many wait.
@@ -748,17 +694,6 @@ func (t *turn) length() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return len(t.waiting)
-}
-
-// leave takes a waiter out of the line. One that is not in it has the turn, which is passed on.
-func (t *turn) leave(own *waiter) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if i := slices.Index(t.waiting, own); i >= 0 {
-		t.waiting = slices.Delete(t.waiting, i, i+1)
-	} else {
-		t.next()
-	}
 }
 
 // pass charges the turn to the client that had it, and hands it to the one who is next.
@@ -845,26 +780,21 @@ type watched struct {
 	changed func()                       // called after each time that set has kept something
 	log     *slog.Logger
 
-	looking atomic.Bool   // a goroutine looks at the files, which guards seen and fault
-	seen    []os.FileInfo // when they were last read, nil for one that was not there
-	fault   string        // why what was last read could not be used, "" if it could
-	broken  atomic.Bool   // there is a fault
+	looking atomic.Bool // a goroutine reads the files, which guards kept and fault
+	kept    []flagFile  // what set has kept last, nil before the first time
+	fault   string      // why what was last read could not be used, "" if it could
+	broken  atomic.Bool // there is a fault
 }
 
-// refresh rereads the files if one has changed. Broken ones are reread each time: a chmod or a mount
-// can mend them unseen. If the disk still keeps an earlier call waiting, it returns at once.
+// refresh rereads the files. If the disk still keeps an earlier call waiting, it returns at once.
 func (w *watched) refresh() {
 	if !w.looking.CompareAndSwap(false, true) {
 		return
 	}
 	defer w.looking.Store(false)
-	if w.fault == "" && slices.EqualFunc(w.look(), w.seen, sameFile) {
-		return
-	}
 	switch err := w.load(); {
 	case err == nil:
 		w.fault = ""
-		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
 	case err.Error() != w.fault:
 		w.fault = err.Error()
 		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
@@ -872,26 +802,8 @@ func (w *watched) refresh() {
 	w.broken.Store(w.fault != "")
 }
 
-// look returns what shows whether the files have changed.
-func (w *watched) look() []os.FileInfo {
-	infos := make([]os.FileInfo, len(w.files))
-	for i, f := range w.files {
-		infos[i], _ = os.Stat(f.name)
-	}
-	return infos
-}
-
-// sameFile reports whether a file is as it was.
-func sameFile(a, b os.FileInfo) bool {
-	if a == nil || b == nil {
-		return a == b
-	}
-	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
-}
-
-// load hands the files to set. Its error has a line for each file that cannot be read.
+// load hands the files to set if one has changed. Its error has a line for each that cannot be read.
 func (w *watched) load() error {
-	w.seen = w.look()
 	files := slices.Clone(w.files)
 	var faults []error
 	for i, f := range w.files {
@@ -900,14 +812,22 @@ func (w *watched) load() error {
 			faults = append(faults, fmt.Errorf("%s: %w", f.flag, err))
 		}
 	}
-	err := errors.Join(faults...)
-	if err == nil {
-		err = w.set(files)
+	if err := errors.Join(faults...); err != nil {
+		return err
 	}
-	if err == nil {
-		w.changed()
+	same := func(a, b flagFile) bool { return bytes.Equal(a.text, b.text) }
+	if w.fault == "" && slices.EqualFunc(files, w.kept, same) {
+		return nil
 	}
-	return err
+	if err := w.set(files); err != nil {
+		return err
+	}
+	w.changed()
+	if w.kept != nil {
+		w.log.Info("reloaded a changed file", "flag", w.files[0].flag)
+	}
+	w.kept = files
+	return nil
 }
 
 // read reads the file, without a byte order mark.
@@ -945,9 +865,9 @@ func eachLine(text []byte, do func(line string) error) error {
 // intake takes the bodies of one source: it parses and labels them, within bounds.
 type intake struct {
 	*sourceConfig
-	budget  budget // of results with arguments that scrapers chose
-	added   addedLabels
-	windows *sync.Pool // of *workspace, shared by all sources
+	*shared
+	budget budget // of results with arguments that scrapers chose
+	added  addedLabels
 }
 
 // read reads one more body into a result.
@@ -957,10 +877,6 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 	if !ok {
 		w = &workspace{}
 	}
-	defer func() {
-		w.more = nil // it holds the result
-		in.windows.Put(w)
-	}()
 	w.likely = int(cmp.Or(in.budget.last.Load(), min(b.size, in.maxBytes)*3/2))
 	room := min(4*in.maxBytes, math.MaxUint32, math.MaxInt) - r.held // in memory
 	if r.budget != nil {
@@ -972,7 +888,12 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 			return limit
 		}
 	}
-	e, err := labelBody(withoutMark(b), openMetrics, &in.added, w, int(room))
+	start := make([]byte, len(byteOrderMark))
+	n, _ := io.ReadFull(b, start) // an error comes again with the next read
+	src := io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), b)
+	e, err := labelBody(src, openMetrics, &in.added, w, int(room))
+	w.more = nil // it holds the result
+	in.windows.Put(w)
 	r.bytes += b.n
 	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(30) // large bodies leave large garbage, and have no pointers: to collect it is cheap
@@ -993,8 +914,8 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 type budget struct {
 	most  int64
 	last  atomic.Int64 // size of the last body with its labels, and some more: the next is likely to fit in
-	mu    sync.Mutex   // guards spent
-	spent int64
+	mu    sync.Mutex   // for one draw at a time
+	spent atomic.Int64
 }
 
 // likely returns how many bytes the next result is likely to take.
@@ -1007,28 +928,23 @@ func (b *budget) draw(r *result, bytes int64) bool {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	spent := b.spent + bytes - r.drawn
-	if spent > b.most {
+	if bytes-r.drawn > b.left() {
 		return false
 	}
-	b.spent, r.drawn = spent, bytes
+	b.spent.Add(bytes - r.drawn)
+	r.drawn = bytes
 	return true
 }
 
 // left returns how many bytes no result has drawn.
-func (b *budget) left() int64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.most - b.spent
-}
+func (b *budget) left() int64 { return b.most - b.spent.Load() }
 
 // body reads what a source delivers, up to its limit or until its context is done.
 type body struct {
-	ctx      context.Context
-	src      io.Reader
-	size     int64 // that it says it has, 0 if it does not
-	n, limit int64
-
+	ctx        context.Context
+	src        io.Reader
+	size       int64 // that it says it has, 0 if it does not
+	n, limit   int64
 	untilClose bool // only its last newline shows that it was not cut short
 	last       byte
 }
@@ -1056,31 +972,22 @@ var errNoNewline = errors.New("its last newline is missing, and only the end of 
 // byteOrderMark is what Windows programs put at the beginning of UTF-8 text.
 const byteOrderMark = "\ufeff"
 
-// withoutMark returns a body without the byte order mark that it may begin with.
-func withoutMark(src io.Reader) io.Reader {
-	start := make([]byte, len(byteOrderMark))
-	n, _ := io.ReadFull(src, start) // an error comes again with the next read
-	return io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), src)
-}
-
 // readFailure says why a body, of size bytes as far as is known, could not be taken.
 func (c *sourceConfig) readFailure(err error, size int64) *failure {
-	var fault *syntaxError
-	var corrupt flate.CorruptInputError
 	switch {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
 		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err,
 			float64(c.maxBytes)/(1<<20), float64(size)/(1<<20))
-	case errors.As(err, &fault):
+	case errors.As(err, new(*syntaxError)):
 		return fail("parse", "%w", err)
-	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader), errors.As(err, &corrupt):
+	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, gzip.ErrHeader),
+		errors.As(err, new(flate.CorruptInputError)):
 		return fail("encoding", "the body is not whole gzip, as its header says: %w", err)
 	}
 	return fail("read", "failed to read the body to its end: %w", withoutURL(err))
 }
 
-// endsOpenMetrics reports whether the last line that is not blank is # EOF. That makes a body without
-// a Content-Type OpenMetrics; as text, its timestamps would be taken for milliseconds.
+// endsOpenMetrics reports whether the last line that is not blank is # EOF: then timestamps are in seconds.
 func endsOpenMetrics(body []byte) bool {
 	line := bytes.TrimPrefix(bytes.TrimRight(body, " \t\r\n"), []byte(byteOrderMark))
 	return bytes.HasSuffix(line, []byte("# EOF")) && (len(line) == 5 || line[len(line)-6] == '\n')
@@ -1096,15 +1003,12 @@ type exporter struct {
 
 	mu        sync.Mutex                     // makes one transport at a time
 	transport atomic.Pointer[http.Transport] // see reconnect
-
 	lookup    func(ctx context.Context, version, host string) ([]netip.Addr, error)
-	userAgent string
-
-	fixed   http.Header // from the command line
-	headers atomic.Pointer[http.Header]
-	token   atomic.Pointer[string] // nil without a token file
-	tls     tlsFiles
-	watched []*watched // what these are read from
+	fixed     http.Header // from the command line
+	headers   atomic.Pointer[http.Header]
+	token     atomic.Pointer[string] // nil without a token file
+	tls       tlsFiles
+	watched   []*watched // what these are read from
 }
 
 // accept is what a scraper takes beside the text format.
@@ -1140,9 +1044,8 @@ func (a accept) header() string {
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
 
 // newExporter makes an exporter of flags that are good.
-func newExporter(in *intake, sh *shared) *exporter {
-	e, c := &exporter{intake: in, userAgent: sh.userAgent, fixed: http.Header{}}, in.sourceConfig
-	e.lookup = net.DefaultResolver.LookupNetIP
+func newExporter(in *intake) *exporter {
+	e, c := &exporter{intake: in, lookup: net.DefaultResolver.LookupNetIP, fixed: http.Header{}}, in.sourceConfig
 	e.url, e.socket, _ = parseURL(c.target)
 	if user := e.url.User; user != nil { // as a header, so that redirects keep it and no error tells it
 		password, _ := user.Password()
@@ -1155,7 +1058,7 @@ func newExporter(in *intake, sh *shared) *exporter {
 	}
 	e.headers.Store(&e.fixed)
 	watch := func(flag string, set func(files []flagFile) error, names ...string) {
-		w := &watched{set: set, changed: e.reconnect, log: sh.log}
+		w := &watched{set: set, changed: e.reconnect, log: e.log}
 		for _, name := range names {
 			w.files = append(w.files, flagFile{flag: "--" + flag + " " + c.name, name: name})
 		}
@@ -1171,8 +1074,7 @@ func newExporter(in *intake, sh *shared) *exporter {
 	return e
 }
 
-// reconnect closes kept connections: the next fetch looks the address up, logs in and verifies
-// anew, with what the files hold now. A connection in use is closed after its answer.
+// reconnect closes connections, those in use after their answer: the next fetch looks up and verifies anew.
 func (e *exporter) reconnect() {
 	e.mu.Lock() // or a transport could take the place of a newer one
 	config := &tls.Config{RootCAs: e.tls.cas.Load(), ServerName: e.serverName, InsecureSkipVerify: e.insecure}
@@ -1182,8 +1084,8 @@ func (e *exporter) reconnect() {
 	old := e.transport.Swap(&http.Transport{ // without a proxy from the environment
 		DialContext:            e.dial,
 		TLSClientConfig:        config,
-		TLSHandshakeTimeout:    e.timeout,
-		DisableCompression:     true, // it would hide that the body was compressed
+		TLSHandshakeTimeout:    e.timeout + overdueAfter, // the deadline of the fetch says more
+		DisableCompression:     true,                     // it would hide that the body was compressed
 		MaxResponseHeaderBytes: 64 << 10,
 		IdleConnTimeout:        5 * time.Minute,
 		DisableKeepAlives:      maxConnections() < 24, // idle ones would take the last file descriptors
@@ -1194,8 +1096,7 @@ func (e *exporter) reconnect() {
 	}
 }
 
-// maxConnections is how many connections there may be at once: 1,024, or half of the files
-// that may be open beyond those that the program and a command need.
+// maxConnections is 1,024, or half of the files that may be open beyond those that program and command need.
 func maxConnections() int {
 	files := syscall.Rlimit{Cur: 1 << 20} // if the system tells none
 	syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
@@ -1357,8 +1258,7 @@ var formats = map[string]string{
 // wordBytes are what the names of parameters, and the words of media types, consist of.
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
-// judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it
-// that cannot be read. It ignores what is not an encoding: some send a charset or a type.
+// judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it that cannot be read.
 func judgeEncoding(header string) (zipped bool, unreadable string) {
 	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
 		switch encoding = strings.TrimSpace(encoding); encoding {
@@ -1370,41 +1270,33 @@ func judgeEncoding(header string) (zipped bool, unreadable string) {
 		case "aes128gcm", "br", "bzip2", "compress", "dcb", "dcz", "deflate", "exi", "lz4", "lzma", "pack200-gzip",
 			"snappy", "x-compress", "x-snappy-framed", "xz", "zstd":
 			return false, encoding
-		}
+		} // what is not an encoding is ignored: some send a charset or a type
 	}
 	return zipped, ""
 }
 
-// failure says why there was no answer. It does not hand on all errors of net/http, which
-// name the URL and may quote the answer: both can hold secrets.
+// failure says why there was no answer, without what errors quote of the URL and of the answer: secrets, maybe.
 func (e *exporter) failure(err error) *failure {
 	err = withoutURL(err)
 	var op *net.OpError
-	var cert *tls.CertificateVerificationError
-	var unknown x509.UnknownAuthorityError
 	var otherName x509.HostnameError
-	var record tls.RecordHeaderError
-	var timeout net.Error
 	var dns *net.DNSError
 	switch {
 	case errors.As(err, &dns) && dns.IsTimeout:
 		return fail("connect", "lookup %s: no answer", dns.Name).advise("does the name server answer?")
 	case errors.As(err, &dns), errors.As(err, &op) && op.Op == "dial":
 		return fail("connect", "%w", err)
-	// That of the system is another.
-	case errors.As(err, &timeout) && timeout.Timeout() && !errors.Is(err, syscall.ETIMEDOUT):
-		return fail("timeout", "not done within %v", e.timeout)
 	case errors.Is(err, errRedirect):
 		return fail("status", "%w", err).advise("is that a login page?")
-	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, &record):
+	case errors.Is(err, http.ErrSchemeMismatch), errors.As(err, new(tls.RecordHeaderError)):
 		return fail("tls", "the exporter does not speak TLS").advise("write http://")
-	case errors.As(err, &unknown):
+	case errors.As(err, new(x509.UnknownAuthorityError)):
 		return fail("tls", "%w", err).advise("give its CA: --ca-file NAME:FILE")
 	case errors.As(err, &otherName) && len(otherName.Certificate.DNSNames)+len(otherName.Certificate.IPAddresses) == 0:
 		return fail("tls", "%w", err).advise("it needs a subject alternative name (SAN); until then: --insecure NAME")
 	case errors.As(err, &otherName):
 		return fail("tls", "%w", err).advise("give the name that is in it: --server-name NAME:HOST")
-	case errors.As(err, &cert):
+	case errors.As(err, new(*tls.CertificateVerificationError)):
 		return fail("tls", "%w", err)
 	// With TLS 1.3 the alert about a missing certificate comes with the first read.
 	case errors.As(err, &op) && (op.Op == "remote error" || op.Op == "local error"):
@@ -1425,8 +1317,7 @@ var otherProtocols = map[string]string{
 	`\x00\x00`: "it speaks HTTP/2 only, which is not supported",
 }
 
-// withoutURL removes from the error of a request the URL, which may hold secrets, and the port of this
-// side, with which the same error would be another each time.
+// withoutURL removes from an error the URL, which may hold secrets, and this side's port, another one each time.
 func withoutURL(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		op.Source = nil
@@ -1437,9 +1328,8 @@ func withoutURL(err error) error {
 	return err
 }
 
-// dial connects to the exporter, first at its IPv4 addresses: some name servers never answer for
-// the others. Each has a share of the time, as it may hang, and all is over before the deadline of
-// the fetch, whose context this is not, so that the error says more.
+// dial connects to the exporter, first at its IPv4 addresses: some name servers never answer for the others.
+// Each has a share of the time. All is over before the fetch, whose context this is not, to say more in the error.
 func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout-e.timeout/10)
 	defer cancel()
@@ -1473,8 +1363,7 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 // errRedirect is the failure of an exporter that sends the program elsewhere, or in circles.
 var errRedirect = errors.New("a redirect")
 
-// stayThere follows redirects within one scheme, host and port. An exporter may also call
-// itself by the name in the Host header, so the request goes to the address of the first.
+// stayThere follows redirects within one scheme, host and port, the host also being that of the Host header.
 func stayThere(req *http.Request, via []*http.Request) error {
 	first := via[0]
 	named := &url.URL{Scheme: first.URL.Scheme, Host: cmp.Or(first.Host, first.URL.Host)}
@@ -1501,15 +1390,14 @@ func effectivePort(u *url.URL) string {
 func (e *exporter) setHeaders(files []flagFile) error {
 	headers := e.fixed.Clone()
 	for _, f := range files {
-		err := eachLine(f.text, func(line string) error {
+		if err := eachLine(f.text, func(line string) error {
 			key, value, err := parseHeader(line)
 			if key == "Authorization" && (e.fixed.Get(key) != "" || e.tokenFile != "") {
 				err = errors.New("a flag gives another login")
 			}
 			headers.Add(key, value)
 			return err
-		})
-		if err != nil {
+		}); err != nil {
 			return f.fault(err)
 		}
 	}
@@ -1536,9 +1424,8 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	}
 	u, err = url.Parse(text)
 	_, afterScheme, _ := strings.Cut(text, "://")
-	afterHost := strings.TrimLeftFunc(afterScheme, func(c rune) bool { return !strings.ContainsRune("/?#", c) })
-	host := strings.TrimSuffix(afterScheme, afterHost)
-	host = host[strings.LastIndexByte(host, '@')+1:]
+	authority := afterScheme[:strings.IndexAny(afterScheme+"/", "/?#")]
+	host := authority[strings.LastIndexByte(authority, '@')+1:]
 	port := host[strings.LastIndexAny(host, "]:")+1:]
 	_, query, _ := strings.Cut(text, "?")
 	switch {
@@ -1557,7 +1444,7 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		return nil, "", fmt.Errorf("the scheme is missing: did you mean http://%s?", text)
 	case isSocket && rest != "" && rest[0] != '/' && rest[0] != '?':
 		return nil, "", errors.New("want http://unix:SOCKET:/PATH: what follows the socket begins with a slash")
-	case strings.Contains(afterHost, "@"):
+	case strings.Contains(afterScheme[len(authority):], "@"):
 		return nil, "", errors.New("an @ after the host: write %40; in a password, %2F for /, %3F for ?, %23 for #")
 	case strings.Count(host, ":") > 1 && (host[0] != '[' || strings.Contains(strings.ReplaceAll(host, "%25", ""), "%")):
 		return nil, "", errors.New("an IPv6 address in a URL is written like [::1], with a zone like [fe80::1%25eth0]")
@@ -1568,15 +1455,13 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 	case err != nil:
 		return nil, "", errors.New("this is not a URL")
 	case len(socket) > maxSocketPath:
-		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, this one has %d",
-			maxSocketPath, len(socket))
-	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", !isPort(u.Port(), true),
-		strings.HasSuffix(u.Host, ":"), isSocket && socket == "":
+		return nil, "", fmt.Errorf("the path of a socket may have %d bytes, not %d", maxSocketPath, len(socket))
+	case u.Scheme != "http" && u.Scheme != "https", u.Hostname() == "", strings.HasSuffix(u.Host, ":"),
+		isSocket && socket == "":
 		return nil, "", errors.New("want a URL like http://localhost:9100/metrics or http://unix:/run/x.sock:/metrics")
 	case u.Path == "":
 		u.Path = "/metrics"
 	}
-	u.Fragment = ""
 	return u, socket, nil
 }
 
@@ -1615,11 +1500,9 @@ var ownHeaders = []string{"Accept-Encoding", "Connection", "Content-Length", "Ex
 
 // files reads the files of a file source.
 type files struct {
-	*intake        // whose target is the name of one, or a glob
-	pattern string // the target as filepath.Match takes it
-
-	mu    sync.Mutex      // guards hangs
-	hangs map[string]bool // files of a glob whose read has not come back
+	*intake                 // whose target is the name of one, or a glob
+	mu      sync.Mutex      // guards hangs
+	hangs   map[string]bool // files of a glob whose read has not come back
 }
 
 // checkPattern says why a file source cannot have the pattern.
@@ -1714,38 +1597,34 @@ func (fs *files) readApart(ctx context.Context, r *result, name string) *result 
 		fs.hangs[name] = true // for all one knows
 	}
 	fs.mu.Unlock()
-	part, back := &result{bytes: r.bytes, held: r.held}, make(chan struct{})
-	missing := &result{bytes: r.bytes, held: r.held, failure: fail("timeout", "%s: its read does not come back", name)}
+	missing := &result{bytes: r.bytes, held: r.held}
+	missing.failure = fail("timeout", "%s: its read does not come back", name)
 	if hangs {
 		return missing
 	}
+	part, back := &result{bytes: r.bytes, held: r.held}, make(chan *result, 2)
 	go func() {
-		defer close(back)
 		part.failure = recovered(part, func() *failure { return fs.read(ctx, part, name) })
 		fs.mu.Lock()
-		defer fs.mu.Unlock()
 		delete(fs.hangs, name)
+		fs.mu.Unlock()
+		back <- part
 	}()
-	select {
-	case <-back:
-	case <-ctx.Done():
-		select {
-		case <-back: // what does not hang ends with ctx
-		case <-time.After(overdueAfter / 2):
-			return missing
-		}
-	}
-	return part
+	defer context.AfterFunc(ctx, func() {
+		time.Sleep(overdueAfter / 2) // what does not hang ends with ctx
+		back <- missing
+	})()
+	return <-back
 }
 
 // expand returns what the glob matches, sorted folder by folder. A folder that cannot be read is an
 // error beside the matches of others; a missing one is no match unless it is before the first *.
 func (fs *files) expand(ctx context.Context) (matches []string, err error) {
-	fixed := fs.pattern[:strings.IndexAny(fs.pattern, meta)]
-	fixed = fixed[:strings.LastIndexByte(fixed, '/')+1]
+	pattern, _ := goGlob(fs.target)
+	fixed := pattern[:strings.LastIndexByte(pattern[:strings.IndexAny(pattern, meta)], '/')+1]
 	matches = []string{fixed}
 	room := fs.maxBytes // for all names, so that folders that hold each other are no flood
-	for i, element := range strings.Split(fs.pattern[len(fixed):], "/") {
+	for i, element := range strings.Split(pattern[len(fixed):], "/") {
 		var next []string
 		for _, folder := range matches {
 			if i > 0 {
@@ -1816,7 +1695,6 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 		shown = strconv.Quote(name) // different names stay different
 	}
 	r.files = append(r.files, fileTime{shown, before.ModTime()})
-	bodies := len(r.bodies)
 	end := make([]byte, min(before.Size(), 4<<10)) // holds a short last line and some blank ones
 	n, _ := file.ReadAt(end, before.Size()-int64(len(end)))
 	end = end[:n]
@@ -1831,7 +1709,7 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	}
 	after, err := file.Stat()
 	if err != nil || after.Size() != before.Size() || !after.ModTime().Equal(before.ModTime()) {
-		r.bodies = r.bodies[:bodies]
+		r.bodies = r.bodies[:len(r.bodies)-1]
 		return fail("file", "%s changed while it was read: write it elsewhere and rename it", name)
 	}
 	return nil
@@ -1844,8 +1722,6 @@ func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 	switch {
 	case err == nil && info.IsDir() && glob != "":
 		return nil, nil, fmt.Errorf("%s is a folder: write %s%s", name, strings.TrimRight(name, "/"), glob)
-	case err == nil && info.IsDir():
-		return nil, nil, fmt.Errorf("%s is a folder", name)
 	case err == nil && !info.Mode().IsRegular():
 		return nil, nil, fmt.Errorf("%s is not a regular file", name)
 	}
@@ -1853,12 +1729,9 @@ func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	if info, err = file.Stat(); err == nil && !info.Mode().IsRegular() {
-		err = fmt.Errorf("%s is not a regular file", name)
-	}
-	if err != nil {
+	if info, err = file.Stat(); err != nil || !info.Mode().IsRegular() {
 		file.Close()
-		return nil, nil, err
+		return nil, nil, fmt.Errorf("%s is not a regular file any more", name)
 	}
 	return file, info, nil
 }
@@ -1869,22 +1742,11 @@ func openRegular(name, glob string) (*os.File, os.FileInfo, error) {
 type command struct {
 	*intake
 	commandLine
-	starts *sync.Mutex // shared by all commands: one is started at a time
-}
-
-// String returns the command without its arguments. A blank in its first word means that the whole
-// command was in quotes, most likely: what follows the blank may be secret.
-func (c *command) String() string {
-	name, _, cut := strings.Cut(c.program, " ")
-	if cut {
-		name += " …"
-	}
-	return name
 }
 
 // check looks at the program.
 func (c *command) check() error {
-	if err := checkProgram(c.program); err != nil {
+	if err := programFault(c.program, nil); err != nil {
 		return fmt.Errorf("%s: %w", c, err)
 	}
 	return nil
@@ -1911,8 +1773,7 @@ type commandLine struct {
 type param struct {
 	name    string
 	spelled []string // its placeholders, with their braces
-	choices []string // the default first; none if there is no default
-	listed  bool     // no other values than the choices are taken
+	choices []string // the default first; none if there is no default; if there are several, no others are taken
 	begins  bool     // a word may begin with its value
 }
 
@@ -1925,7 +1786,7 @@ func parseCommand(line string) (*commandLine, error) {
 	if len(words) == 0 || words[0] == "" {
 		return nil, errors.New("there is no command")
 	}
-	c := &commandLine{words: words, program: literalBraces.Replace(words[0])}
+	c := &commandLine{words: words, program: strings.NewReplacer("{{", "{", "}}", "}").Replace(words[0])}
 	for i, word := range words {
 		if err := c.parseWord(word); err != nil {
 			return nil, err
@@ -1987,8 +1848,7 @@ func splitWords(line string) ([]string, error) {
 	return words, refuseShell(line, string(shape))
 }
 
-// refuseShell returns an error if a line has words that only a shell understands. The error does not
-// quote the line, which may hold secrets.
+// refuseShell refuses words that only a shell understands, without quoting them: they may be secret.
 func refuseShell(line, shape string) error {
 	first, _, _ := strings.Cut(shape, " ")
 	if name, _, ok := strings.Cut(first, "="); ok && isBareLabel([]byte(name)) {
@@ -1999,22 +1859,19 @@ func refuseShell(line, shape string) error {
 		if operator == "" || strings.IndexByte("|&;<>", operator[0]) < 0 && !strings.HasSuffix(word, ";") {
 			continue
 		}
-		const fault = "there is no shell, so | & ; < and > mean nothing"
+		instead := `sh -c '…', with '\'' for each ' in it, or quote them`
 		switch {
 		case strings.Contains(shape, "{"):
-			return fmt.Errorf("%s: write NAME=sh -c '…' sh {x}, with \"$1\" in the script for {x}", fault)
+			instead = `sh -c '…' sh {x}, with "$1" in the script for {x}`
 		case !strings.Contains(line, "'"):
-			return fmt.Errorf("%s: write NAME=sh -c '…', or quote them", fault)
+			instead = "sh -c '…', or quote them"
 		case !strings.ContainsAny(line, `"\`):
-			return fmt.Errorf("%s: write NAME=sh -c \"…\", or quote them", fault)
+			instead = `sh -c "…", or quote them`
 		}
-		return fmt.Errorf("%s: write NAME=sh -c '…', with '\\'' for each ' in it, or quote them", fault)
+		return fmt.Errorf("there is no shell, so | & ; < and > mean nothing: write NAME=%s", instead)
 	}
 	return nil
 }
-
-// literalBraces replaces what stands for braces.
-var literalBraces = strings.NewReplacer("{{", "{", "}}", "}")
 
 // parseWord adds the parameters of a word: {{ and }} are braces, others enclose placeholders.
 func (c *commandLine) parseWord(word string) error {
@@ -2047,8 +1904,7 @@ func (c *commandLine) addParam(placeholder string, begins bool) error {
 	i := slices.IndexFunc(c.params, func(other param) bool { return other.name == name })
 	switch {
 	case strings.Trim(name, wordBytes) != "", name == "", name == "exporter_name":
-		return errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER};" +
-			" {{ and }} are literal braces")
+		return errors.New("a placeholder is {NAME}, {NAME=DEFAULT} or {NAME=ONE|OTHER}; {{ and }} are literal braces")
 	case strings.ContainsAny(text, `'"`):
 		return errQuotedDefault
 	case i < 0:
@@ -2059,7 +1915,7 @@ func (c *commandLine) addParam(placeholder string, begins bool) error {
 	}
 	p := &c.params[i]
 	if hasDefault {
-		p.choices, p.listed = choices, len(choices) > 1
+		p.choices = choices
 	}
 	p.spelled, p.begins = append(p.spelled, "{"+placeholder+"}"), p.begins || begins
 	return nil
@@ -2067,6 +1923,15 @@ func (c *commandLine) addParam(placeholder string, begins bool) error {
 
 // errQuotedDefault is the fault of {l="x"}, most likely a label.
 var errQuotedDefault = errors.New("a default cannot hold a quote; {{ and }} are literal braces")
+
+// String returns the command without its arguments. If the whole command was in quotes, it is one word with blanks.
+func (c *commandLine) String() string {
+	name, _, cut := strings.Cut(c.program, " ")
+	if cut {
+		name += " …"
+	}
+	return name
+}
 
 // needs returns a parameter without a default, "" if all have one.
 func (c *commandLine) needs() string {
@@ -2078,25 +1943,23 @@ func (c *commandLine) needs() string {
 	return ""
 }
 
-// doubts says what is likely not meant: braces of labels, of awk or of a template, and what only a
-// shell expands, unless it is in a word with blanks, which may be a script.
+// doubts says what is likely not meant: braces of labels, of awk or of a template, and what only a shell expands.
 func (c *commandLine) doubts() (doubts []string) {
-	name, _, _ := strings.Cut(c.program, " ") // what follows may be secret
 	for _, word := range c.words {
 		for _, p := range c.params {
 			before, _, found := strings.Cut(word, p.spelled[0])
 			before = before[strings.LastIndexAny(before, " \t\n")+1:]
-			isScript := strings.HasSuffix(name, "awk") && p.choices == nil
-			if found && !p.listed && (isScript || isBareLabel([]byte(before))) {
+			isScript := strings.HasSuffix(c.program, "awk") && p.choices == nil
+			if found && len(p.choices) < 2 && (isScript || isBareLabel([]byte(before))) {
 				doubts = append(doubts, fmt.Sprintf("%s is a placeholder for the URL parameter %s; "+
 					"literal braces are {%[1]s}", p.spelled[0], p.name))
 			}
 		}
 		_, template, _ := strings.Cut(strings.ReplaceAll(word, "{{{{", ""), "{{.")
 		if template, _, found := strings.Cut(template, "}}"); found {
-			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", name, template))
+			doubts = append(doubts, fmt.Sprintf("%s gets {.%s}; for {{.%[2]s}} write {{{{.%[2]s}}}}", c, template))
 		}
-		if !strings.ContainsAny(word, " \t\n") {
+		if !strings.ContainsAny(word, " \t\n") { // or it may be a script
 			doubts = append(doubts, unexpanded(word, strings.Contains(word, "/"))...)
 		}
 	}
@@ -2131,7 +1994,7 @@ func (c *commandLine) arguments(query url.Values, _ accept) (arguments, error) {
 		case len(given) > 1:
 			fault = "is there twice"
 		case slices.Contains(p.choices, given[0]): // it is from the command line
-		case p.listed:
+		case len(p.choices) > 1:
 			fault = "has none of its values"
 		case len(given[0]) > 1<<10:
 			fault = "is longer than 1 KiB"
@@ -2178,7 +2041,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	defer out.Close() // to close a pipe that there is not does no harm
 	defer errs.Close()
 	if err != nil {
-		return nil, c.startFailure(err)
+		return nil, fail("start", "failed to start %s: %w", c, programFault(c.program, err))
 	}
 
 	var body []byte
@@ -2193,8 +2056,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	readers.Go(func() { io.Copy(&last, errs) })
 	err = cmd.Wait()
 	killed := ctx.Err() != nil
-	// The first process is reaped, so its number could be another group's by now. That takes
-	// a whole round of numbers within microseconds; waitid(WNOWAIT) is not in every syscall package.
+	// The first process is reaped: its number could be another group's, after a whole round within microseconds.
 	left := signalGroup(cmd, syscall.SIGKILL)
 	patience := time.Now().Add(100 * time.Millisecond) // with one that left the group and holds a pipe
 	out.SetReadDeadline(patience)
@@ -2211,9 +2073,6 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	case killed:
 		return body, fail("exit", "was ended before it was done")
 	case err != nil && !(c.anyExit && r.exit != nil):
-		if fault := checkProgram(c.program); fault != nil {
-			err = fmt.Errorf("%w: %w", err, fault)
-		}
 		return body, fail("exit", "ended with %w", err)
 	case (left || open) && len(body) > 0 && body[len(body)-1] != '\n':
 		return body, fail("exit", "its output lacks the last newline: a process that it left behind was still to write")
@@ -2239,8 +2098,7 @@ func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 	return syscall.Kill(-cmd.Process.Pid, signal) == nil
 }
 
-// start starts a command and returns the pipes that it writes to. It reads them itself: os/exec
-// would close them at a deadline, with all that a starved program had not read yet.
+// start starts a command and returns the pipes that it writes to: os/exec would close its own at a deadline, unread.
 func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 	c.starts.Lock() // or another one could get copies of the pipes, and hold them until its exec is over
 	defer c.starts.Unlock()
@@ -2256,8 +2114,7 @@ func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
 	return out, errs, err
 }
 
-// readPipe reads a pipe to its end, limit or deadline, and then what was written in time. open reports
-// whether somebody holds the other end.
+// readPipe reads a pipe to its end, limit or deadline, and then what was written in time. open: it has a writer.
 func readPipe(pipe *os.File, limit int64) (text []byte, open bool) {
 	text, err := io.ReadAll(io.LimitReader(pipe, limit))
 	raw, fault := pipe.SyscallConn()
@@ -2283,42 +2140,27 @@ func (t *tail) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// startFailure says why a command did not start.
-func (c *command) startFailure(err error) *failure {
-	switch fault := checkProgram(c.program); {
-	case fault != nil:
-		err = fault
-	case errors.Is(err, syscall.ENOENT):
-		err = errors.New("the interpreter that its #! line names, or its loader, is missing" +
-			" (an image from scratch has no shell; a #! line needs Unix line ends)")
-	case errors.Is(err, syscall.ENOEXEC):
-		err = errors.New("it has no #! line, or is built for another kind of machine")
-	default:
-		err = rootCause(err)
-	}
-	return fail("start", "failed to start %s: %w", c, err)
-}
-
-// checkProgram says what is wrong with a program, without starting it.
-func checkProgram(name string) error {
-	_, err := exec.LookPath(name)
+// programFault says what is wrong with a program, by a look at it and by the error of its start, if any.
+func programFault(name string, err error) error {
+	_, missing := exec.LookPath(name)
 	info, statErr := os.Stat(name)
 	switch {
-	case err != nil && strings.Contains(name, " "):
+	case missing != nil && strings.Contains(name, " "):
 		return errors.New("there is no such program: with the whole command in quotes, it is one word")
-	case errors.Is(err, exec.ErrNotFound):
+	case errors.Is(missing, exec.ErrNotFound):
 		return errors.New("there is no such program in PATH")
-	case errors.Is(err, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
+	case errors.Is(missing, os.ErrPermission) && statErr == nil && info.Mode()&0o111 == 0:
 		return fmt.Errorf("it is not executable: chmod +x %s", name)
-	case errors.Is(err, os.ErrPermission) && statErr == nil:
+	case errors.Is(missing, os.ErrPermission) && statErr == nil:
 		return errors.New("permission denied: may this user run it, or is its file system mounted noexec?")
+	case missing == nil && errors.Is(err, syscall.ENOENT):
+		return errors.New("the interpreter that its #! line names, or its loader, is missing" +
+			" (an image from scratch has no shell; a #! line needs Unix line ends)")
+	case missing == nil && errors.Is(err, syscall.ENOEXEC):
+		return errors.New("it has no #! line, or is built for another kind of machine")
 	}
-	return rootCause(err)
-}
-
-// rootCause returns the innermost error, which does not tell the name of the program once more.
-func rootCause(err error) error {
-	for errors.Unwrap(err) != nil {
+	err = cmp.Or(missing, err)
+	for errors.Unwrap(err) != nil { // the innermost does not tell the name
 		err = errors.Unwrap(err)
 	}
 	return err
@@ -2415,11 +2257,17 @@ func (st *status) addFailure(reason string) {
 	st.failures[reason]++
 }
 
-// logFetch logs a fetch of a source: changes of its state for all to see.
-func logFetch(log *slog.Logger, r *result, changes int) {
-	f := r.failure
+// logFetch logs changes of a source's state for all to see, and once that it gives a series twice.
+func logFetch(log *slog.Logger, twice *sync.Once, r *result, changes int) {
+	if i := slices.IndexFunc(r.bodies, func(e *exposition) bool { return e.twice != "" }); i >= 0 {
+		const message = "a series is there twice: all are handed on, and Prometheus keeps one"
+		twice.Do(func() { log.Warn(message, "metric", r.bodies[i].twice) })
+	}
+	if r.failure == nil && r.stderr != "" {
+		log.Debug("the command wrote to standard error", "stderr", r.stderr)
+	}
 	level, message, quiet := slog.LevelInfo, "source is up", "fetched"
-	if f != nil {
+	if f := r.failure; f != nil {
 		level, message, quiet = slog.LevelWarn, "source is down", "fetch failed"
 		log = log.With("reason", f.reason, "err", f.err)
 		if detail := cmp.Or(f.detail, r.stderr); detail != "" {
@@ -2429,15 +2277,12 @@ func logFetch(log *slog.Logger, r *result, changes int) {
 	} else if changes > 0 && r.samples() == 0 {
 		log = log.With("samples", 0)
 	}
-	switch {
-	case changes > 1:
-		log.Log(context.Background(), level, message, "unlogged_changes", changes-1)
-	case changes > 0:
-		log.Log(context.Background(), level, message)
-	default:
-		log.Debug(quiet, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
+	if changes > 1 {
+		log = log.With("unlogged_changes", changes-1)
 	}
-	if f == nil && r.stderr != "" {
-		log.Debug("the command wrote to standard error", "stderr", r.stderr)
+	if changes > 0 {
+		log.Log(context.Background(), level, message)
+	} else {
+		log.Debug(quiet, "duration", r.end.Sub(r.start), "samples", r.samples(), "bytes", r.bytes)
 	}
 }

@@ -138,7 +138,7 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 // fetchOnce fetches a source, past its waterfall.
 func fetchOnce(s *source) *result {
 	standard, _ := s.arguments(nil, prometheus3)
-	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, limit: s.timeout})
+	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, result: &result{limit: s.timeout}})
 }
 
 // writeFile writes a file of a test and returns its path.
@@ -1374,11 +1374,11 @@ func (s *stand) empty(t *testing.T) {
 	synctest.Wait()
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
-	if len(s.keys) > 0 || len(s.running) > 0 || len(s.waiting) > 0 {
+	if len(s.keys) > 0 || s.running > 0 || len(s.waiting) > 0 {
 		t.Errorf("%d keys are left", len(s.keys))
 	}
-	if s.budget.spent != 0 {
-		t.Errorf("%d bytes are spent though nothing is kept", s.budget.spent)
+	if n := s.budget.spent.Load(); n != 0 {
+		t.Errorf("%d bytes are spent though nothing is kept", n)
 	}
 }
 
@@ -1554,7 +1554,7 @@ func TestBudget(t *testing.T) {
 	if served.Load() < 2 || served.Load()+busy.Load() != 30 || busy.Load() < 20 { // 4 MiB have room for 6 or 7
 		t.Errorf("%d served, %d busy", served.Load(), busy.Load())
 	}
-	if spent := s.budget.spent; spent > 4<<20 || spent < 1<<20 {
+	if spent := s.budget.spent.Load(); spent > 4<<20 || spent < 1<<20 {
 		t.Errorf("what is kept takes %d bytes", spent)
 	}
 }
@@ -1687,13 +1687,13 @@ func compareLanes(t *testing.T, s *stand, lanes map[string][]*modelFetch, held m
 	s.waterfall.mu.Lock()
 	defer s.waterfall.mu.Unlock()
 	for name, want := range lanes {
-		here := func(f *fetch) bool { return s.kind == "exec" || f.key.id == name }
-		got := slices.DeleteFunc(slices.Clone(s.running), func(f *fetch) bool { return !here(f) })
-		for _, f := range s.waiting {
-			if here(f) {
-				got = append(got, f)
+		all := slices.Clone(s.waiting)
+		for _, k := range s.keys {
+			if k.running != nil {
+				all = slices.Insert(all, 0, k.running)
 			}
 		}
+		got := slices.DeleteFunc(all, func(f *fetch) bool { return s.kind == "http" && f.key.id != name })
 		if len(got) != len(want) {
 			t.Fatalf("lane %s: %d fetches, want %d", name, len(got), len(want))
 		}
@@ -1838,7 +1838,7 @@ func TestOldTimer(t *testing.T) {
 		}
 		old := keep("a")
 		time.Sleep(time.Second)
-		s.expire(old)
+		s.tidy(old)
 		if s.keys["a"] != old || old.newest == nil {
 			t.Error("a result that is young is dropped")
 		}
@@ -1846,13 +1846,13 @@ func TestOldTimer(t *testing.T) {
 			t.Error("something of a key is held that has made room")
 		}
 		now := keep("a")
-		s.expire(old)
+		s.tidy(old)
 		if s.keys["a"] != now || now == old || now.newest == nil {
 			t.Error("a key is dropped in the place of the one before")
 		}
 		s.interval = time.Hour
 		s.waterfall.keep(now, &result{failure: fail("exit", "as told")})
-		s.expire(now)
+		s.tidy(now)
 		if len(now.newest.bodies) == 0 {
 			t.Error("bodies that stand in are dropped while they are young")
 		}
@@ -1861,7 +1861,7 @@ func TestOldTimer(t *testing.T) {
 			t.Error("others stand in for the bodies of a run that failed in part")
 		}
 		s.interval = 0
-		s.expire(now)
+		s.tidy(now)
 		time.Sleep(time.Hour)
 		s.empty(t)
 	})
@@ -1990,16 +1990,16 @@ func TestTurn(t *testing.T) {
 func TestTurnComesTooLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var turns turn
-		turns.wait(t.Context(), "")
-		mine, _ := turns.join("")
-		served := false
-		go func() { served = turns.wait(t.Context(), "") == nil }()
-		synctest.Wait()
-		turns.pass()
-		turns.leave(mine)
-		synctest.Wait()
-		if !served {
-			t.Error("the turn is lost")
+		for range 100 {
+			ctx, leave := context.WithCancel(t.Context())
+			turns.wait(ctx, "")
+			go turns.wait(ctx, "")
+			synctest.Wait()
+			leave()
+			turns.pass()
+			if synctest.Wait(); turns.taken {
+				t.Fatal("the turn is lost")
+			}
 		}
 	})
 }
@@ -3549,7 +3549,7 @@ func TestWhoMayAsk(t *testing.T) {
 	for i, want := range []string{"", "conn", "conn"} {
 		closed, name := "", filepath.Base(p.watched[i].files[0].name)
 		p.connections.changed(&namedConn{name: "conn", addr: "@", closed: &closed}, http.StateNew)
-		replaceFile(t, dir, name, string(readFiles(t, dir+"/"+name)[0]))
+		replaceFile(t, dir, name, string(readFiles(t, dir+"/"+name)[0])+"\n")
 		if p.watched[i].refresh(); closed != want {
 			t.Errorf("after a change of %s: closed %q, want %q", name, closed, want)
 		}
