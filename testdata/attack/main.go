@@ -16,6 +16,7 @@ package main
 import (
 	"compress/gzip"
 	"context"
+	"encoding/base64"
 	"errors"
 	"flag"
 	"fmt"
@@ -52,6 +53,8 @@ type scenario struct {
 	before func(a *arena, n int)                          // is called before the honest scrape n
 	check  func(a *arena, n int, page string) error       // finds what is wrong with the page of scrape n
 	after  func(a *arena) error                           // finds what is wrong at the end
+
+	honest func(ctx context.Context, a *arena) (outcome, []error) // is done instead of the honest scrapes; run only if named
 }
 
 // The honest scraper makes so many scrapes, one at each interval, and waits so long for each.
@@ -84,8 +87,11 @@ var scenarios = []scenario{
 		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "gauge", "--raw", "one,other") },
 		attack: askLarge},
 	{id: "5c", name: "slow readers of a large page", attackers: 12, addresses: 12, rate: 2, memory: 512,
-		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "gauge") },
-		attack: func(ctx context.Context, a *arena, c *client) { c.readSlowly(ctx, "/large") }},
+		flags: func(a *arena) []string { return twoLarge(a, "gauge", "gauge") },
+		attack: func(ctx context.Context, a *arena, c *client) {
+			sleep(ctx, time.Duration(c.number)*time.Second) // so that each gets a page of its own
+			c.readSlowly(ctx, "/large")
+		}},
 	{id: "6", name: "a log that nobody reads", attackers: 20, addresses: 20, rate: 200, memory: 256,
 		flags:  unreadLog,
 		before: closeLog,
@@ -109,6 +115,8 @@ var scenarios = []scenario{
 		flags: quotedNames, attack: askLarge},
 	{id: "13", name: "a glob of 100,000 files", memory: 512,
 		flags: manyFiles, check: endsInTime},
+	{id: "integrity", name: "all that changes, and mixed traffic", attackers: 12, addresses: 12, rate: 8, memory: 256,
+		flags: generations, attack: mixed, honest: readAll},
 }
 
 // good are the flags of a source that is well.
@@ -367,7 +375,8 @@ func run(ctx context.Context) bool {
 	fmt.Printf(row, "", "scenario", "attackers", "addresses", "attacks", "served", "slowest", "peak", "")
 	held := true
 	for _, s := range scenarios {
-		if ctx.Err() != nil || *only != "" && !slices.Contains(strings.Split(*only, ","), s.id) {
+		named := slices.Contains(strings.Split(*only, ","), s.id)
+		if ctx.Err() != nil || !named && (*only != "" || s.honest != nil) {
 			continue
 		}
 		if *addresses > 0 {
@@ -375,7 +384,7 @@ func run(ctx context.Context) bool {
 		}
 		o := s.run(ctx, *binary, filepath.Join(temp, s.id))
 		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, o.attacks,
-			fmt.Sprintf("%d of %d", o.served, scrapes), fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
+			fmt.Sprintf("%d of %d", o.served, o.asked), fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
 		held = held && o.held
 	}
 	return held && ctx.Err() == nil
@@ -385,6 +394,7 @@ func run(ctx context.Context) bool {
 type outcome struct {
 	attacks int64
 	served  int
+	asked   int           // honest scrapes
 	slowest time.Duration // answer to the honest scraper
 	peak    int           // memory, in MB
 	held    bool
@@ -394,7 +404,7 @@ type outcome struct {
 // run runs a scenario to its end.
 func (s *scenario) run(ctx context.Context, binary, dir string) (o outcome) {
 	ctx, stop := context.WithCancel(ctx)
-	a := &arena{dir: dir, binary: binary}
+	a := &arena{ctx: ctx, dir: dir, binary: binary}
 	defer a.close()
 	var attackers sync.WaitGroup
 	defer attackers.Wait()
@@ -417,7 +427,11 @@ func (s *scenario) run(ctx context.Context, binary, dir string) (o outcome) {
 		})
 	}
 	sleep(ctx, time.Second) // until all are there
-	o, faults := s.scrapeAll(ctx, a)
+	read := s.scrapeAll
+	if s.honest != nil {
+		read = s.honest
+	}
+	o, faults := read(ctx, a)
 	o.peak, o.attacks = a.peak(), a.attacks.Load()
 	faults = append(faults, a.fault)
 	if s.after != nil {
@@ -443,13 +457,14 @@ func (s *scenario) scrapeAll(ctx context.Context, a *arena) (o outcome, faults [
 	var mu sync.Mutex // guards o and faults
 	var all sync.WaitGroup
 	honest := newClient(a, 0)
+	o.asked = scrapes
 	for n := range scrapes {
 		if s.before != nil {
 			s.before(a, n)
 		}
 		all.Go(func() {
 			began := time.Now()
-			page, err := honest.scrape(ctx)
+			page, err := honest.scrape(ctx, "/metrics", "")
 			took := time.Since(began)
 			switch {
 			case err == nil && !isUp(page, "good"):
@@ -474,6 +489,7 @@ func (s *scenario) scrapeAll(ctx context.Context, a *arena) (o outcome, faults [
 
 // arena is where a scenario takes place.
 type arena struct {
+	ctx       context.Context // until the end of the scenario
 	dir       string
 	self      string // this program
 	binary    string
@@ -485,6 +501,8 @@ type arena struct {
 	logReader *os.File // nil without a pipe
 	servers   []*http.Server
 	disk      disk
+	integrity *integrity
+	login     bool // those who attack know the password
 	attacks   atomic.Int64
 }
 
@@ -611,17 +629,29 @@ func isUp(page, name string) bool {
 	return strings.Contains(page, "\nreverse_exporter_source_up{exporter_name=\""+name+"\"} 1\n")
 }
 
-var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
-
 // peak returns the most memory that the program has taken, in MB.
-func (a *arena) peak() int {
+func (a *arena) peak() int { return a.memory("VmHWM") }
+
+// memory returns what the system tells of the memory of the program under a name, in MB, 0 if it has ended.
+func (a *arena) memory(name string) int {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.program.Process.Pid))
-	found := highWater.FindSubmatch(status)
-	if found == nil { // it has ended
-		return 0
+	_, rest, _ := strings.Cut(string(status), name+":")
+	kilobytes, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	n, _ := strconv.Atoi(kilobytes)
+	return n >> 10
+}
+
+// cpu returns how much CPU time the program and its commands have taken.
+func (a *arena) cpu() (spent time.Duration) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.program.Process.Pid))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if fields := strings.Fields(rest); len(fields) > 15 {
+		for _, ticks := range fields[11:15] { // of a hundredth of a second
+			n, _ := strconv.Atoi(ticks)
+			spent += time.Duration(n) * 10 * time.Millisecond
+		}
 	}
-	kilobytes, _ := strconv.Atoi(string(found[1]))
-	return kilobytes >> 10
+	return spent
 }
 
 // help is what this program does as a command that a scenario runs.
@@ -665,12 +695,15 @@ func newClient(a *arena, number int) *client {
 }
 
 // scrape asks as Prometheus does, and returns the page.
-func (c *client) scrape(ctx context.Context) (page string, err error) {
+func (c *client) scrape(ctx context.Context, path, accept string) (page string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+c.arena.addr+"/metrics", nil)
+	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+c.arena.addr+path, nil)
 	if err != nil {
 		return "", err
+	}
+	if accept != "" {
+		r.Header.Set("Accept", accept)
 	}
 	r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", fmt.Sprint(timeout.Seconds()))
 	r.SetBasicAuth("prometheus", password)
@@ -691,6 +724,9 @@ func (c *client) ask(ctx context.Context, path string, change func(r *http.Reque
 	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+c.arena.addr+path, nil)
 	if err != nil {
 		return
+	}
+	if c.arena.login {
+		r.SetBasicAuth("prometheus", password)
 	}
 	if change != nil {
 		change(r)
@@ -720,16 +756,22 @@ func (c *client) hold(ctx context.Context, path string) {
 	}
 }
 
-// readSlowly asks for a path and reads a little of the answer ten times a second. The clients
-// come one after the other, so that each gets a page of its own.
+// readSlowly asks for a path and reads a little of the answer ten times a second. Segments are small,
+// or the system would take megabytes from the program.
 func (c *client) readSlowly(ctx context.Context, path string) {
-	sleep(ctx, time.Duration(c.number)*time.Second)
-	conn, err := c.send(ctx, path)
+	slow := *c
+	slow.dialer.Control = func(_, _ string, conn syscall.RawConn) error {
+		return conn.Control(func(fd uintptr) {
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, 4<<10)
+			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, 536)
+		})
+	}
+	conn, err := slow.send(ctx, path)
 	if err != nil {
 		return
 	}
 	defer conn.Close()
-	conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	for err == nil && ctx.Err() == nil {
 		_, err = io.CopyN(io.Discard, conn, 4<<10)
 		sleep(ctx, 100*time.Millisecond)
@@ -740,7 +782,11 @@ func (c *client) readSlowly(ctx context.Context, path string) {
 func (c *client) send(ctx context.Context, path string) (net.Conn, error) {
 	conn, err := c.dialer.DialContext(ctx, "tcp", c.arena.addr)
 	if err == nil {
-		_, err = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		login := ""
+		if c.arena.login {
+			login = "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("prometheus:"+password)) + "\r\n"
+		}
+		_, err = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n"+login+"\r\n")
 	}
 	return conn, err
 }
