@@ -34,16 +34,16 @@ type stream struct {
 	metrics string        // name of its own family's samples
 	shares  bool          // it also has samples of the family named shared
 
-	mu          sync.Mutex // guards both below
+	mu          sync.Mutex // guards generations
 	generations []generation
-	latest      map[string]int // generation by the Accept header that it was asked for with, if any
 }
 
 // generation is one body of a stream, made by one run of an exporter or a command, or by a rename.
 type generation struct {
+	form  string    // the Accept header that it was asked for with, if any
 	began time.Time // after the run that it is for
 	ended time.Time // before that run does, zero until then
-	next  time.Time // when the next one of the form began: it cannot be what a later scrape gets
+	dead  bool      // its run was cancelled, so that another may have begun before it
 }
 
 // sharedSize is how many samples of the family shared a stream has.
@@ -53,30 +53,37 @@ const sharedSize = 20
 func (s *stream) begin(form string) int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	now := time.Now()
-	if before, ok := s.latest[form]; ok {
-		s.generations[before].next = now
+	for i := range s.generations[max(0, len(s.generations)-100):] { // so that there is one string of each form
+		if before := s.generations[len(s.generations)-1-i].form; before == form {
+			form = before
+			break
+		}
 	}
-	s.generations = append(s.generations, generation{began: now})
-	s.latest[form] = len(s.generations) - 1
-	return s.latest[form]
+	s.generations = append(s.generations, generation{form: form, began: time.Now()})
+	return len(s.generations) - 1
 }
 
 // end notes that a generation is written.
-func (s *stream) end(n int) {
+func (s *stream) end(n int, dead bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.generations[n].ended = time.Now()
+	s.generations[n].ended, s.generations[n].dead = time.Now(), dead
 }
 
-// get returns a generation.
-func (s *stream) get(n int) (g generation, ok bool) {
+// get returns a generation, and when the next one of its form began.
+func (s *stream) get(n int) (g generation, next time.Time, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if n < 0 || n >= len(s.generations) {
-		return g, false
+		return g, next, false
 	}
-	return s.generations[n], true
+	g = s.generations[n]
+	for _, other := range s.generations[n+1:] {
+		if other.form == g.form && !other.dead && !other.ended.IsZero() && !other.began.Before(g.ended) {
+			return g, other.began, true
+		}
+	}
+	return g, next, true
 }
 
 // body returns that of a generation.
@@ -125,13 +132,13 @@ func (s *stream) export(w http.ResponseWriter, r *http.Request) {
 	half := rand.IntN(len(body))
 	io.WriteString(w, body[:half])
 	http.NewResponseController(w).Flush()
-	pause := rand.N(20 * time.Millisecond)
-	if s.name == "slow" { // whoever waits for it holds what the others have told meanwhile
+	pause := 3*time.Millisecond + rand.N(20*time.Millisecond) // in which a client is seen to have left
+	if s.name == "slow" {                                     // whoever waits for it holds what the others have told meanwhile
 		pause += slack + 500*time.Millisecond
 	}
 	sleep(r.Context(), pause)
 	io.WriteString(w, body[half:])
-	s.end(n)
+	s.end(n, r.Context().Err() != nil)
 }
 
 // rename renames bodies into place, one after the other.
@@ -140,7 +147,7 @@ func (s *stream) rename(ctx context.Context, name string) {
 		n := s.begin("")
 		os.WriteFile(name+".new", []byte(s.body(n)), 0o600)
 		os.Rename(name+".new", name)
-		s.end(n)
+		s.end(n, false)
 		sleep(ctx, rand.N(100*time.Millisecond))
 	}
 }
@@ -160,7 +167,7 @@ func (s *stream) pipe(ctx context.Context, name string) {
 		io.WriteString(pipe, body[:half])
 		sleep(ctx, rand.N(20*time.Millisecond))
 		io.WriteString(pipe, body[half:])
-		s.end(n)
+		s.end(n, false)
 		pipe.Close()
 	}
 }
@@ -185,7 +192,7 @@ func generations(a *arena) []string {
 	in := &integrity{}
 	a.integrity, a.login = in, true
 	add := func(name string, size int, shares bool, kept time.Duration) *stream {
-		s := &stream{name: name, size: size, metrics: "a_" + name, shares: shares, kept: kept, latest: map[string]int{}}
+		s := &stream{name: name, size: size, metrics: "a_" + name, shares: shares, kept: kept}
 		if name == "open" {
 			s.metrics += "_total"
 		}
@@ -198,10 +205,10 @@ func generations(a *arena) []string {
 	a.rotate()
 	flags := []string{"--web.basic-auth-file", filepath.Join(a.dir, "users"), "--file", "file=" + file, "--file", "glob=" + filepath.Dir(glob) + "/*.prom",
 		"--exec", "exec=cat " + pipe, "--bearer-token-file", "text:" + a.file("token", "0\n"), "--max-age", "aged:1s"}
-	go add("file", 1500, true, 0).rename(a.ctx, file)
+	go add("file", 5000, true, 0).rename(a.ctx, file)
 	go add("glob", 300, false, 0).rename(a.ctx, glob)
 	go add("exec", 1500, false, 0).pipe(a.ctx, pipe)
-	for _, s := range []*stream{add("text", 1500, true, 0), add("open", 500, false, 0), add("clash", 20, true, 0), add("slow", 100, false, 0),
+	for _, s := range []*stream{add("text", 5000, true, 0), add("open", 500, false, 0), add("clash", 20, true, 0), add("slow", 100, false, 0),
 		add("aged", 100, false, time.Second)} {
 		flags = append(flags, "--http", s.name+"="+a.serve(s.export))
 	}
@@ -329,49 +336,69 @@ func (in *integrity) readAs(ctx context.Context, a *arena, i int) {
 	kind := kinds[i%len(kinds)]
 	c := newClient(a, 0)
 	c.http.Transport.(*http.Transport).DisableCompression = !kind.zipped
+	var read []*reading
 	for {
 		sleep(ctx, rand.N(time.Second))
-		if ctx.Err() != nil {
+		over := ctx.Err() != nil
+		for len(read) > 0 && (over || time.Since(read[0].began) > 2*timeout) { // what was under way is told by now
+			in.note(read[0], "", read[0].checkAges())
+			read = read[1:]
+		}
+		if over {
 			return
 		}
-		asked, path := in.streams, "/metrics"
+		found := &reading{kind: kind.name, accept: kind.accept, asked: in.streams, path: "/metrics"}
 		if rand.IntN(4) > 0 {
-			asked = slices.DeleteFunc(slices.Clone(asked), func(*stream) bool { return rand.IntN(2) == 0 })
-			path += "?exporter_name=reverse_exporter"
-			for _, s := range asked {
-				path += "&exporter_name=" + s.name
+			found.asked = slices.DeleteFunc(slices.Clone(in.streams), func(*stream) bool { return rand.IntN(2) == 0 })
+			found.path += "?exporter_name=reverse_exporter"
+			for _, s := range found.asked {
+				found.path += "&exporter_name=" + s.name
 			}
 		}
 		in.mu.Lock()
-		began, scrapes := time.Now(), in.scrapes
+		scrapes := in.scrapes
 		in.mu.Unlock()
-		page, err := c.scrape(context.WithoutCancel(ctx), path, kind.accept)
-		found := &reading{asked: asked, began: began, accept: kind.accept}
+		found.began = time.Now()
+		page, err := c.scrape(context.WithoutCancel(ctx), found.path, kind.accept)
 		if err == nil {
 			err = found.check(page)
 		}
-		own := slices.ContainsFunc(asked, func(s *stream) bool { return s.kept == 0 }) // made for this scrape, or one beside it
-		if err == nil && own && found.scrapes < scrapes {
+		fresh := slices.ContainsFunc(found.asked, func(s *stream) bool { return s.kept == 0 }) // or another's page may serve
+		if err == nil && fresh && found.scrapes < scrapes {
 			err = fmt.Errorf("stale: %d scrapes are counted, there were %d before", found.scrapes, scrapes)
 		}
-		in.mu.Lock()
 		if err != nil {
-			in.faults++
-			fmt.Printf("%s FAULT: %s, %s, asked at %s: %v\n", time.Now().Format(time.TimeOnly), kind.name, path, began.Format("05.000"), err)
-			os.WriteFile(filepath.Join(os.TempDir(), fmt.Sprintf("attack-fault-%d", in.faults%20)), []byte(page), 0o600)
+			in.note(found, page, err)
 		} else {
-			in.pages, in.samples, in.joined, in.lag = in.pages+1, in.samples+found.samples, in.joined+found.joined, max(in.lag, found.lag)
+			read = append(read, found)
+			in.mu.Lock()
 			in.scrapes = max(in.scrapes, found.scrapes)
+			in.mu.Unlock()
 		}
-		in.mu.Unlock()
 	}
+}
+
+// note counts a page, which is without fault or not.
+func (in *integrity) note(found *reading, page string, err error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if err == nil {
+		in.pages, in.samples, in.joined, in.lag = in.pages+1, in.samples+found.samples, in.joined+found.joined, max(in.lag, found.lag)
+		return
+	}
+	in.faults++
+	fmt.Printf("%s FAULT: %s, %s, asked at %s: %v\n", time.Now().Format(time.TimeOnly), found.kind, found.path, found.began.Format("04:05.000"), err)
+	os.WriteFile(filepath.Join(os.TempDir(), fmt.Sprintf("attack-fault-%d", in.faults%20)), []byte(page), 0o600)
 }
 
 // reading is a page and what was found of it.
 type reading struct {
+	kind    string // of scraper
+	accept  string
+	path    string
 	asked   []*stream
 	began   time.Time
-	accept  string
+	parts   map[string]*part // by name of the stream
 	samples int
 	joined  int
 	scrapes int // that it counts
@@ -391,10 +418,10 @@ func (re *reading) check(page string) error {
 	if open != wantOpen || !strings.HasSuffix(page, "\n") || strings.Count(page, "# EOF") > 1 {
 		return fmt.Errorf("the end of the page is %q, OpenMetrics %v", page[max(0, len(page)-20):], wantOpen)
 	}
-	parts := map[string]*part{}
+	re.parts = map[string]*part{}
 	streams := map[string]*stream{}
 	for _, s := range re.asked {
-		parts[s.name], streams[s.name] = &part{}, s
+		re.parts[s.name], streams[s.name] = &part{}, s
 		if !isUp(page, s.name) {
 			_, status, _ := strings.Cut(page, "\nreverse_exporter_source_failures_total{exporter_name=\""+s.name)
 			return fmt.Errorf("%s is down: %.1000s", s.name, status)
@@ -417,7 +444,7 @@ func (re *reading) check(page string) error {
 		}
 		_, rest, _ := strings.Cut(line, `{exporter_name="`)
 		name, _, _ := strings.Cut(rest, `"`)
-		s, p := streams[name], parts[name]
+		s, p := streams[name], re.parts[name]
 		if s == nil {
 			return fmt.Errorf("%q is of nobody who was asked", line)
 		}
@@ -431,15 +458,12 @@ func (re *reading) check(page string) error {
 		re.samples++
 	}
 	shared := map[string]bool{}
-	for name, p := range parts {
-		n, _ := strconv.Atoi(p.generation)
-		if err := re.checkAge(streams[name], n); err != nil {
-			return err
-		}
+	for name, p := range re.parts {
 		if want := streams[name].lines(); p.lines != want {
 			return fmt.Errorf("%s has %d samples, want %d", name, p.lines, want)
 		}
 		if streams[name].shares {
+			n, _ := strconv.Atoi(p.generation)
 			shared[streams[name].typeOfShared(n)] = true
 		}
 	}
@@ -484,28 +508,32 @@ func (s *stream) line(i int, generation string, open bool) string {
 // slack is how long the program may take to read a body that is written, on a busy machine.
 const slack = 2 * time.Second
 
-// checkAge checks that a generation is of a run that had not ended before the scrape was sent. When the
+// checkAges checks that no generation is of a run that had ended before the scrape was sent. When the
 // next run of the form had begun, it had. Otherwise it has ended soon after its body; but a file does
 // not tell when it is read.
-func (re *reading) checkAge(s *stream, n int) error {
-	g, ok := s.get(n)
-	switch age := re.began.Sub(g.next); {
-	case !ok:
-		return fmt.Errorf("%s has no generation %d", s.name, n)
-	case s.name == "file" || s.name == "glob":
-		if !g.next.IsZero() && age > slack {
-			return fmt.Errorf("stale: generation %d of %s was replaced %v before the scrape", n, s.name, age)
+func (re *reading) checkAges() error {
+	for _, s := range re.asked {
+		n, err := strconv.Atoi(re.parts[s.name].generation)
+		g, next, ok := s.get(n)
+		replaced, ended := time.Duration(0), re.began.Sub(g.ended)
+		if !next.IsZero() {
+			replaced = re.began.Sub(next)
 		}
-		return nil
-	case !g.next.IsZero() && age > 0:
-		return fmt.Errorf("stale: the run of %s after generation %d began %v before the scrape", s.name, n, age)
-	case !g.ended.IsZero() && re.began.Sub(g.ended) > s.kept+slack:
-		return fmt.Errorf("stale: generation %d of %s ended %v before the scrape", n, s.name, re.began.Sub(g.ended))
-	}
-	if s.kept == 0 && g.began.Before(re.began) {
-		re.joined++
-		if !g.ended.IsZero() {
-			re.lag = max(re.lag, re.began.Sub(g.ended))
+		isFile := s.name == "file" || s.name == "glob"
+		switch {
+		case err != nil || !ok || g.ended.IsZero():
+			return fmt.Errorf("%s has no generation %d", s.name, n)
+		case isFile && replaced > slack:
+			return fmt.Errorf("stale: generation %d of %s was replaced %v before the scrape", n, s.name, replaced)
+		case isFile:
+			continue
+		case replaced > 0:
+			return fmt.Errorf("stale: the run of %s after generation %d began %v before the scrape", s.name, n, replaced)
+		case ended > s.kept+slack:
+			return fmt.Errorf("stale: generation %d of %s ended %v before the scrape", n, s.name, ended)
+		case s.kept == 0 && g.began.Before(re.began):
+			re.joined++
+			re.lag = max(re.lag, ended)
 		}
 	}
 	return nil
