@@ -28,11 +28,14 @@ var howLong = flag.Duration("for", 3*time.Minute, "how long the scenario integri
 
 // stream is a source. All samples of one of its bodies have the same number.
 type stream struct {
-	name    string
-	size    int           // samples of its own family
-	kept    time.Duration // its --max-age
-	metrics string        // name of its own family's samples
-	shares  bool          // it also has samples of the family named shared
+	name   string
+	size   int           // samples of its own family
+	kept   time.Duration // its --max-age
+	open   bool          // it is OpenMetrics
+	slow   bool          // it takes long, and whoever waits for it holds what the others have told meanwhile
+	isFile bool          // it does not tell when it is read
+	shares bool          // it also has samples of the family shared,
+	clash  bool          // which has another type in every other generation
 
 	mu          sync.Mutex // guards generations
 	generations []generation
@@ -90,14 +93,14 @@ func (s *stream) get(n int) (g generation, next time.Time, ok bool) {
 func (s *stream) body(n int) string {
 	var b strings.Builder
 	value := strconv.Itoa(n)
-	family, sampleType := s.metrics, "gauge"
-	if s.name == "open" {
-		family, sampleType = strings.TrimSuffix(family, "_total"), "counter"
+	family, sampleType := "a_"+s.name, "gauge"
+	if s.open {
+		sampleType = "counter"
 	}
 	fmt.Fprintf(&b, "# HELP %s What is measured.\n# TYPE %s %s\n", family, family, sampleType)
 	for i := range s.size {
-		fmt.Fprintf(&b, `%s{i="%d",of="everything that is measured"} %s`, s.metrics, i, value)
-		if s.name == "open" {
+		fmt.Fprintf(&b, `%s{i="%d",of="everything that is measured"} %s`, s.metric(), i, value)
+		if s.open {
 			b.WriteString(` # {generation="` + value + `"} ` + value)
 		}
 		b.WriteByte('\n')
@@ -108,15 +111,23 @@ func (s *stream) body(n int) string {
 			fmt.Fprintf(&b, "shared{i=\"%d\"} %s\n", i, value)
 		}
 	}
-	if s.name == "open" {
+	if s.open {
 		b.WriteString("# EOF\n")
 	}
 	return b.String()
 }
 
-// typeOfShared is a type that others agree with in every other generation of one stream.
+// metric is the name of the samples of its own family.
+func (s *stream) metric() string {
+	if s.open {
+		return "a_" + s.name + "_total"
+	}
+	return "a_" + s.name
+}
+
+// typeOfShared is the type of the family shared in a generation.
 func (s *stream) typeOfShared(n int) string {
-	if s.name == "clash" && n%2 == 1 {
+	if s.clash && n%2 == 1 {
 		return "counter"
 	}
 	return "gauge"
@@ -125,7 +136,7 @@ func (s *stream) typeOfShared(n int) string {
 // export is an exporter whose bodies come in two parts.
 func (s *stream) export(w http.ResponseWriter, r *http.Request) {
 	n := s.begin(r.Header.Get("Accept"))
-	if s.name == "open" {
+	if s.open {
 		w.Header().Set("Content-Type", "application/openmetrics-text; version=1.0.0; charset=utf-8")
 	}
 	body := s.body(n)
@@ -133,7 +144,7 @@ func (s *stream) export(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(w, body[:half])
 	http.NewResponseController(w).Flush()
 	pause := 3*time.Millisecond + rand.N(20*time.Millisecond) // in which a client is seen to have left
-	if s.name == "slow" {                                     // whoever waits for it holds what the others have told meanwhile
+	if s.slow {
 		pause += slack + 500*time.Millisecond
 	}
 	sleep(r.Context(), pause)
@@ -189,30 +200,29 @@ type integrity struct {
 
 // generations prepares the streams.
 func generations(a *arena) []string {
-	in := &integrity{}
-	a.integrity, a.login = in, true
-	add := func(name string, size int, shares bool, kept time.Duration) *stream {
-		s := &stream{name: name, size: size, metrics: "a_" + name, shares: shares, kept: kept}
-		if name == "open" {
-			s.metrics += "_total"
-		}
-		in.streams = append(in.streams, s)
-		return s
+	file, glob := &stream{name: "file", size: 5000, shares: true, isFile: true}, &stream{name: "glob", size: 300, isFile: true}
+	pipe := &stream{name: "exec", size: 1500}
+	exporters := []*stream{
+		{name: "text", size: 5000, shares: true},
+		{name: "open", size: 500, open: true},
+		{name: "clash", size: 20, shares: true, clash: true},
+		{name: "slow", size: 100, slow: true},
+		{name: "aged", size: 100, kept: time.Second},
 	}
-	os.Mkdir(filepath.Join(a.dir, "glob"), 0o700)
-	file, glob, pipe := filepath.Join(a.dir, "file.prom"), filepath.Join(a.dir, "glob", "one.prom"), filepath.Join(a.dir, "pipe")
-	syscall.Mkfifo(pipe, 0o600)
+	a.integrity, a.login = &integrity{streams: append(exporters, file, glob, pipe)}, true
+	at := func(name string) string { return filepath.Join(a.dir, name) }
+	os.Mkdir(at("glob"), 0o700)
+	syscall.Mkfifo(at("pipe"), 0o600)
+	go file.rename(a.ctx, at("file.prom"))
+	go glob.rename(a.ctx, at("glob/one.prom"))
+	go pipe.pipe(a.ctx, at("pipe"))
 	a.rotate()
-	flags := []string{"--web.basic-auth-file", filepath.Join(a.dir, "users"), "--file", "file=" + file, "--file", "glob=" + filepath.Dir(glob) + "/*.prom",
-		"--exec", "exec=cat " + pipe, "--bearer-token-file", "text:" + a.file("token", "0\n"), "--max-age", "aged:1s"}
-	go add("file", 5000, true, 0).rename(a.ctx, file)
-	go add("glob", 300, false, 0).rename(a.ctx, glob)
-	go add("exec", 1500, false, 0).pipe(a.ctx, pipe)
-	for _, s := range []*stream{add("text", 5000, true, 0), add("open", 500, false, 0), add("clash", 20, true, 0), add("slow", 100, false, 0),
-		add("aged", 100, false, time.Second)} {
+	flags := []string{"--web.basic-auth-file", at("users"), "--bearer-token-file", "text:" + a.file("token", "0\n"),
+		"--file", "file=" + at("file.prom"), "--file", "glob=" + at("glob/*.prom"),
+		"--exec", "exec=cat " + at("pipe"), "--max-age", "aged:1s"}
+	for _, s := range exporters {
 		flags = append(flags, "--http", s.name+"="+a.serve(s.export))
 	}
-	sleep(a.ctx, 200*time.Millisecond) // until the files are there
 	return flags
 }
 
@@ -221,7 +231,8 @@ var kinds = []struct {
 	name, accept string
 	zipped       bool
 }{
-	{"Prometheus 3", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5," +
+	{"Prometheus 3", "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6," +
+		"application/openmetrics-text;version=0.0.1;q=0.5," +
 		"text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2", true},
 	{"text as it came", "text/plain;version=1.0.0;escaping=allow-utf-8;q=0.4,text/plain;version=0.0.4;q=0.3", false},
 	{"strict, compressed", "", true},
@@ -272,7 +283,8 @@ func readAll(ctx context.Context, a *arena) (o outcome, faults []error) {
 		all.Go(func() { in.readAs(ctx, a, i) })
 	}
 	all.Go(func() { reload(ctx, a) })
-	fmt.Printf("%8s %9s %12s %9s %9s %7s %7s %12s %8s\n", "after", "pages", "samples", "joined", "lag", "faults", "memory", "descriptors", "CPU")
+	const row = "%8v %9v %12v %9v %9v %7v %7v %12v %8v\n"
+	fmt.Printf(row, "after", "pages", "samples", "joined", "lag", "faults", "memory", "descriptors", "CPU")
 	before := a.cpu()
 	for second := 1; ctx.Err() == nil; second++ {
 		sleep(ctx, time.Second)
@@ -281,14 +293,16 @@ func readAll(ctx context.Context, a *arena) (o outcome, faults []error) {
 		in.memory, in.files = append(in.memory, a.memory("VmRSS")), append(in.files, len(files))
 		if second%60 == 0 {
 			now := a.cpu()
-			fmt.Printf("%8s %9d %12d %9d %9v %7d %4d MB %12d %6.0f %%\n", time.Since(begun).Round(time.Second), in.pages, in.samples, in.joined,
-				in.lag.Round(10*time.Microsecond), in.faults, slices.Max(in.memory[second-60:]), slices.Max(in.files[second-60:]), (now-before).Seconds()/0.6)
+			fmt.Printf(row, time.Since(begun).Round(time.Second), in.pages, in.samples, in.joined, in.lag.Round(10*time.Microsecond),
+				in.faults, fmt.Sprintf("%d MB", slices.Max(in.memory[second-60:])), slices.Max(in.files[second-60:]),
+				fmt.Sprintf("%.0f %%", (now-before).Seconds()/0.6))
 			before = now
 		}
 		in.mu.Unlock()
 	}
 	all.Wait()
-	fmt.Printf("%d samples on %d pages, %d faults; %d results were joined, and none had ended more than %v before its scrape came\n",
+	fmt.Printf("%d samples on %d pages, %d faults; %d results were joined, "+
+		"none of which had ended more than %v before its scrape\n",
 		in.samples, in.pages, in.faults, in.joined, in.lag.Round(10*time.Microsecond))
 	if in.faults > 0 {
 		faults = append(faults, fmt.Errorf("%d faults", in.faults))
@@ -383,11 +397,12 @@ func (in *integrity) note(found *reading, page string, err error) {
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	if err == nil {
-		in.pages, in.samples, in.joined, in.lag = in.pages+1, in.samples+found.samples, in.joined+found.joined, max(in.lag, found.lag)
+		in.pages, in.samples, in.joined = in.pages+1, in.samples+found.samples, in.joined+found.joined
+		in.lag = max(in.lag, found.lag)
 		return
 	}
 	in.faults++
-	fmt.Printf("%s FAULT: %s, %s, asked at %s: %v\n", time.Now().Format(time.TimeOnly), found.kind, found.path, found.began.Format("04:05.000"), err)
+	fmt.Printf("FAULT: %s, %s, asked at %s: %v\n", found.kind, found.path, found.began.Format("15:04:05.000"), err)
 	os.WriteFile(filepath.Join(os.TempDir(), fmt.Sprintf("attack-fault-%d", in.faults%20)), []byte(page), 0o600)
 }
 
@@ -411,10 +426,13 @@ type part struct {
 	generation string
 }
 
+const scrapesTotal = `reverse_exporter_scrapes_total{exporter_name="reverse_exporter",code="200"} `
+
 // check compares a page with the generations that its first samples name.
 func (re *reading) check(page string) error {
 	open := strings.HasSuffix(page, "\n# EOF\n")
-	wantOpen := strings.Contains(re.accept, "openmetrics") && slices.ContainsFunc(re.asked, func(s *stream) bool { return s.name == "open" })
+	wantOpen := strings.Contains(re.accept, "openmetrics") &&
+		slices.ContainsFunc(re.asked, func(s *stream) bool { return s.open })
 	if open != wantOpen || !strings.HasSuffix(page, "\n") || strings.Count(page, "# EOF") > 1 {
 		return fmt.Errorf("the end of the page is %q, OpenMetrics %v", page[max(0, len(page)-20):], wantOpen)
 	}
@@ -436,10 +454,10 @@ func (re *reading) check(page string) error {
 			}
 			continue
 		}
-		if count, ok := strings.CutPrefix(line, `reverse_exporter_scrapes_total{exporter_name="reverse_exporter",code="200"} `); ok {
+		if count, ok := strings.CutPrefix(line, scrapesTotal); ok {
 			re.scrapes, _ = strconv.Atoi(count)
 		}
-		if strings.HasPrefix(line, "reverse_exporter_") || strings.HasPrefix(line, "go_") || strings.HasPrefix(line, "process_") {
+		if kind, _, _ := strings.Cut(line, "_"); kind == "reverse" || kind == "go" || kind == "process" {
 			continue
 		}
 		_, rest, _ := strings.Cut(line, `{exporter_name="`)
@@ -498,8 +516,9 @@ func (s *stream) line(i int, generation string, open bool) string {
 	if i >= s.size {
 		return `shared{exporter_name="` + s.name + `",i="` + strconv.Itoa(i-s.size) + `"} ` + generation
 	}
-	line := s.metrics + `{exporter_name="` + s.name + `",i="` + strconv.Itoa(i) + `",of="everything that is measured"} ` + generation
-	if s.name == "open" && open {
+	line := s.metric() + `{exporter_name="` + s.name + `",i="` + strconv.Itoa(i) +
+		`",of="everything that is measured"} ` + generation
+	if s.open && open {
 		line += ` # {generation="` + generation + `"} ` + generation
 	}
 	return line
@@ -519,13 +538,12 @@ func (re *reading) checkAges() error {
 		if !next.IsZero() {
 			replaced = re.began.Sub(next)
 		}
-		isFile := s.name == "file" || s.name == "glob"
 		switch {
 		case err != nil || !ok || g.ended.IsZero():
 			return fmt.Errorf("%s has no generation %d", s.name, n)
-		case isFile && replaced > slack:
+		case s.isFile && replaced > slack:
 			return fmt.Errorf("stale: generation %d of %s was replaced %v before the scrape", n, s.name, replaced)
-		case isFile:
+		case s.isFile:
 			continue
 		case replaced > 0:
 			return fmt.Errorf("stale: the run of %s after generation %d began %v before the scrape", s.name, n, replaced)

@@ -72,7 +72,8 @@ type scenario struct {
 	check  func(a *arena, n int, page string) error       // finds what is wrong with the page of scrape n
 	after  func(a *arena) error                           // finds what is wrong at the end
 
-	honest func(ctx context.Context, a *arena) (outcome, []error) // is done instead of the honest scrapes; run only if named
+	// honest is done instead of the honest scrapes. A scenario that has it is run only if it is named.
+	honest func(ctx context.Context, a *arena) (outcome, []error)
 }
 
 // The honest scraper makes so many scrapes, one at each interval, and waits so long for each.
@@ -464,7 +465,8 @@ var fetchesOfGood = regexp.MustCompile(`source_fetches_total\{exporter_name="goo
 // runsAreTold checks that only the scrapes have run the command, and that the page tells of each run.
 func runsAreTold(a *arena, n int, page string) error {
 	runs, _ := os.ReadFile(filepath.Join(a.dir, "runs"))
-	if told := fetchesOfGood.FindStringSubmatch(page); len(runs) > n+1 || told == nil || told[1] != strconv.Itoa(len(runs)) {
+	told := fetchesOfGood.FindStringSubmatch(page)
+	if len(runs) > n+1 || told == nil || told[1] != strconv.Itoa(len(runs)) {
 		return fmt.Errorf("%d runs for %d scrapes, told %q", len(runs), n+1, told)
 	}
 	return nil
@@ -524,9 +526,8 @@ func logIsShort(a *arena) error {
 
 // hangingToken is an exporter whose token is on a disk that will hang.
 func hangingToken(a *arena) []string {
-	folder := a.mount()
-	return []string{"--http", "good=" + a.serve(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "good 1\n") }),
-		"--bearer-token-file", "good:" + filepath.Join(folder, "token")}
+	url := a.serve(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "good 1\n") })
+	return []string{"--http", "good=" + url, "--bearer-token-file", "good:" + filepath.Join(a.mount(), "token")}
 }
 
 // hangChanged has the disk hang after a file on it has changed.
@@ -630,8 +631,8 @@ func run(ctx context.Context) bool {
 			s.addresses = min(*addresses, s.attackers)
 		}
 		o := s.run(ctx, *binary, filepath.Join(temp, s.id))
-		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, o.attacks,
-			fmt.Sprintf("%d of %d", o.served, o.asked), fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
+		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, o.attacks, fmt.Sprintf("%d of %d", o.served, o.asked),
+			fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
 		held = held && o.held
 	}
 	return held && ctx.Err() == nil
