@@ -711,13 +711,20 @@ func (t *turn) pass() {
 	t.next()
 }
 
-// next gives the turn to a waiter of the client that has had least. The caller holds mu.
+// next gives the turn to a waiter of the client that has had least, and of these of the one that has
+// fewest waiting: a flood of clients that have had nothing yet waits in many places. The caller holds mu.
 func (t *turn) next() {
 	if t.taken = len(t.waiting) > 0; !t.taken {
 		return
 	}
 	cost := func(w *waiter) time.Duration { return t.spent[0][w.client] + t.spent[1][w.client] }
-	first := slices.MinFunc(t.waiting, func(a, b *waiter) int { return cmp.Compare(cost(a), cost(b)) })
+	wait := map[string]int{} // of each client
+	for _, w := range t.waiting {
+		wait[w.client]++
+	}
+	first := slices.MinFunc(t.waiting, func(a, b *waiter) int {
+		return cmp.Or(cmp.Compare(cost(a), cost(b)), cmp.Compare(wait[a.client], wait[b.client]))
+	})
 	t.holder, t.since = first.client, time.Now()
 	t.waiting = slices.DeleteFunc(t.waiting, func(other *waiter) bool { return other == first })
 	close(first.come)

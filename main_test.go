@@ -1946,7 +1946,8 @@ func TestTurn(t *testing.T) {
 		"a1 a2 a3 a4 a5 a6 b1 c1 > > > > > >":      "a1 no a5 no a6 b1 c1 a2 a3 a4", // three may wait
 		"a1 b1 b2 a2 > > > >":                      "a1 b1 b2 a2",                   // both have one before
 		"a1 a2 b1 b1- c1 > > >":                    "a1 c1 a2",
-		"a1 b1 b2 a2 > >> > >":                     "a1 b1 a2 b2", // b1 had it for longer
+		"a1 b1 b2 c1 c2 d1 > > > > > >":            "a1 d1 b1 c1 b2 c2", // d asks for least
+		"a1 b1 b2 a2 > >> > >":                     "a1 b1 a2 b2",       // b1 had it for longer
 		"a1 > b1 > a2 a3 b2 > > >":                 "a1 b1 a2 b2 a3",
 		"a1 a2 a3 a4 > a5 b1 > > > > > > > b2 > >": "a1 a2 b1 a3 a4 a5 b2",
 	} {

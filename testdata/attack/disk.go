@@ -8,25 +8,31 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
-// disk is a FUSE file system of two files, spoken to without a library. While it hangs, reads
-// of one file get no answer, and not even SIGKILL ends a process that reads it.
+// disk is a FUSE file system of a few files, spoken to without a library. While it hangs, reads
+// of some get no answer, and not even SIGKILL ends a process that reads it.
 type disk struct {
 	folder string // "" if it is not mounted
 	fd     int    // of /dev/fuse
 
+	changed atomic.Bool // the files have another time than before
+
 	mu      sync.Mutex // guards both below
 	hanging bool
-	unread  []uint64 // reads that are still to be answered
+	unread  []unread // reads that are still to be answered
 }
+
+// unread is a read that is to be answered.
+type unread struct{ id, node uint64 }
 
 // diskFile is one of the files of a disk.
 type diskFile struct{ name, text string }
 
-// files are those of a disk, by node number. The folder has 1, and hung.prom is the one that hangs.
-var files = []diskFile{2: {"hung.prom", "hung 1\n"}, 3: {"well.prom", "well 1\n"}}
+// files are those of a disk, by node number. The folder has 1, and all but well.prom hang.
+var files = []diskFile{2: {"hung.prom", "hung 1\n"}, 3: {"well.prom", "well 1\n"}, 4: {"token", "token\n"}}
 
 // mount mounts the disk and returns its folder.
 func (d *disk) mount(folder string) (string, error) {
@@ -57,8 +63,8 @@ func (d *disk) hang(so bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.hanging = so; !so {
-		for _, id := range d.unread {
-			d.reply(id, 0, files[2].text)
+		for _, r := range d.unread {
+			d.reply(r.id, 0, files[r.node].text)
 		}
 		d.unread = nil
 	}
@@ -97,12 +103,12 @@ func (d *disk) answer(request []byte) {
 			node, generation uint64
 			validity         [6]uint32
 			attributes
-		}{node: uint64(at), attributes: attributesOf(uint64(at))})
+		}{node: uint64(at), attributes: d.attributesOf(uint64(at))})
 	case 3: // GETATTR
 		d.reply(id, 0, struct {
 			validity [4]uint32
 			attributes
-		}{attributes: attributesOf(node)})
+		}{attributes: d.attributesOf(node)})
 	case 14, 27: // OPEN and OPENDIR: without a cache
 		d.reply(id, 0, [4]uint32{2: 1})
 	case 28: // READDIR
@@ -136,11 +142,15 @@ type attributes struct {
 }
 
 // attributesOf returns those of a node.
-func attributesOf(node uint64) attributes {
+func (d *disk) attributesOf(node uint64) attributes {
 	if node == 1 {
 		return attributes{node: node, mode: syscall.S_IFDIR | 0o700, links: 2}
 	}
-	return attributes{node: node, mode: syscall.S_IFREG | 0o600, links: 1, size: uint64(len(files[node].text))}
+	is := attributes{node: node, mode: syscall.S_IFREG | 0o600, links: 1, size: uint64(len(files[node].text))}
+	if d.changed.Load() {
+		is.times[1] = 1
+	}
+	return is
 }
 
 // read answers a READ, unless the disk hangs.
@@ -148,8 +158,8 @@ func (d *disk) read(id, node, offset uint64) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	text := files[node].text
-	if node == 2 && d.hanging {
-		d.unread = append(d.unread, id)
+	if node != 3 && d.hanging {
+		d.unread = append(d.unread, unread{id, node})
 		return
 	}
 	d.reply(id, 0, text[min(offset, uint64(len(text))):])

@@ -4,22 +4,41 @@
 // with an honest scraper that asks every 2 s beside those who attack, and tells in a table
 // what became of the honest one and of the memory.
 //
-//	go run ./testdata/attack                  all scenarios, in five minutes
+//	go run ./testdata/attack                  all scenarios, in ten minutes
 //	go run ./testdata/attack -run 2,5b        some of them
+//	go run ./testdata/attack -run integrity -for 1h
+//	                                          only whether samples are whole and new, see integrity.go
 //	go run ./testdata/attack -addresses 1000  the attackers have that many client addresses
 //	go run ./testdata/attack -binary PATH     a program that is built already
 //
 // Everything stays on loopback and in a temporary folder. A scenario takes half a minute and
-// a few thousand connections. Scenarios have the numbers of the list that they come from.
+// a few thousand connections. Scenarios have the numbers of the lists that they come from. Of the
+// list with letters these have no scenario, for a script or a test shows them each time:
+//
+//	H2  a source's own reverse_exporter_ metrics: script own-metrics
+//	H7  the exit status of wrong flags: scripts flags-*
+//	M1  wrong passwords of many addresses: scenario 4b, TestTurn
+//	M2  connections after a change of the CA: TestWhoMayAsk
+//	M6  an exporter whose address changes, and
+//	M7  one that serves a connection at a time: TestReconnect
+//	M8  two logins of a source: script flags-options
+//	M10 what a failed run told: TestStandIn; what is left to scrapes that have gone: waterfall.txt
 package main
 
 import (
 	"compress/gzip"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"math/big"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -52,6 +71,9 @@ type scenario struct {
 	before func(a *arena, n int)                          // is called before the honest scrape n
 	check  func(a *arena, n int, page string) error       // finds what is wrong with the page of scrape n
 	after  func(a *arena) error                           // finds what is wrong at the end
+
+	// honest is done instead of the honest scrapes. A scenario that has it is run only if it is named.
+	honest func(ctx context.Context, a *arena) (outcome, []error)
 }
 
 // The honest scraper makes so many scrapes, one at each interval, and waits so long for each.
@@ -78,14 +100,17 @@ var scenarios = []scenario{
 			c.ask(ctx, "/metrics", func(r *http.Request) { r.SetBasicAuth("prometheus", invented()) })
 		}},
 	{id: "5", name: "random subsets of sources", attackers: 1000, addresses: 20, rate: 100, memory: 256,
-		flags:  tenSources,
+		flags:  func(a *arena) []string { return tenSources(a, 300<<10) },
 		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics?"+subset(), zipped) }},
 	{id: "5b", name: "two large raw bodies elsewhere", attackers: 2, addresses: 2, rate: 2, memory: 256,
 		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "gauge", "--raw", "one,other") },
 		attack: askLarge},
 	{id: "5c", name: "slow readers of a large page", attackers: 12, addresses: 12, rate: 2, memory: 512,
-		flags:  func(a *arena) []string { return twoLarge(a, "gauge", "gauge") },
-		attack: func(ctx context.Context, a *arena, c *client) { c.readSlowly(ctx, "/large") }},
+		flags: func(a *arena) []string { return twoLarge(a, "gauge", "gauge") },
+		attack: func(ctx context.Context, a *arena, c *client) {
+			sleep(ctx, time.Duration(c.number)*time.Second) // so that each gets a page of its own
+			c.readSlowly(ctx, "/large")
+		}},
 	{id: "6", name: "a log that nobody reads", attackers: 20, addresses: 20, rate: 200, memory: 256,
 		flags:  unreadLog,
 		before: closeLog,
@@ -109,6 +134,57 @@ var scenarios = []scenario{
 		flags: quotedNames, attack: askLarge},
 	{id: "13", name: "a glob of 100,000 files", memory: 512,
 		flags: manyFiles, check: endsInTime},
+	{id: "H1", name: "deadlines too short for an exporter", attackers: 20, addresses: 20, rate: 50, memory: 256,
+		flags:  tooHurried,
+		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics", within("0.3")) }},
+	{id: "H3", name: "a glob that matches without end", memory: 416,
+		flags: endlessGlob, check: isDown("evil")},
+	{id: "H4", name: "the overview of 300,000 conflicts", attackers: 300, addresses: 20, rate: 200, memory: 576,
+		flags: func(a *arena) []string { return conflicts(a, 300_000) },
+		before: func(a *arena, n int) {
+			if n == 0 {
+				newClient(a, 1).ask(a.ctx, "/large", nil)
+			}
+		},
+		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/", nil) }},
+	{id: "H5", name: "readers of nothing beside one of 1.5 MB/s", attackers: 200, addresses: 10, rate: 20, memory: 256,
+		flags: func(a *arena) []string {
+			a.pace = 1_500_000
+			return tenSources(a, 200<<10)
+		},
+		attack: func(ctx context.Context, a *arena, c *client) { c.stare(ctx, "/metrics?"+subset()) }},
+	{id: "H6", name: "a file of users that could not be read", memory: 256,
+		flags: revoking, before: revoke, check: isRevoked},
+	{id: "H8", name: "pages of 60,000 conflicts elsewhere", attackers: 60, addresses: 30, rate: 60, memory: 416,
+		flags: func(a *arena) []string { return conflicts(a, 60_000) },
+		attack: func(ctx context.Context, a *arena, c *client) {
+			c.ask(ctx, "/large", func(r *http.Request) { r.Method = []string{"GET", "HEAD"}[rand.IntN(2)] })
+		}},
+	{id: "M3", name: "deadlines too short for anything", attackers: 20, addresses: 20, rate: 300, memory: 256,
+		flags: countedRuns, check: runsAreTold,
+		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics", within("0.003")) }},
+	{id: "M4", name: "as many addresses, a request of each", attackers: 1500, addresses: 1500, rate: 150, memory: 256,
+		flags:  slowSource,
+		attack: func(ctx context.Context, a *arena, c *client) { c.hold(ctx, "/slow") }},
+	{id: "M4t", name: "the same with TLS", attackers: 1500, addresses: 1500, rate: 50, memory: 256,
+		flags: func(a *arena) []string { return append(slowSource(a), withTLS(a)...) },
+		attack: func(ctx context.Context, a *arena, c *client) {
+			sleep(ctx, rand.N(5*time.Second)) // or the handshakes of this program are what takes long
+			c.hold(ctx, "/slow")
+		}},
+	{id: "M5", name: "30 commands on a busy machine", attackers: 3, addresses: 3, rate: 1000, memory: 256,
+		flags: manyCommands, check: allAreUp,
+		attack: func(ctx context.Context, a *arena, c *client) {
+			for begun := time.Now(); time.Since(begun) < 50*time.Millisecond; {
+			}
+		}},
+	{id: "M9", name: "a source that changes with each fetch", attackers: 20, addresses: 20, rate: 300, memory: 64,
+		flags: flippingExporter, after: logIsShort,
+		attack: func(ctx context.Context, a *arena, c *client) { c.ask(ctx, "/metrics", nil) }},
+	{id: "M11", name: "a token on a disk that hangs", memory: 256,
+		flags: hangingToken, before: hangChanged, after: endsThough},
+	{id: "integrity", name: "all that changes, and mixed traffic", attackers: 12, addresses: 12, rate: 8, memory: 256,
+		flags: generations, attack: mixed, honest: readAll},
 }
 
 // good are the flags of a source that is well.
@@ -116,10 +192,7 @@ func good(a *arena) []string { return []string{"--file", "good=" + a.file("good.
 
 // hangingDisk has sources on a disk that will hang, asked by themselves and by scrapes.
 func hangingDisk(a *arena) []string {
-	folder, err := a.disk.mount(filepath.Join(a.dir, "disk"))
-	if err != nil {
-		a.skip = fmt.Sprintf("a FUSE file system is needed, and root: %v", err)
-	}
+	folder := a.mount()
 	hung := filepath.Join(folder, "hung.prom")
 	return append(good(a), "--timeout", "2s", "--timeout", "good:10s",
 		"--file", "repeated="+hung, "--interval", "repeated:1s",
@@ -168,12 +241,12 @@ func behindPassword(a *arena) []string {
 	return append(good(a), "--web.basic-auth-file", filepath.Join(a.dir, "users"))
 }
 
-// tenSources are ten files of 300 KB.
-func tenSources(a *arena) []string {
+// tenSources are ten files of so many bytes.
+func tenSources(a *arena, size int) []string {
 	flags := good(a)
 	for i := range 10 {
 		name := fmt.Sprintf("s%d", i)
-		flags = append(flags, "--file", name+"="+a.file(name, body(name+"_m%d", "gauge", 300<<10)))
+		flags = append(flags, "--file", name+"="+a.file(name, body(name+"_m%d", "gauge", size)))
 	}
 	return flags
 }
@@ -297,6 +370,189 @@ func endsInTime(a *arena, n int, page string) error {
 	return nil
 }
 
+// within returns a change of a request: it announces a deadline.
+func within(seconds string) func(r *http.Request) {
+	return func(r *http.Request) { r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", seconds) }
+}
+
+// tooHurried is an exporter that probes something for half a second, and fails if it is told to have
+// less than one.
+func tooHurried(a *arena) []string {
+	return []string{"--http", "good=" + a.serve(func(w http.ResponseWriter, r *http.Request) {
+		seconds, _ := strconv.ParseFloat(r.Header.Get("X-Prometheus-Scrape-Timeout-Seconds"), 64)
+		if sleep(r.Context(), time.Duration(min(seconds, 0.5)*float64(time.Second))); seconds < 1 {
+			http.Error(w, "it took too long", http.StatusServiceUnavailable)
+			return
+		}
+		io.WriteString(w, "good 1\n")
+	})}
+}
+
+// endlessGlob is a folder that holds itself 5,000 times, and a pattern of its files' files.
+func endlessGlob(a *arena) []string {
+	folder := filepath.Join(a.dir, "folder")
+	os.Mkdir(folder, 0o700)
+	for i := range 5000 {
+		os.Symlink(".", filepath.Join(folder, fmt.Sprintf("x%d.prom", i)))
+	}
+	return append(good(a), "--timeout", "evil:3s", "--file", "evil="+folder+"/*/*.prom")
+}
+
+// conflicts are two bodies at /large with so many families of one sample, of which none agrees with the other's.
+func conflicts(a *arena, n int) []string {
+	flags := append(good(a), "--path", "gauge:/large", "--path", "counter:/large")
+	for _, sampleType := range []string{"gauge", "counter"} {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, "# TYPE f%d %s\nf%d 1\n", i, sampleType, i)
+		}
+		flags = append(flags, "--file", sampleType+"="+a.file(sampleType, b.String()))
+	}
+	return flags
+}
+
+// revoking is a program of a user who is not root, and the users whom it knows.
+func revoking(a *arena) []string {
+	os.Chmod(filepath.Dir(a.dir), 0o755)
+	os.Chmod(a.dir, 0o755)
+	a.ordinary = true
+	flags := behindPassword(a)
+	name := filepath.Join(a.dir, "users")
+	text, _ := os.ReadFile(name)
+	a.file("users", string(text)+strings.Replace(string(text), "prometheus:", "revoked:", 1))
+	os.Chmod(name, 0o644)
+	os.Chmod(filepath.Join(a.dir, "good.prom"), 0o644)
+	return flags
+}
+
+// revoke removes a user, but by a file that cannot be read at first.
+func revoke(a *arena, n int) {
+	name := filepath.Join(a.dir, "users")
+	switch n {
+	case 1:
+		text, _ := os.ReadFile(name)
+		first, _, _ := strings.Cut(string(text), "\n")
+		os.Chmod(a.file("users.new", first+"\n"), 0)
+		os.Rename(name+".new", name)
+		a.program.Process.Signal(syscall.SIGHUP)
+	case 4:
+		os.Chmod(name, 0o644)
+	}
+}
+
+// isRevoked checks that the user is known as long as the file cannot be read, and 6 s after that no more.
+func isRevoked(a *arena, n int, page string) error {
+	code, want := newClient(a, 1).ask(a.ctx, "/-/none", func(r *http.Request) { r.SetBasicAuth("revoked", password) }), 0
+	switch {
+	case n < 4:
+		want = http.StatusNotFound
+	case n >= 7:
+		want = http.StatusUnauthorized
+	}
+	if want > 0 && code != want {
+		return fmt.Errorf("a revoked user gets %d, want %d", code, want)
+	}
+	return nil
+}
+
+// countedRuns is a command that counts how often it is run.
+func countedRuns(a *arena) []string {
+	return []string{"--exec", fmt.Sprintf(`good=sh -c "echo >>'%s'; echo good 1"`, filepath.Join(a.dir, "runs"))}
+}
+
+var fetchesOfGood = regexp.MustCompile(`source_fetches_total\{exporter_name="good"\} (\d+)`)
+
+// runsAreTold checks that only the scrapes have run the command, and that the page tells of each run.
+func runsAreTold(a *arena, n int, page string) error {
+	runs, _ := os.ReadFile(filepath.Join(a.dir, "runs"))
+	told := fetchesOfGood.FindStringSubmatch(page)
+	if len(runs) > n+1 || told == nil || told[1] != strconv.Itoa(len(runs)) {
+		return fmt.Errorf("%d runs for %d scrapes, told %q", len(runs), n+1, told)
+	}
+	return nil
+}
+
+// withTLS are flags for a certificate.
+func withTLS(a *arena) []string {
+	key, _ := ecdsa.GenerateKey(elliptic.P256(), nil)
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	cert, err := x509.CreateCertificate(nil, template, template, key.Public(), key)
+	secret, err2 := x509.MarshalPKCS8PrivateKey(key)
+	a.fault = errors.Join(a.fault, err, err2)
+	a.tls = &tls.Config{InsecureSkipVerify: true}
+	file := a.file("cert.pem", string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert}))+
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret})))
+	return []string{"--web.tls-cert-file", file, "--web.tls-key-file", file}
+}
+
+// manyCommands are 30 commands whose output does not end in a newline.
+func manyCommands(a *arena) []string {
+	flags := good(a)
+	for i := range 30 {
+		flags = append(flags, "--exec", fmt.Sprintf("b%d=printf 'a 1'", i))
+	}
+	return flags
+}
+
+// allAreUp checks that all commands are up.
+func allAreUp(a *arena, n int, page string) error {
+	for i := range 30 {
+		if name := fmt.Sprintf("b%d", i); !isUp(page, name) {
+			return fmt.Errorf("%s is down", name)
+		}
+	}
+	return nil
+}
+
+// flippingExporter is an exporter that fails every other time.
+func flippingExporter(a *arena) []string {
+	var n atomic.Int64
+	return append(good(a), "--http", "flips="+a.serve(func(w http.ResponseWriter, r *http.Request) {
+		if n.Add(1)%2 == 0 {
+			w.WriteHeader(http.StatusInternalServerError)
+		}
+		io.WriteString(w, "flips 1\n")
+	}))
+}
+
+// logIsShort checks that the log does not tell of each change.
+func logIsShort(a *arena) error {
+	text, err := os.ReadFile(a.log.Name())
+	if n := strings.Count(string(text), "source is "); n > 10 {
+		err = fmt.Errorf("%d changes are logged", n)
+	}
+	return err
+}
+
+// hangingToken is an exporter whose token is on a disk that will hang.
+func hangingToken(a *arena) []string {
+	url := a.serve(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "good 1\n") })
+	return []string{"--http", "good=" + url, "--bearer-token-file", "good:" + filepath.Join(a.mount(), "token")}
+}
+
+// hangChanged has the disk hang after a file on it has changed.
+func hangChanged(a *arena, n int) {
+	if n == 1 {
+		a.disk.hang(true)
+		a.disk.changed.Store(true)
+		a.program.Process.Signal(syscall.SIGHUP)
+	}
+}
+
+// endsThough checks that SIGTERM ends the program while the disk hangs. What is left then is a zombie that
+// waits for the disk.
+func endsThough(a *arena) error {
+	a.program.Process.Signal(syscall.SIGTERM)
+	for range 60 {
+		time.Sleep(100 * time.Millisecond)
+		stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.program.Process.Pid))
+		if strings.Contains(string(stat), ") Z ") {
+			return nil
+		}
+	}
+	return errors.New("SIGTERM does not end the program")
+}
+
 // body returns an exposition of about size bytes, with families of a hundred samples.
 func body(name, metricType string, size int) string {
 	var b strings.Builder
@@ -367,15 +623,16 @@ func run(ctx context.Context) bool {
 	fmt.Printf(row, "", "scenario", "attackers", "addresses", "attacks", "served", "slowest", "peak", "")
 	held := true
 	for _, s := range scenarios {
-		if ctx.Err() != nil || *only != "" && !slices.Contains(strings.Split(*only, ","), s.id) {
+		named := slices.Contains(strings.Split(*only, ","), s.id)
+		if ctx.Err() != nil || !named && (*only != "" || s.honest != nil) {
 			continue
 		}
 		if *addresses > 0 {
 			s.addresses = min(*addresses, s.attackers)
 		}
 		o := s.run(ctx, *binary, filepath.Join(temp, s.id))
-		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, o.attacks,
-			fmt.Sprintf("%d of %d", o.served, scrapes), fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
+		fmt.Printf(row, s.id, s.name, s.attackers, s.addresses, o.attacks, fmt.Sprintf("%d of %d", o.served, o.asked),
+			fmt.Sprintf("%.1f s", o.slowest.Seconds()), fmt.Sprintf("%d MB", o.peak), o.verdict)
 		held = held && o.held
 	}
 	return held && ctx.Err() == nil
@@ -385,6 +642,7 @@ func run(ctx context.Context) bool {
 type outcome struct {
 	attacks int64
 	served  int
+	asked   int           // honest scrapes
 	slowest time.Duration // answer to the honest scraper
 	peak    int           // memory, in MB
 	held    bool
@@ -394,7 +652,7 @@ type outcome struct {
 // run runs a scenario to its end.
 func (s *scenario) run(ctx context.Context, binary, dir string) (o outcome) {
 	ctx, stop := context.WithCancel(ctx)
-	a := &arena{dir: dir, binary: binary}
+	a := &arena{ctx: ctx, dir: dir, binary: binary}
 	defer a.close()
 	var attackers sync.WaitGroup
 	defer attackers.Wait()
@@ -417,7 +675,11 @@ func (s *scenario) run(ctx context.Context, binary, dir string) (o outcome) {
 		})
 	}
 	sleep(ctx, time.Second) // until all are there
-	o, faults := s.scrapeAll(ctx, a)
+	read := s.scrapeAll
+	if s.honest != nil {
+		read = s.honest
+	}
+	o, faults := read(ctx, a)
 	o.peak, o.attacks = a.peak(), a.attacks.Load()
 	faults = append(faults, a.fault)
 	if s.after != nil {
@@ -443,13 +705,14 @@ func (s *scenario) scrapeAll(ctx context.Context, a *arena) (o outcome, faults [
 	var mu sync.Mutex // guards o and faults
 	var all sync.WaitGroup
 	honest := newClient(a, 0)
+	o.asked = scrapes
 	for n := range scrapes {
 		if s.before != nil {
 			s.before(a, n)
 		}
 		all.Go(func() {
 			began := time.Now()
-			page, err := honest.scrape(ctx)
+			page, err := honest.scrape(ctx, "/metrics", "")
 			took := time.Since(began)
 			switch {
 			case err == nil && !isUp(page, "good"):
@@ -474,6 +737,7 @@ func (s *scenario) scrapeAll(ctx context.Context, a *arena) (o outcome, faults [
 
 // arena is where a scenario takes place.
 type arena struct {
+	ctx       context.Context // until the end of the scenario
 	dir       string
 	self      string // this program
 	binary    string
@@ -485,6 +749,11 @@ type arena struct {
 	logReader *os.File // nil without a pipe
 	servers   []*http.Server
 	disk      disk
+	integrity *integrity
+	login     bool        // those who attack know the password
+	tls       *tls.Config // of clients, if the program has TLS
+	ordinary  bool        // the program is not run as root
+	pace      int         // bytes that the honest scraper reads in a second, 0 for all there are
 	attacks   atomic.Int64
 }
 
@@ -512,6 +781,9 @@ func (a *arena) start(s *scenario) (err error) {
 	a.program = exec.Command(a.binary, args...)
 	a.program.Stderr = a.log
 	a.program.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if a.ordinary && os.Getuid() == 0 {
+		a.program.SysProcAttr.Credential = &syscall.Credential{Uid: 65534, Gid: 65534}
+	}
 	if err := a.program.Start(); err != nil {
 		return err
 	}
@@ -540,6 +812,15 @@ func (a *arena) close() {
 	a.log.Close()
 	a.logReader.Close()
 	os.RemoveAll(a.dir)
+}
+
+// mount mounts the disk and returns its folder.
+func (a *arena) mount() string {
+	folder, err := a.disk.mount(filepath.Join(a.dir, "disk"))
+	if err != nil {
+		a.skip = fmt.Sprintf("a FUSE file system is needed, and root: %v", err)
+	}
+	return folder
 }
 
 // sleep waits, unless ctx is done before.
@@ -611,17 +892,29 @@ func isUp(page, name string) bool {
 	return strings.Contains(page, "\nreverse_exporter_source_up{exporter_name=\""+name+"\"} 1\n")
 }
 
-var highWater = regexp.MustCompile(`VmHWM:\s+(\d+) kB`)
-
 // peak returns the most memory that the program has taken, in MB.
-func (a *arena) peak() int {
+func (a *arena) peak() int { return a.memory("VmHWM") }
+
+// memory returns what the system tells of the memory of the program under a name, in MB, 0 if it has ended.
+func (a *arena) memory(name string) int {
 	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", a.program.Process.Pid))
-	found := highWater.FindSubmatch(status)
-	if found == nil { // it has ended
-		return 0
+	_, rest, _ := strings.Cut(string(status), name+":")
+	kilobytes, _, _ := strings.Cut(strings.TrimSpace(rest), " ")
+	n, _ := strconv.Atoi(kilobytes)
+	return n >> 10
+}
+
+// cpu returns how much CPU time the program and its commands have taken.
+func (a *arena) cpu() (spent time.Duration) {
+	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", a.program.Process.Pid))
+	_, rest, _ := strings.Cut(string(stat), ") ")
+	if fields := strings.Fields(rest); len(fields) > 15 {
+		for _, ticks := range fields[11:15] { // of a hundredth of a second
+			n, _ := strconv.Atoi(ticks)
+			spent += time.Duration(n) * 10 * time.Millisecond
+		}
 	}
-	kilobytes, _ := strconv.Atoi(string(found[1]))
-	return kilobytes >> 10
+	return spent
 }
 
 // help is what this program does as a command that a scenario runs.
@@ -660,17 +953,44 @@ type client struct {
 func newClient(a *arena, number int) *client {
 	address := net.IPv4(127, 0, byte(number/250), byte(1+number%250))
 	c := &client{arena: a, number: number, dialer: net.Dialer{LocalAddr: &net.TCPAddr{IP: address}}}
-	c.http.Transport = &http.Transport{DialContext: c.dialer.DialContext, DisableCompression: number > 0}
+	if a.pace > 0 && number == 0 {
+		c.narrow(64<<10, 1460)
+	}
+	c.http.Transport = &http.Transport{DialContext: c.dialer.DialContext, DisableCompression: number > 0 || a.pace > 0,
+		TLSClientConfig: a.tls, DisableKeepAlives: a.tls != nil} // so that each scrape has its handshake
 	return c
 }
 
+// narrow has the connections of a client take little at a time, as a network does. Otherwise the
+// system takes megabytes from the program at once.
+func (c *client) narrow(buffer, segment int) {
+	c.dialer.Control = func(_, _ string, conn syscall.RawConn) error {
+		return conn.Control(func(fd uintptr) {
+			syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_RCVBUF, buffer)
+			syscall.SetsockoptInt(int(fd), syscall.IPPROTO_TCP, syscall.TCP_MAXSEG, segment)
+		})
+	}
+}
+
+// request returns a request for a path.
+func (c *client) request(ctx context.Context, path string) (*http.Request, error) {
+	scheme := "http://"
+	if c.arena.tls != nil {
+		scheme = "https://"
+	}
+	return http.NewRequestWithContext(ctx, "GET", scheme+c.arena.addr+path, nil)
+}
+
 // scrape asks as Prometheus does, and returns the page.
-func (c *client) scrape(ctx context.Context) (page string, err error) {
+func (c *client) scrape(ctx context.Context, path, accept string) (page string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+c.arena.addr+"/metrics", nil)
+	r, err := c.request(ctx, path)
 	if err != nil {
 		return "", err
+	}
+	if accept != "" {
+		r.Header.Set("Accept", accept)
 	}
 	r.Header.Set("X-Prometheus-Scrape-Timeout-Seconds", fmt.Sprint(timeout.Seconds()))
 	r.SetBasicAuth("prometheus", password)
@@ -682,23 +1002,37 @@ func (c *client) scrape(ctx context.Context) (page string, err error) {
 	if resp.StatusCode != http.StatusOK {
 		return "", fmt.Errorf("the answer is %s", resp.Status)
 	}
-	text, err := io.ReadAll(resp.Body)
-	return string(text), err
+	var text strings.Builder
+	for err == nil {
+		if _, err = io.CopyN(&text, resp.Body, 64<<10); c.arena.pace > 0 {
+			sleep(ctx, time.Second*(64<<10)/time.Duration(c.arena.pace))
+		}
+	}
+	if err == io.EOF {
+		err = nil
+	}
+	return text.String(), err
 }
 
-// ask asks for a path and reads the answer; change, if there is one, changes the request.
-func (c *client) ask(ctx context.Context, path string, change func(r *http.Request)) {
-	r, err := http.NewRequestWithContext(ctx, "GET", "http://"+c.arena.addr+path, nil)
+// ask asks for a path, reads the answer and returns its status; change, if there is one, changes the request.
+func (c *client) ask(ctx context.Context, path string, change func(r *http.Request)) (status int) {
+	r, err := c.request(ctx, path)
 	if err != nil {
-		return
+		return 0
+	}
+	if c.arena.login {
+		r.SetBasicAuth("prometheus", password)
 	}
 	if change != nil {
 		change(r)
 	}
-	if resp, err := c.http.Do(r); err == nil {
-		io.Copy(io.Discard, resp.Body)
-		resp.Body.Close()
+	resp, err := c.http.Do(r)
+	if err != nil {
+		return 0
 	}
+	defer resp.Body.Close()
+	io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode
 }
 
 // askOrLeave asks for a path, or leaves as soon as it has.
@@ -720,16 +1054,26 @@ func (c *client) hold(ctx context.Context, path string) {
 	}
 }
 
-// readSlowly asks for a path and reads a little of the answer ten times a second. The clients
-// come one after the other, so that each gets a page of its own.
+// stare asks for a path and reads nothing of the answer.
+func (c *client) stare(ctx context.Context, path string) {
+	slow := *c
+	slow.narrow(4<<10, 536)
+	if conn, err := slow.send(ctx, path); err == nil {
+		sleep(ctx, 10*time.Second)
+		conn.Close()
+	}
+}
+
+// readSlowly asks for a path and reads a little of the answer ten times a second.
 func (c *client) readSlowly(ctx context.Context, path string) {
-	sleep(ctx, time.Duration(c.number)*time.Second)
-	conn, err := c.send(ctx, path)
+	slow := *c
+	slow.narrow(4<<10, 536)
+	conn, err := slow.send(ctx, path)
 	if err != nil {
 		return
 	}
 	defer conn.Close()
-	conn.(*net.TCPConn).SetReadBuffer(4 << 10)
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
 	for err == nil && ctx.Err() == nil {
 		_, err = io.CopyN(io.Discard, conn, 4<<10)
 		sleep(ctx, 100*time.Millisecond)
@@ -739,8 +1083,15 @@ func (c *client) readSlowly(ctx context.Context, path string) {
 // send asks for a path in one packet.
 func (c *client) send(ctx context.Context, path string) (net.Conn, error) {
 	conn, err := c.dialer.DialContext(ctx, "tcp", c.arena.addr)
+	if err == nil && c.arena.tls != nil {
+		conn = tls.Client(conn, c.arena.tls)
+	}
 	if err == nil {
-		_, err = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+		login := ""
+		if c.arena.login {
+			login = "Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("prometheus:"+password)) + "\r\n"
+		}
+		_, err = io.WriteString(conn, "GET "+path+" HTTP/1.1\r\nHost: localhost\r\n"+login+"\r\n")
 	}
 	return conn, err
 }
