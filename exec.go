@@ -510,7 +510,11 @@ func recovered(r *result, do func() *failure) (f *failure) {
 
 // timedOut returns the failure of a fetch that took longer than --timeout.
 func (w *waterfall) timedOut() *failure {
-	return fail("timeout", "not done within %v", w.timeout)
+	f := fail("timeout", "not done within %v", w.timeout)
+	if w.kind == "exec" {
+		f.advise("it must print its metrics and end: is it a service? If it needs longer: --timeout NAME:DURATION")
+	}
+	return f
 }
 
 // finish makes the outcome of a fetch known, once. It counts unless its scrapers left or life ends.
@@ -1189,6 +1193,7 @@ var statusHints = map[int]string{
 	403: "if it wants a login: " + login + "; if a client certificate: --cert-file NAME:FILE",
 	404: "is the path right?",
 	406: "ask for another format: --header NAME:'Accept: …'",
+	429: "ask less often: --max-age NAME:DURATION",
 }
 
 const login = "a password in the URL, --bearer-token-file NAME:FILE or --header NAME:@FILE"
@@ -1444,6 +1449,8 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		return nil, "", errors.New("the URL holds a blank or a quote (in a JSON CMD, quotes in a value stay in it)")
 	case strings.HasPrefix(text, "http") && strings.Contains(text, ":/") && afterScheme == "":
 		return nil, "", errors.New("two slashes are missing: want a URL like http://localhost:9100/metrics")
+	case strings.HasPrefix(text, "/") || strings.HasPrefix(text, "."):
+		return nil, "", errors.New("this is a file: use --file")
 	case !strings.Contains(text, "://") && !strings.ContainsAny(text, "@?"):
 		if !strings.Contains(text, "/") {
 			text += "/metrics" // most likely
@@ -1523,6 +1530,8 @@ func checkPattern(pattern string) error {
 		return errors.New("want a file name or a glob")
 	case isURL:
 		return fmt.Errorf("want a file name, not a URL: write %s", name)
+	case strings.HasPrefix(pattern, "http://") || strings.HasPrefix(pattern, "https://"):
+		return errors.New("this is a URL: use --http")
 	case len(pattern) > 1 && strings.ContainsAny(pattern[:1], `"'`) && pattern[0] == pattern[len(pattern)-1]:
 		return errors.New("the quotes are part of the name: in a JSON CMD or an env file they are not needed")
 	case strings.Contains(pattern, "**"):

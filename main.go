@@ -476,6 +476,7 @@ func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 			exporters = nil
 		case <-reconnect:
 		case <-hangup:
+			p.log.Info("SIGHUP: the files that flags name are read anew; changed flags want a restart")
 		}
 		for _, e := range exporters {
 			e.reconnect()
@@ -650,7 +651,9 @@ func (f *flags) stray(i int, arg string, before *option) {
 	switch {
 	case arg == "":
 		wrong = "is empty: is a variable not set?"
-	case arg == ownName:
+	case arg == "/bin/sh":
+		wrong = `is a shell: is the CMD JSON, with double quotes, as ["--http", "…"]?`
+	case path.Base(arg) == ownName:
 		wrong = "is the name of the program: in a container, its entrypoint may be there already"
 	case arg == "help" || arg == "version":
 		wrong = "is not a flag: write --" + arg
@@ -962,8 +965,8 @@ func (s *sourceConfig) setDrop(value string) error {
 	if strings.ContainsAny(strings.ReplaceAll(value, "[^", "["), "^$(|)") {
 		return errors.New("want a glob like go_*, not a regular expression")
 	}
-	if value == "" || strings.ContainsAny(value, `{}"= `) {
-		return errors.New("want a glob like go_* for the names of metric families (labels cannot be dropped)")
+	if value == "" || strings.ContainsAny(value, `{}"=, `) {
+		return errors.New("want one glob like go_* for the names of metric families (labels cannot be dropped)")
 	}
 	s.drop = append(s.drop, glob)
 	return err
@@ -1309,10 +1312,12 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
 	case isEndpoint:
 		p.scrape(w, r, sources)
+	case r.URL.Path == "/" && r.Header.Get(timeoutHeader) != "":
+		p.refuse(w, "this is the page for people; the metrics are at /metrics, see metrics_path", http.StatusNotFound)
 	case r.URL.Path == "/":
 		p.index(w, r)
 	default:
-		http.Error(w, "there is nothing at this path; / lists the endpoints", http.StatusNotFound)
+		p.refuse(w, "there is nothing at this path; / lists the endpoints", http.StatusNotFound)
 	}
 }
 
@@ -1492,8 +1497,8 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		p.refuse(w, "the query string is malformed: "+err.Error(), http.StatusBadRequest)
 		return
 	}
-	want := &pageRequest{client: clientOf(r.RemoteAddr), sources: all, takes: accepted(r.Header.Values("Accept")),
-		gzip: acceptsGzip(r.Header.Values("Accept-Encoding"))}
+	want := &pageRequest{client: clientOf(r.RemoteAddr), came: time.Now(), sources: all,
+		takes: accepted(r.Header.Values("Accept")), gzip: acceptsGzip(r.Header.Values("Accept-Encoding"))}
 	if names, ok := query["exporter_name"]; ok {
 		want.sources = selected(all, names)
 	}
@@ -1624,9 +1629,13 @@ func askAll(sources []*source, query url.Values, takes accept, until time.Time) 
 	return tickets, nil
 }
 
-// refuse answers a scrape with an error.
+// refuse answers a scrape with an error. One that asks for what there is not is logged, as Prometheus shows
+// the code only.
 func (p *program) refuse(w http.ResponseWriter, fault string, code int) {
 	p.scrapes[code].Add(1)
+	if code == http.StatusNotFound {
+		p.tell(slog.LevelInfo, 20, fault, "a request was answered with 404", "why", fault)
+	}
 	http.Error(w, fault, code)
 }
 

@@ -2703,6 +2703,7 @@ func wantOwn(t *testing.T, own *exposition, samples int, f form, bodies []*expos
 type opener struct {
 	*testing.T
 	client  string
+	came    time.Time
 	p       *program
 	sources []*source
 	renders atomic.Int32
@@ -2717,6 +2718,7 @@ func newOpener(t *testing.T, args ...string) *opener {
 func (o *opener) open(ctx context.Context, r *result, takes accept, gzip bool) (*sharedPage, error) {
 	return o.p.pages.open(ctx, &pageRequest{
 		client:  o.client,
+		came:    o.came,
 		sources: o.sources,
 		takes:   takes,
 		gzip:    gzip,
@@ -2815,6 +2817,10 @@ func TestPageIsShared(t *testing.T) {
 		if third != first || fourth != first || o.renders.Load() != 1 {
 			t.Error("compressed scrapes have another page")
 		}
+		if o.came = first.made.Add(time.Second); o.page(r, false) != first { // it is half a second old
+			t.Error("a scrape that came later does not share a page of this second")
+		}
+		p.pages.close(first, "")
 		if time.Since(first.read) != 0 {
 			t.Error("who waited until a page was compressed may be cut off at once")
 		}
@@ -2824,6 +2830,14 @@ func TestPageIsShared(t *testing.T) {
 			t.Errorf("compressed it is\n%s", plain)
 		}
 		body := mustRead(t, string(generate(50, 100)), false, &addedLabels{})
+		time.Sleep(time.Second)
+		later := o.page(r, false)
+		o.came = time.Time{}
+		if later == first || o.page(r, false) != first {
+			t.Error("a scrape shares a page that was made long before it came, or none made after that")
+		}
+		p.pages.close(later, "")
+		p.pages.close(first, "")
 		big := o.page(&result{bodies: []*exposition{body}}, true)
 		if big == first || big.zipped == nil {
 			t.Error("another result has the same page, or one that is not compressed")

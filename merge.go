@@ -849,6 +849,7 @@ const maxPages, maxPageBytes, readTime = 8, 128 << 20, 500 * time.Millisecond
 // pageRequest is what a scraper wants.
 type pageRequest struct {
 	client  string // see clientOf
+	came    time.Time
 	sources []*source
 	takes   accept
 	gzip    bool             // it takes the page compressed
@@ -873,6 +874,7 @@ type sharedPage struct {
 	form    form
 	zipped  *page           // compressed, nil until a scraper wants it
 	readers map[string]int  // by client, those of none as well
+	made    time.Time       // or some time before
 	read    time.Time       // when one of them made progress
 	ctx     context.Context // done when its readers are to be cut off
 	cut     context.CancelFunc
@@ -915,7 +917,8 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	defer ps.mu.Unlock()
 	for _, sp := range ps.alive {
 		same := sp.form == f && slices.Equal(sp.sources, want.sources) && slices.Equal(sp.results, results)
-		if same && (sp.zipped != nil || !zipped) {
+		current := !sp.made.Before(want.came) || time.Since(sp.made) < time.Second // its status metrics are
+		if same && current && (sp.zipped != nil || !zipped) {
 			sp.readers[want.client]++
 			return sp
 		}
@@ -928,13 +931,13 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	if err := ps.makeRoom(ctx, want.client); err != nil {
 		return nil, err
 	}
-	results := want.newest()
+	made, results := time.Now(), want.newest()
 	f := want.form(results)
 	pg, err := want.render(ctx, results, f)
 	if err != nil {
 		return nil, err
 	}
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, made: made}
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
