@@ -114,6 +114,9 @@ func newTestProgram(t testing.TB, args ...string) (*program, *syncBuffer) {
 	life, end := context.WithCancel(context.Background())
 	log := &syncBuffer{}
 	p := newProgram(life, c, log)
+	if err := p.loadFiles(); err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		end()
 		for _, s := range p.sources {
@@ -363,8 +366,7 @@ func (s *script) do(line string) (err error) {
 			err = errors.New("no changed file is taken up")
 		}
 	case "start":
-		s.program = newStarted(programCommand(s.dir, s.env, words...))
-		s.program.listen(s)
+		s.program = start(s, programCommand(s.dir, s.env, words...))
 		s.running = append(s.running, s.program)
 		s.names = append([]string{"$URL", s.program.url, "$ADDR", s.program.addr, "$PORT", s.program.addr[strings.LastIndex(s.program.addr, ":")+1:], "$PID", strconv.Itoa(s.program.Process.Pid)}, s.names...)
 	case "stop":
@@ -525,15 +527,14 @@ func startIn(t testing.TB, wrapper []string, args ...string) *started {
 	cmd := programCommand("", nil, args...)
 	cmd.Args = append(wrapper, append([]string{cmd.Path}, args...)...)
 	cmd.Path = cmd.Args[0]
-	s := newStarted(cmd)
-	s.listen(t)
-	return s
+	return start(t, cmd)
 }
 
-// listen starts the program, on a free port if its flags name no address, and waits
+// start starts the program, on a free port if its flags name no address, and waits
 // until it listens.
-func (s *started) listen(t testing.TB) {
+func start(t testing.TB, cmd *exec.Cmd) *started {
 	t.Helper()
+	s := newStarted(cmd)
 	if !strings.Contains(strings.Join(s.Args, " "), "--web.listen-address") {
 		s.Args = append(s.Args, "--web.listen-address", "127.0.0.1:0")
 	}
@@ -553,6 +554,7 @@ func (s *started) listen(t testing.TB) {
 	if strings.HasPrefix(line, s.addr+" tls=true") {
 		s.url = "https://" + s.addr
 	}
+	return s
 }
 
 // stop ends the program with SIGTERM.
@@ -677,19 +679,13 @@ func mustRead(t testing.TB, text string, openMetrics bool, added *addedLabels) *
 
 // pageOf merges bodies on a page.
 func pageOf(f form, expositions ...*exposition) *page {
-	m := mergedOf(f, expositions)
-	pg, _ := m.write(context.Background(), new(sync.Pool))
-	return pg
-}
-
-// mergedOf merges bodies for a page.
-func mergedOf(f form, expositions []*exposition) *merged {
 	var bodies [][]*exposition
 	for _, e := range expositions {
 		bodies = append(bodies, e.as(f))
 	}
 	m, _ := merge(context.Background(), bodies, make([]string, len(bodies)), f)
-	return m
+	pg, _ := m.write(context.Background(), new(sync.Pool))
+	return pg
 }
 
 func pageText(pg *page) string { return string(bytes.Join(pg.chunks, nil)) }
@@ -867,6 +863,9 @@ func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page st
 	}
 	if again.samples+leftOut(pg.findings) != samples {
 		t.Fatalf("%d samples and %d duplicates on the page, %d in the bodies\n%s", again.samples, leftOut(pg.findings), samples, page)
+	}
+	if pg.size != len(page) {
+		t.Fatalf("a page of %d bytes says that it has %d", len(page), pg.size)
 	}
 	second := pageOf(f, again)
 	if f.strict && pageText(second) != page || len(second.conflicting) > 0 {
@@ -1115,8 +1114,7 @@ func TestManyLabels(t *testing.T) {
 // TestAllocations wants the same allocations for ten times the samples.
 func TestAllocations(t *testing.T) {
 	runtime.GC() // its first run allocates, too
-	added := &addedLabels{telling: true}
-	added.add("exporter_name", "x")
+	added := told("x")
 	for _, c := range []struct {
 		name, line  string
 		openMetrics bool
@@ -1528,12 +1526,9 @@ func TestBudget(t *testing.T) {
 	s := p.sources[0]
 	var scrapes sync.WaitGroup
 	var served, busy atomic.Int32
-	join := func(query url.Values) *ticket {
-		chosen, _ := s.arguments(query, prometheus3)
-		return s.join(chosen, time.Now().Add(time.Hour))
-	}
 	scrape := func(query url.Values) *result {
-		tk := join(query)
+		chosen, _ := s.arguments(query, prometheus3)
+		tk := s.join(chosen, time.Now().Add(time.Hour))
 		defer tk.leave(false)
 		tk.wait(t.Context())
 		return tk.result()
@@ -1871,18 +1866,15 @@ func TestOldTimer(t *testing.T) {
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
-		waited := func() time.Duration {
+		for _, c := range []struct{ takes, want time.Duration }{
+			{500 * time.Millisecond, 500 * time.Millisecond}, {time.Minute, time.Second},
+		} {
+			p.sources[0].runs.Go(func() { time.Sleep(c.takes) })
 			begin := time.Now()
 			within(time.Second, p.sources[0].drain)
-			return time.Since(begin)
-		}
-		p.sources[0].runs.Go(func() { time.Sleep(500 * time.Millisecond) })
-		if d := waited(); d != 500*time.Millisecond {
-			t.Errorf("waited %v for a run that ends", d)
-		}
-		p.sources[0].runs.Go(func() { time.Sleep(time.Minute) })
-		if d := waited(); d != time.Second {
-			t.Errorf("waited %v for a run that hangs", d)
+			if d := time.Since(begin); d != c.want {
+				t.Errorf("waited %v for a run of %v, want %v", d, c.takes, c.want)
+			}
 		}
 		time.Sleep(time.Minute)
 	})
@@ -2441,23 +2433,20 @@ func TestFlapping(t *testing.T) {
 			}
 			return fail("exit", "as told")
 		}
-		scrapes := func(times int, pause time.Duration) int {
+		f := func(times, want int, when string) {
+			t.Helper()
 			for range times {
 				get(t, p, "/metrics", timeoutHeader, "2")
-				time.Sleep(pause)
+				time.Sleep(20 * time.Second)
 			}
 			synctest.Wait()
-			return strings.Count(log.String(), "source is ")
+			if n := strings.Count(log.String(), "source is "); n != want {
+				t.Errorf("%d changes are logged %s, want %d:\n%s", n, when, want, log)
+			}
 		}
-		if n := scrapes(5, 20*time.Second); n != 5 {
-			t.Errorf("%d changes of the first 5 are logged:\n%s", n, log)
-		}
-		if n := scrapes(55, 20*time.Second); n != 5 {
-			t.Errorf("%d changes are logged while there are too many, want 5", n)
-		}
-		if n := scrapes(40, 20*time.Second); n != 6 {
-			t.Errorf("%d changes are logged after all is calm, want 6", n)
-		}
+		f(5, 5, "at first")
+		f(55, 5, "while there are too many")
+		f(40, 6, "after all is calm")
 		wantContains(t, log.String(), `msg="source is up" exporter_name=x samples=0 unlogged_changes=54`)
 		if n := strings.Count(log.String(), "longer than the deadline"); n != 1 {
 			t.Errorf("a --timeout that is too long is logged %d times:\n%s", n, log)
@@ -2600,13 +2589,8 @@ func TestWorstCases(t *testing.T) {
 				t.Errorf("%d samples, want %d", e.samples, samples)
 			}
 			for _, f := range []form{textForm, strictForm} {
-				pg := pageOf(f, e)
-				again := mustRead(t, pageText(pg), false, &addedLabels{})
-				if again.samples+leftOut(pg.findings) != samples {
-					t.Errorf("%d samples and %d duplicates on the page, want %d", again.samples, leftOut(pg.findings), samples)
-				}
-				if pg.size > 10*len(body)+1000 {
-					t.Errorf("a page of %d bytes, of %d", pg.size, len(body))
+				if page := wantPage(t, samples, f, e); len(page) > 10*len(body)+1000 {
+					t.Errorf("a page of %d bytes, of %d", len(page), len(body))
 				}
 			}
 		})
@@ -2737,6 +2721,14 @@ func (o *opener) page(r *result, gzip bool) *sharedPage {
 		o.Error(err)
 	}
 	return sp
+}
+
+// wantIdle wants no page alive, and the turn to render free.
+func wantIdle(t *testing.T, p *program, when string) {
+	t.Helper()
+	if n := len(p.pages.alive); n != 0 || p.pages.turn.taken {
+		t.Errorf("%s: %d pages alive, turn taken %v", when, n, p.pages.turn.taken)
+	}
 }
 
 // TestPages lets eight pages be alive. Who needs one more waits until a page is closed, or
@@ -2924,9 +2916,7 @@ func TestWaitingForPages(t *testing.T) {
 		for _, sp := range opened {
 			p.pages.close(sp, "")
 		}
-		if len(p.pages.alive) != 0 || p.pages.turn.taken {
-			t.Error("something is left when all pages are closed")
-		}
+		wantIdle(t, p, "when all pages are closed")
 	})
 }
 
@@ -2954,8 +2944,8 @@ func TestRenderEnds(t *testing.T) {
 		} else if err != context.Canceled || sp != nil {
 			t.Fatalf("%v, %v", sp, err)
 		}
-		if len(p.pages.alive) != 0 || p.pages.turn.taken {
-			t.Fatalf("ended after %d looks: something is left", looks)
+		if wantIdle(t, p, fmt.Sprintf("ended after %d looks", looks)); t.Failed() {
+			t.FailNow()
 		}
 	}
 	func() {
@@ -2964,9 +2954,7 @@ func TestRenderEnds(t *testing.T) {
 		o.open(t.Context(), r, accept{}, false)
 		t.Error("there is a page of no source")
 	}()
-	if len(p.pages.alive) != 0 || p.pages.turn.taken {
-		t.Error("something is left after a panic")
-	}
+	wantIdle(t, p, "after a panic")
 }
 
 // TestPageDeadline answers by the deadline of a scrape that waits for a page.
@@ -3155,8 +3143,9 @@ func TestStuckLog(t *testing.T) {
 		}()
 		synctest.Wait()
 		// This log has no writer of its own, so the scrape waits for it, but holds nothing meanwhile.
-		if done || len(p.pages.alive) != 0 || p.pages.turn.taken {
-			t.Errorf("logged %v, %d pages alive, turn taken %v", done, len(p.pages.alive), p.pages.turn.taken)
+		wantIdle(t, p, "while the log is stuck")
+		if done {
+			t.Error("the first scrape has logged")
 		}
 		for _, w := range []*httptest.ResponseRecorder{first, get(t, p, "/metrics")} {
 			wantContains(t, w.Body.String(), "# TYPE v untyped",
@@ -3182,25 +3171,6 @@ func TestTell(t *testing.T) {
 }
 
 // ---- main.go: Listening
-
-// serve has a program listen in this process, and returns the address of the first
-// listener.
-func serve(t testing.TB, p *program) string {
-	t.Helper()
-	if err := p.loadFiles(); err != nil {
-		t.Fatal(err)
-	}
-	listeners, err := p.listenAll()
-	if err != nil {
-		t.Fatal(err)
-	}
-	server := p.newServer()
-	t.Cleanup(func() { server.Close() })
-	for _, l := range listeners {
-		go server.Serve(l)
-	}
-	return listeners[0].Addr().String()
-}
 
 // TestSlowClients cuts off those who send or read too slowly, and no others.
 func TestSlowClients(t *testing.T) {
@@ -3235,17 +3205,13 @@ func TestSlowClients(t *testing.T) {
 		}
 		begin = time.Now()
 		synctest.Wait()
-		if n := len(p.pages.alive); n != 0 {
-			t.Errorf("%d pages alive after their readers were cut off", n)
-		}
+		wantIdle(t, p, "after a reader was cut off")
 
 		dial(request + "\r\n")
 		synctest.Wait()
 		p.pages.alive[0].cut()
 		synctest.Wait()
-		if n := len(p.pages.alive); n != 0 {
-			t.Errorf("%d pages alive after a stuck reader was cut off", n)
-		}
+		wantIdle(t, p, "after a stuck reader was cut off")
 
 		conn = dial(request + "\r\n") // too slow: 200 KiB in 10 s
 		n := int64(0)
@@ -3363,9 +3329,8 @@ func TestCrowd(t *testing.T) {
 		t.Skipf("a process may open %d files only", files.Cur)
 	}
 	s := startIn(t, nil, backup)
-	addr := strings.TrimPrefix(s.url, "http://")
 	for i := range 10_000 {
-		conn, err := net.Dial("tcp", addr)
+		conn, err := net.Dial("tcp", s.addr)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -3433,61 +3398,41 @@ func withAuth(t testing.TB, dir string, passwords ...string) string {
 	return replaceFile(t, dir, "auth", text)
 }
 
-// getAs asks a path of the program with a password.
-func getAs(t testing.TB, p *program, path, user, password string) *httptest.ResponseRecorder {
-	t.Helper()
-	return get(t, p, path, "Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(user+":"+password)))
-}
-
 // TestPasswordFlood lets wrong passwords wait in a short line, and a known one pass.
 func TestPasswordFlood(t *testing.T) {
 	dir := t.TempDir()
 	auth := withAuth(t, dir, "known", "right", "other", "right")
 	p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
-	if err := p.loadFiles(); err != nil {
-		t.Fatal(err)
+	f := func(user, password string, want int, when string) {
+		t.Helper()
+		login := base64.StdEncoding.EncodeToString([]byte(user + ":" + password))
+		if w := get(t, p, "/metrics", "Authorization", "Basic "+login); w.Code != want {
+			t.Errorf("%s:%s %s: %d, want %d", user, password, when, w.Code, want)
+		}
 	}
-	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
-		t.Fatal(w.Code)
-	}
+	f("known", "right", 200, "before the flood")
 	stretching := &p.passwords.turn
 	stretching.wait(t.Context(), "") // somebody's password is being stretched
 	var waiting sync.WaitGroup
 	const most = 16
 	for range most {
-		waiting.Go(func() {
-			if w := getAs(t, p, "/metrics", "nobody", "wrong"); w.Code != 401 {
-				t.Errorf("after its turn came: %d", w.Code)
-			}
-		})
+		waiting.Go(func() { f("nobody", "wrong", 401, "after its turn came") })
 	}
-	if !eventually(func() bool {
-		stretching.mu.Lock()
-		defer stretching.mu.Unlock()
-		return len(stretching.waiting) == most
-	}) {
+	if !eventually(func() bool { return stretching.length() == most }) {
 		t.Fatal("not all wait for their turn: an unknown user is to cost as much as a known one")
 	}
-	for _, c := range []struct {
-		user, password string
-		code           int
-	}{{"nobody", "wrong", 503}, {"known", "wrong", 503}, {"other", "right", 503}, {"known", "right", 200}} {
-		if w := getAs(t, p, "/metrics", c.user, c.password); w.Code != c.code {
-			t.Errorf("%s:%s in a flood: %d, want %d", c.user, c.password, w.Code, c.code)
-		}
-	}
+	f("nobody", "wrong", 503, "in a flood")
+	f("known", "wrong", 503, "in a flood")
+	f("other", "right", 503, "in a flood")
+	f("known", "right", 200, "in a flood")
 	stretching.pass()
 	waiting.Wait()
-	if w := getAs(t, p, "/metrics", "other", "right"); w.Code != 200 {
-		t.Errorf("after the flood: %d", w.Code)
-	}
+	f("other", "right", 200, "after the flood")
 	text, _ := os.ReadFile(auth)
 	replaceFile(t, dir, "auth", string(text)+"third:"+string(appendHash(nil, "x", minIterations))+"\n")
 	p.watched[0].refresh()
 	stretching.wait(t.Context(), "")
-	if w := getAs(t, p, "/metrics", "known", "right"); w.Code != 200 {
-		t.Errorf("a known password after another user came: %d", w.Code)
-	}
+	f("known", "right", 200, "after another user came")
 }
 
 // TestSlowPassword answers in full though the password, or the source, took longer than an answer
@@ -3500,7 +3445,6 @@ func TestSlowPassword(t *testing.T) {
 			time.Sleep(time.Minute)
 			return fail("exit", "as told")
 		}
-		p.loadFiles()
 		p.passwords.turn.wait(t.Context(), "another")
 		conn := servePipes(t, p).dial()
 		defer conn.Close()
@@ -3531,7 +3475,6 @@ func TestImpatientClient(t *testing.T) {
 	auth := withAuth(t, t.TempDir(), "user", "right")
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup, "--web.basic-auth-file", auth)
-		p.loadFiles()
 		ps := &p.passwords
 		ps.turn.wait(t.Context(), "another")
 		for range 3 {
@@ -3558,9 +3501,6 @@ func TestWhoMayAsk(t *testing.T) {
 	dir := t.TempDir()
 	certFile, keyFile := newAuthority(t, dir, "ca").issue(t, dir, "server")
 	p, _ := newTestProgram(t, backup, "--web.tls-cert-file", certFile, "--web.tls-key-file", keyFile, "--web.tls-client-ca-file", dir+"/ca.pem", "--web.basic-auth-file", withAuth(t, dir, "user", "right"))
-	if err := p.loadFiles(); err != nil {
-		t.Fatal(err)
-	}
 	for i, want := range []string{"", "conn", "conn"} {
 		closed, name := "", filepath.Base(p.watched[i].files[0].name)
 		p.connections.changed(&namedConn{name: "conn", addr: "@", closed: &closed}, http.StateNew)
@@ -3797,16 +3737,16 @@ func TestOverviewStale(t *testing.T) {
 func TestOverviewKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, "--file", "a=testdata/appliance/backup.prom", "--drop", "go_*", "--drop", "backup_size*", "--drop", "b*")
-		at := func(host, path string) string { return get(t, p, path, "Host", host).Body.String() }
-		first := at("", "/")
+		at := func(path string) string { return get(t, p, path).Body.String() }
+		first := at("/")
 		get(t, p, "/metrics")
-		if page := at("", "/"); page != first {
+		if page := at("/"); page != first {
 			t.Errorf("made anew: %s", page)
 		}
 		time.Sleep(time.Second)
-		page := at("", "/")
+		page := at("/")
 		wantContains(t, page, "all up", "has matched --drop go_*\n", `<meta http-equiv=refresh content="15;url=./">`)
-		if page := at("", "/?refresh=0"); strings.Contains(page, "http-equiv") || strings.Contains(page, "\x00") {
+		if page := at("/?refresh=0"); strings.Contains(page, "http-equiv") || strings.Contains(page, "\x00") {
 			t.Errorf("it is renewed: %s", page)
 		}
 		r := httptest.NewRequest("GET", "/", nil)
@@ -3844,17 +3784,14 @@ var built = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// startBuilt starts the built program through another command, if any.
-func startBuilt(b *testing.B, wrapper []string, args ...string) *started {
+// startBuilt starts the built program.
+func startBuilt(b *testing.B, args ...string) *started {
 	b.Helper()
 	path, err := built()
 	if err != nil {
 		b.Fatal(err)
 	}
-	command := slices.Concat(wrapper, []string{path}, args)
-	s := newStarted(exec.Command(command[0], command[1:]...))
-	s.listen(b)
-	return s
+	return start(b, exec.Command(path, args...))
 }
 
 // usage returns the milliseconds that a process has computed, and its memory in MiB by the
@@ -3952,7 +3889,7 @@ func BenchmarkProgram(b *testing.B) {
 			for i := range c.sources {
 				args = append(args, "--http", fmt.Sprintf("source%d=%s/%[1]d", i, url))
 			}
-			load(b, startBuilt(b, nil, args...), c.clients)
+			load(b, startBuilt(b, args...), c.clients)
 		})
 	}
 }
@@ -3965,7 +3902,7 @@ func BenchmarkStart(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		s := startBuilt(b, nil, "--file", "node=testdata/scrapes/node_exporter.prom")
+		s := startBuilt(b, "--file", "node=testdata/scrapes/node_exporter.prom")
 		_, memory := usage(b, s.Process.Pid)
 		b.ReportMetric(memory["VmRSS"], "idle-MiB")
 		b.ReportMetric(memory["RssAnon"], "own-MiB")
