@@ -64,8 +64,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// programCommand returns a command that runs the program in a folder and a process of its
-// own, with further variables in its environment.
+// programCommand runs the program in a folder, with further variables in its environment.
 func programCommand(dir string, env []string, args ...string) *exec.Cmd {
 	path, _ := filepath.Abs(os.Args[0])
 	cmd := exec.Command(path, args...)
@@ -207,7 +206,6 @@ func exchange(config *tls.Config, method, url string, headers ...string) (head, 
 	return strings.ReplaceAll(string(dump), "\r\n", "\n"), string(text), err
 }
 
-// httpGet gets a URL.
 func httpGet(t testing.TB, url string) string {
 	t.Helper()
 	_, body, err := exchange(nil, "GET", url, "Accept-Encoding: gzip")
@@ -255,9 +253,8 @@ func glob(t testing.TB, pattern string) []string {
 }
 
 // alive returns how many processes have the marker in their command line.
-func alive(t *testing.T, marker string) int {
+func alive(t *testing.T, marker string) (n int) {
 	t.Helper()
-	n := 0
 	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	if len(files) == 0 {
 		t.Skip("there is no /proc to look for processes in")
@@ -273,9 +270,8 @@ func alive(t *testing.T, marker string) int {
 }
 
 // childrenOf lists the children of a process, zombies too.
-func childrenOf(t testing.TB, pid int) []int {
+func childrenOf(t testing.TB, pid int) (children []int) {
 	t.Helper()
-	var children []int
 	stats, _ := filepath.Glob("/proc/[0-9]*/stat")
 	for _, file := range stats {
 		text, _ := os.ReadFile(file)
@@ -355,7 +351,6 @@ func (s *script) unpack(file string) []string {
 	return strings.Split(parts[0], "\n")
 }
 
-// do does what a line says.
 func (s *script) do(line string) (err error) {
 	verb, text, _ := strings.Cut(line, " ")
 	words, _ := splitWords(text)
@@ -414,7 +409,6 @@ func (s *script) do(line string) (err error) {
 	return err
 }
 
-// holds reports whether a check holds.
 func (s *script) holds(check, text string) bool {
 	first, rest, _ := strings.Cut(text, " ")
 	switch check {
@@ -459,7 +453,6 @@ func (s *script) run(cmd *exec.Cmd) {
 	s.out, s.code = string(out), cmd.ProcessState.ExitCode()
 }
 
-// ask asks for what is at a URL.
 func (s *script) ask(method, url string, headers []string) {
 	head, body, err := exchange(s.ca.clientConfig(s.dir), method, url, headers...)
 	if s.out = head + body; err != nil {
@@ -530,17 +523,7 @@ func newStarted(cmd *exec.Cmd) *started {
 	return s
 }
 
-// startIn starts the program, through another command if any, and waits until it listens.
-func startIn(t testing.TB, wrapper []string, args ...string) *started {
-	t.Helper()
-	cmd := programCommand("", nil, args...)
-	cmd.Args = append(wrapper, append([]string{cmd.Path}, args...)...)
-	cmd.Path = cmd.Args[0]
-	return start(t, cmd)
-}
-
-// start starts the program, on a free port if its flags name no address, and waits
-// until it listens.
+// start starts the program, on a free port if its flags name no address, and waits until it listens.
 func start(t testing.TB, cmd *exec.Cmd) *started {
 	t.Helper()
 	s := newStarted(cmd)
@@ -619,8 +602,7 @@ func (a *authority) issue(t testing.TB, dir, name string) (certFile, keyFile str
 	return file(name+".pem", "CERTIFICATE", signed), file(name+".key", "PRIVATE KEY", raw)
 }
 
-// clientConfig returns what a client connects with that trusts the authority, and that
-// has client.pem if that exists in a folder.
+// clientConfig trusts the authority, and has client.pem if that exists in a folder.
 func (a *authority) clientConfig(dir string) *tls.Config {
 	if a == nil {
 		return nil
@@ -640,10 +622,8 @@ var (
 	textForm        = form{quoted: true}
 	openMetricsForm = form{quoted: true, openMetrics: true}
 	strictForm      = form{strict: true}
+	allForms        = []form{strictForm, {}, {openMetrics: true}, textForm, openMetricsForm}
 )
-
-// allForms are the forms of pages.
-var allForms = []form{strictForm, {}, {openMetrics: true}, textForm, openMetricsForm}
 
 // plain finds bodies that storedOf can read.
 var plain = regexp.MustCompile(`^(?:# (?:HELP [a-z_]+ [\w .]*|TYPE [a-z_]+ [a-z]+)\n|` +
@@ -741,7 +721,6 @@ type direct struct {
 	metadata map[string]bool // TYPE and UNIT lines, with the names of their families
 }
 
-// sampleOf is one sample.
 type sampleOf struct {
 	source, name, labels, stored, moment, exemplar string // labels are as written and as Prometheus 3 stores them
 	typed                                          bool   // the TYPE line before it is its own
@@ -869,10 +848,7 @@ func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page st
 	t.Helper()
 	pg := pageOf(f, bodies...)
 	page = pageText(pg)
-	again, err := read(page, f.openMetrics, &addedLabels{})
-	if err != nil {
-		t.Fatalf("%v in the page\n%s", err, page)
-	}
+	again := mustRead(t, page, f.openMetrics, &addedLabels{})
 	if left := leftOut(pg.findings); again.samples+left != samples {
 		t.Fatalf("%d samples and %d duplicates on the page, want %d\n%s", again.samples, left, samples, page)
 	}
@@ -1265,10 +1241,7 @@ func FuzzParse(f *testing.F) {
 			}
 			return
 		}
-		bare, err := read(string(text), openMetrics, &addedLabels{})
-		if err != nil {
-			t.Fatalf("without added labels: %v", err)
-		}
+		bare := mustRead(t, string(text), openMetrics, &addedLabels{})
 		wantPlain(t, []*exposition{e}, [][]byte{text}, openMetrics)
 		for _, f := range allForms {
 			wantPage(t, e.samples, f, e)
@@ -1322,7 +1295,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	}
 	s.do = func(ctx context.Context, r *result, values []string) (f *failure) {
 		s.mu.Lock()
-		s.begun = append(s.begun, values[0])
+		s.begun = append(s.begun, cmp.Or(values[0], "-"))
 		s.told = append(s.told, r.limit.String())
 		released := make(chan int, 1)
 		s.release[values[0]] = released
@@ -1373,11 +1346,7 @@ func (s *stand) keysRun() string {
 	synctest.Wait()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	names := slices.Clone(s.begun)
-	for i, name := range names {
-		names[i] = cmp.Or(name, "-")
-	}
-	return strings.Join(names, " ")
+	return strings.Join(s.begun, " ")
 }
 
 // empty fails unless the waterfall has dropped all it held.
@@ -1884,14 +1853,12 @@ func TestOldTimer(t *testing.T) {
 func TestDrain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
-		for _, c := range []struct{ takes, want time.Duration }{
-			{500 * time.Millisecond, 500 * time.Millisecond}, {time.Minute, time.Second},
-		} {
-			p.sources[0].runs.Go(func() { time.Sleep(c.takes) })
+		for _, takes := range []time.Duration{500 * time.Millisecond, time.Minute} {
+			p.sources[0].runs.Go(func() { time.Sleep(takes) })
 			begin := time.Now()
 			within(time.Second, p.sources[0].drain)
-			if d := time.Since(begin); d != c.want {
-				t.Errorf("waited %v for a run of %v, want %v", d, c.takes, c.want)
+			if d := time.Since(begin); d != min(takes, time.Second) {
+				t.Errorf("waited %v for a run of %v", d, takes)
 			}
 		}
 		time.Sleep(time.Minute)
@@ -2434,7 +2401,7 @@ func FuzzCommand(f *testing.F) {
 		}
 		chosen, err := c.arguments(query, accept{})
 		if err != nil {
-			// The error's own words are all shorter than that.
+			// A shorter value may be a word of the error by chance.
 			if len(value) > 40 && strings.Contains(err.Error(), value) && !strings.Contains(line, value) {
 				t.Errorf("the error repeats the value: %v", err)
 			}
@@ -2513,8 +2480,12 @@ func TestOverviewSince(t *testing.T) {
 func TestCases(t *testing.T) {
 	for _, dir := range glob(t, "testdata/cases/*") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
-			extra, _ := os.ReadFile(dir + "/flags")
-			p, _ := newTestProgram(t, append(sourcesOf(glob(t, dir+"/*.prom")), strings.Fields(string(extra))...)...)
+			flags, _ := os.ReadFile(dir + "/flags")
+			args := strings.Fields(string(flags))
+			for _, file := range glob(t, dir+"/*.prom") {
+				args = append(args, "--file", strings.TrimSuffix(filepath.Base(file), ".prom")+"="+file)
+			}
+			p, _ := newTestProgram(t, args...)
 			strict, exact := mergeCase(p, dir, strictForm), mergeCase(p, dir, textForm)
 			if slices.ContainsFunc(p.sources, func(s *source) bool { return fetchOnce(s).openMetrics() }) {
 				exact = mergeCase(p, dir, openMetricsForm)
@@ -2525,15 +2496,6 @@ func TestCases(t *testing.T) {
 			}
 		})
 	}
-}
-
-// sourcesOf returns flags that make each file a source of its base name.
-func sourcesOf(files []string) []string {
-	var args []string
-	for _, file := range files {
-		args = append(args, "--file", strings.TrimSuffix(filepath.Base(file), ".prom")+"="+file)
-	}
-	return args
 }
 
 // mergeCase returns the page of all sources, and a line for each failure.
@@ -2679,12 +2641,8 @@ func FuzzMerge(f *testing.F) {
 				return
 			}
 			apart = append(apart, e)
-			e, err = read(string(text), openMetrics, &addedLabels{})
-			if err != nil {
-				t.Fatalf("without added labels: %v", err)
-			}
 			samples += e.samples
-			raw = append(raw, e)
+			raw = append(raw, mustRead(t, string(text), openMetrics, &addedLabels{}))
 		}
 		wantPlain(t, apart, [][]byte{one, other}, oneOpenMetrics, otherOpenMetrics)
 		for _, f := range allForms {
@@ -3030,14 +2988,21 @@ func TestInit(t *testing.T) {
 	if err != nil || exec.Command(unshare, "--pid", "--fork", "--mount-proc", "true").Run() != nil {
 		t.Skip("no PID namespace can be made here")
 	}
+	startAsInit := func(args ...string) *started {
+		t.Helper()
+		cmd := programCommand("", nil, args...)
+		cmd.Args = append([]string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc"}, cmd.Args...)
+		cmd.Path = unshare
+		return start(t, cmd)
+	}
 	dir := t.TempDir()
 	token := writeFile(t, dir, "token", "one")
 	orphans := writeFile(t, dir, "orphans",
 		"#!/bin/sh\n(sleep 0.01 &)\nsetsid sh -c 'sleep 0.01 &' &\nwait\necho a 1\n")
 	judged := writeFile(t, dir, "judged", "#!/bin/sh\necho b 1\nexit $1\n")
 	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
-		s := startIn(t, []string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc"},
-			"--exec", "orphans="+orphans, "--exec", "judged="+judged+" {code=0}", "--path", "judged:/judged",
+		s := startAsInit("--exec", "orphans="+orphans,
+			"--exec", "judged="+judged+" {code=0}", "--path", "judged:/judged",
 			"--http", "x=http://127.0.0.1:1", "--bearer-token-file", "x:"+token, "--path", "x:/x")
 		for i := range 100 {
 			if body := httpGet(t, s.url+"/metrics"); !strings.Contains(body, `source_up{exporter_name="orphans"} 1`) {
@@ -3070,7 +3035,7 @@ func TestInit(t *testing.T) {
 			t.Errorf("after %v: %v", sig, err)
 		}
 	}
-	s := startIn(t, []string{unshare, "--pid", "--fork", "--kill-child", "--mount-proc"}, "--file", "x=/nowhere")
+	s := startAsInit("--file", "x=/nowhere")
 	if init := childrenOf(t, s.Process.Pid); len(init) != 1 || len(childrenOf(t, init[0])) != 0 {
 		t.Errorf("without commands PID 1 %v has children", init)
 	}
@@ -3239,7 +3204,6 @@ func TestSlowClients(t *testing.T) {
 		if n, _ := io.Copy(io.Discard, conn); n > 256<<10 {
 			t.Errorf("who reads nothing for 10 s gets %d bytes", n)
 		}
-		begin = time.Now()
 		synctest.Wait()
 		wantIdle(t, p, "after a reader was cut off")
 
@@ -3366,7 +3330,7 @@ func TestCrowd(t *testing.T) {
 	if syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); files.Cur < 11_000 {
 		t.Skipf("a process may open %d files only", files.Cur)
 	}
-	s := startIn(t, nil, backup)
+	s := start(t, programCommand("", nil, backup))
 	for i := range 10_000 {
 		conn, err := net.Dial("tcp", s.addr)
 		if err != nil {
@@ -3794,8 +3758,7 @@ func TestOverviewKept(t *testing.T) {
 			t.Errorf("made anew: %s", page)
 		}
 		time.Sleep(time.Second)
-		page := at("/")
-		wantContains(t, page, "all up", "has matched --drop go_*\n", `<meta http-equiv=refresh content="15;url=./">`)
+		wantContains(t, at("/"), "all up", "has matched --drop go_*\n", `<meta http-equiv=refresh content="15;url=./">`)
 		if page := at("/?refresh=0"); strings.Contains(page, "http-equiv") || strings.Contains(page, "\x00") {
 			t.Errorf("it is renewed: %s", page)
 		}
@@ -3915,8 +3878,7 @@ func exporters(b *testing.B, bodies ...[]byte) string {
 	return server.URL
 }
 
-// BenchmarkProgram scrapes the built program with so many exporters behind it, as README
-// tells of them.
+// BenchmarkProgram scrapes the built program with so many exporters behind it, as README tells.
 func BenchmarkProgram(b *testing.B) {
 	for _, c := range []struct {
 		sources  int
