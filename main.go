@@ -1941,6 +1941,10 @@ func acceptsGzip(headers []string) bool {
 // contentType returns the Content-Type of a page of the form.
 func (f form) contentType() string {
 	switch {
+	case f.protobuf && f.quoted:
+		return strings.ReplaceAll(protobufMetrics, ";", "; ") + "; escaping=allow-utf-8"
+	case f.protobuf:
+		return strings.ReplaceAll(protobufMetrics, ";", "; ")
 	case f.openMetrics && f.quoted:
 		return "application/openmetrics-text; version=1.0.0; charset=utf-8; escaping=allow-utf-8"
 	case f.openMetrics:
@@ -1952,7 +1956,8 @@ func (f form) contentType() string {
 }
 
 // accepted reads from Accept what a scraper takes: OpenMetrics where it is named and at least as
-// welcome as the text format, and the escaping of the most welcome item that names one.
+// welcome as the text format, protobuf where it is named and at least as welcome as both, and the
+// escaping of the most welcome item that names one.
 func accepted(headers []string) accept {
 	var takes accept
 	most := 0.0 // weight of an item with an escaping
@@ -1960,6 +1965,10 @@ func accepted(headers []string) accept {
 	eachChoice(headers, func(mediaType string, params map[string]string, weight float64) {
 		isOpenMetrics := mediaType == "application/openmetrics-text"
 		if isOpenMetrics && cmp.Or(params["version"], "1.0.0") != "1.0.0" {
+			return
+		}
+		if mediaType == "application/vnd.google.protobuf" &&
+			(params["proto"] != "io.prometheus.client.metricfamily" || params["encoding"] != "delimited") {
 			return
 		}
 		escaping := params["escaping"]
@@ -1972,8 +1981,9 @@ func accepted(headers []string) accept {
 	if !named {
 		forText = max(weights["text/*"], weights["*/*"])
 	}
-	weight := weights["application/openmetrics-text"]
-	takes.openMetrics = weight > 0 && weight >= forText
+	weight, forProtobuf := weights["application/openmetrics-text"], weights["application/vnd.google.protobuf"]
+	takes.protobuf = forProtobuf > 0 && forProtobuf >= max(forText, weight)
+	takes.openMetrics = weight > 0 && weight >= forText && !takes.protobuf
 	return takes
 }
 

@@ -627,12 +627,13 @@ func (a *authority) clientConfig(dir string) *tls.Config {
 // The forms of pages: as it came, for scrapers that know quoted names, and strict.
 var (
 	textForm        = form{quoted: true}
-	openMetricsForm = form{quoted: true, openMetrics: true}
+	openMetricsForm = form{format: format{openMetrics: true}, quoted: true}
+	protobufForm    = form{format: format{protobuf: true}, quoted: true}
 	strictForm      = form{strict: true}
 )
 
 // allForms are the forms of pages.
-var allForms = []form{strictForm, {}, {openMetrics: true}, textForm, openMetricsForm}
+var allForms = []form{strictForm, {}, {format: format{openMetrics: true}}, textForm, openMetricsForm}
 
 // plain finds bodies that storedOf can read.
 var plain = regexp.MustCompile(`^(?:# (?:HELP [a-z_]+ [\w .]*|TYPE [a-z_]+ [a-z]+)\n|[a-z_]+(?:\{[a-z]\w*="[\w .+-]*"\})? -?\d+(?: \d{1,12})?\n)*(?:# EOF\n)?$`)
@@ -648,7 +649,7 @@ func wantPlain(t *testing.T, bodies []*exposition, texts [][]byte, openMetrics .
 		}
 		all = append(all, storedOf(string(text), openMetrics[i], strconv.Itoa(i)))
 	}
-	for _, f := range []form{{quoted: true, openMetrics: slices.Contains(openMetrics, true)}, strictForm} {
+	for _, f := range []form{{format{openMetrics: slices.Contains(openMetrics, true)}, false, true}, strictForm} {
 		wantStored(t, all, pageText(pageOf(f, bodies...)), f)
 	}
 }
@@ -662,7 +663,7 @@ func told(source string) *addedLabels {
 
 // read reads a body and adds labels.
 func read(text string, openMetrics bool, added *addedLabels) (*exposition, error) {
-	return labelBody(strings.NewReader(text), openMetrics, added, &workspace{}, math.MaxInt32)
+	return labelBody(strings.NewReader(text), format{openMetrics: openMetrics}, added, &workspace{}, math.MaxInt32)
 }
 
 // mustRead reads a body that has no fault.
@@ -882,7 +883,7 @@ func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page st
 // samplesOf returns the samples of a body as they are meant, in order, without exemplars.
 func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	t.Helper()
-	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
+	p := parser{window: window{src: strings.NewReader(text), format: format{openMetrics: openMetrics}}}
 	var samples []string
 	for p.next() {
 		if p.kind != sampleLine {
@@ -1030,7 +1031,7 @@ func TestParserWindow(t *testing.T) {
 		"scrapes":         string(bytes.Join(readFiles(t, glob(t, "testdata/scrapes/*.prom")...), nil)),
 	} {
 		l := newLabeller(&exposition{}, told("x"))
-		l.p = parserOf([]byte(body), false)
+		l.p = parserOf([]byte(body), format{})
 		if err := l.readLines(nil, math.MaxInt32); err != nil || l.e.samples == 0 {
 			t.Fatalf("%s: %d samples (%v)", name, l.e.samples, err)
 		}
@@ -1040,7 +1041,7 @@ func TestParserWindow(t *testing.T) {
 			iotest.OneByteReader(strings.NewReader(text)),
 			iotest.DataErrReader(iotest.HalfReader(strings.NewReader(text))),
 		} {
-			e, err := labelBody(src, false, told("x"), &workspace{}, math.MaxInt32)
+			e, err := labelBody(src, format{}, told("x"), &workspace{}, math.MaxInt32)
 			if err != nil || pageText(pageOf(textForm, e)) != pageText(pageOf(textForm, l.e)) {
 				t.Errorf("%s: another page when read by %T (%v)", name, src, err)
 			}
@@ -1081,7 +1082,7 @@ func TestReadFaults(t *testing.T) {
 		{"<nil>", []io.Reader{text(`a{b="c`), empty(99), text("\n\"} 1\n"), empty(99), text("b 2")}},
 		{io.ErrNoProgress.Error(), []io.Reader{text("a 1\n"), empty(100), text("b 2")}},
 	} {
-		_, err := labelBody(io.MultiReader(c.body...), false, &addedLabels{}, &workspace{}, math.MaxInt32)
+		_, err := labelBody(io.MultiReader(c.body...), format{}, &addedLabels{}, &workspace{}, math.MaxInt32)
 		if fmt.Sprint(err) != c.fault {
 			t.Errorf("body %d: %v, want %s", i, err, c.fault)
 		}
@@ -1140,7 +1141,7 @@ func TestAllocations(t *testing.T) {
 			}
 			used := &workspace{likely: 3 * len(b)}
 			return testing.AllocsPerRun(5, func() {
-				e, err := labelBody(bytes.NewReader(b), c.openMetrics, added, used, math.MaxInt32)
+				e, err := labelBody(bytes.NewReader(b), format{openMetrics: c.openMetrics}, added, used, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -1168,7 +1169,7 @@ func BenchmarkScrape(b *testing.B) {
 			used := &workspace{}
 			for b.Loop() {
 				for _, body := range w.bodies {
-					e, err := labelBody(bytes.NewReader(body), endsOpenMetrics(body), told("x"), used, 1<<30)
+					e, err := labelBody(bytes.NewReader(body), format{openMetrics: endsOpenMetrics(body)}, told("x"), used, 1<<30)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -1267,7 +1268,7 @@ func FuzzParse(f *testing.F) {
 			}
 			wantSamples(t, page, f.openMetrics, string(text), openMetrics)
 			again, _ := read(page, f.openMetrics, &addedLabels{})
-			other := form{openMetrics: !f.openMetrics, quoted: true}
+			other := form{format{openMetrics: !f.openMetrics}, false, true}
 			wantSamples(t, pageText(pageOf(other, again)), other.openMetrics, string(text), openMetrics)
 		}
 	})
@@ -3578,7 +3579,7 @@ func eachAccept(t testing.TB, do func(name, header string, want accept)) {
 	eachLine(readFiles(t, "testdata/accept.txt")[0], func(line string) error {
 		columns := strings.Split(line, "|")
 		column := func(i int) string { return strings.TrimSpace(columns[i]) }
-		do(column(0), column(3), accept{column(2) == "OpenMetrics", column(1)})
+		do(column(0), column(3), accept{format{column(2) == "OpenMetrics", column(2) == "protobuf"}, column(1)})
 		return nil
 	})
 }

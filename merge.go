@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -72,8 +73,10 @@ func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) 
 	m.findings = &findings{map[string]int{}, map[string]int{}, map[pair]*concern{}}
 	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)), f.strict)
 	m.groups = groups
-	if err := m.settle(ctx, judge(m.groups, f)); err != nil {
-		return nil, err
+	if !f.protobuf { // there, families of one name and several types stand beside each other
+		if err := m.settle(ctx, judge(m.groups, f)); err != nil {
+			return nil, err
+		}
 	}
 	if len(empty) > 0 {
 		m.addEmpty(empty)
@@ -331,7 +334,7 @@ func (p *part) joining() *part {
 
 // split returns the part as families without a type, one for each sample name.
 func (p *part) split(exact bool) []*part {
-	e := &exposition{openMetrics: p.body.openMetrics, cameAsText: p.body.cameAsText, telling: p.body.telling}
+	e := &exposition{format: p.body.format, cameAsText: p.body.cameAsText, telling: p.body.telling}
 	l := newLabeller(e, &addedLabels{})
 	l.rewrite(p.body, p.family, true, exact)
 	l.finish()
@@ -378,7 +381,8 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 	var series []byte
 	for _, p := range g {
 		rest := *p
-		lines := parserOf(p.text(p.run), p.body.openMetrics)
+		lines := parserOf(p.text(p.run), p.body.format)
+		lines.samples, lines.metricType = 1, p.metricType
 		for lines.next() {
 			series = lines.appendLabels(append(series[:0], lines.name...))
 			hash := [2]uint64{maphash.Bytes(first, series), maphash.Bytes(second, series)}
@@ -389,7 +393,7 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 				kept.run.to = p.run.from + uint32(lines.start)
 				rest.run.from = p.run.from + uint32(lines.pos)
 				distinct = append(distinct, &kept)
-				repeats[p.rank]++
+				repeats[p.rank] += lines.samples
 			}
 		}
 		distinct = append(distinct, &rest)
@@ -503,7 +507,11 @@ func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		pg.addFamily(g)
+		if pg.form.protobuf {
+			pg.addMessages(g)
+		} else {
+			pg.addFamily(g)
+		}
 	}
 	if pg.form.openMetrics {
 		pg.tail = append(pg.tail, "# EOF\n"...)
@@ -565,6 +573,49 @@ func (pg *page) addFamily(g group) {
 	}
 }
 
+// addMessages adds a message for each type that a family has, untyped first, as Prometheus keeps the last.
+// Exemplars of native histograms need one for each part, or Prometheus would lose some.
+func (pg *page) addMessages(g group) {
+	for t := untyped; t <= gaugeHistogram; t++ {
+		isOther := func(p *part) bool { return p.metricType != t || p.run.from == p.run.to }
+		for parts := slices.DeleteFunc(slices.Clone(g), isOther); len(parts) > 0; {
+			n := len(parts)
+			if !pg.form.strict && slices.ContainsFunc(parts, func(p *part) bool { return p.moments }) {
+				n = 1
+			}
+			pg.addMessage(parts[:n], g.help())
+			parts = parts[n:]
+		}
+	}
+}
+
+// addMessage adds a message with the metrics of parts that have one type.
+func (pg *page) addMessage(g group, help []byte) {
+	head := appendBytes(appendBytes(nil, 1, g.name()), 2, help)
+	head = appendInteger(head, 3, uint64(slices.Index(protobufTypes[:], g[0].metricType)))
+	size := 0
+	for _, p := range slices.Backward(g) { // the last unit counts
+		if unit := p.body.unitText(p.family); len(unit) > 0 {
+			head = appendBytes(head, 5, unit)
+		}
+		size += len(p.text(p.run))
+	}
+	if cap(pg.tail)-len(pg.tail) < 1<<10 {
+		pg.nextChunk()
+	}
+	pg.tail = append(binary.AppendUvarint(pg.tail, uint64(len(head)+size)), head...)
+	for _, p := range g {
+		pg.addLines(p.text(p.run))
+	}
+}
+
+// help returns the first HELP text that there is.
+func (g group) help() []byte {
+	withHelp := func(p *part) bool { return p.help.from < p.help.to }
+	p := g[max(0, slices.IndexFunc(g, withHelp))]
+	return p.text(p.help)
+}
+
 // addMetadata adds the HELP, TYPE and UNIT lines of a family: of each the first that there is.
 func (pg *page) addMetadata(g group) {
 	named := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.suffix > 0 }))]
@@ -575,11 +626,8 @@ func (pg *page) addMetadata(g group) {
 	if pg.form.openMetrics {
 		names = &openMetricsNames
 	}
-	var help, unit []byte
+	help, unit := g.help(), []byte(nil)
 	for _, p := range g {
-		if len(help) == 0 {
-			help = p.text(p.help)
-		}
 		if len(unit) == 0 && p.suffix == named.suffix {
 			unit = p.body.unitText(p.family)
 		}
@@ -660,7 +708,7 @@ func (m *ownMetrics) one(name string, t metricType, help string, value float64, 
 // read returns the metrics as an exposition. Sources may have the same series, unless telling.
 func (m *ownMetrics) read(telling bool) *exposition {
 	l := newLabeller(&exposition{buf: make([]byte, 0, 2*len(m.text)), telling: telling}, &addedLabels{})
-	l.p = parserOf(m.text, false)
+	l.p = parserOf(m.text, format{})
 	if err := l.readLines(nil, math.MaxInt32); err != nil {
 		panic(err) // a fault in what is written above
 	}
@@ -866,9 +914,10 @@ type pageRequest struct {
 }
 
 // form returns the form that the scraper gets a page of these results in. Without a body in
-// OpenMetrics, nor a name that needs quotes, it is text 0.0.4.
+// OpenMetrics, nor a name that needs quotes, it is text 0.0.4, unless it is protobuf.
 func (want *pageRequest) form(results []*result) form {
-	f := form{strict: want.takes.escaping == ""}
+	f := form{strict: want.takes.escaping == "" && !want.takes.protobuf}
+	f.protobuf = want.takes.protobuf
 	f.openMetrics = !f.strict && want.takes.openMetrics && slices.ContainsFunc(results, (*result).openMetrics)
 	f.quoted = want.takes.escaping == "allow-utf-8" && slices.ContainsFunc(results, (*result).quoted)
 	return f
