@@ -918,7 +918,7 @@ func (p *parser) scanMessage() bool {
 	default:
 		p.samples += 2
 	}
-	if p.labelNamed([]byte(bound)) != nil || len(p.labels) >= fewLabels && p.repeatsLabel() {
+	if p.samples != 2 && p.labelNamed([]byte(bound)) != nil || len(p.labels) >= fewLabels && p.repeatsLabel() {
 		p.fail(from, "duplicate label name")
 	}
 	return true
@@ -2254,17 +2254,19 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 // counters with start times make up metrics; all others stand in families of their own names.
 type transcript struct {
 	*labeller
-	from    *exposition
-	of      *family
-	name    []byte     // of the family that is written
-	kind    metricType // likewise
-	bound   string     // the label that bounds buckets or quantiles, "" for none
-	scale   float64    // of timestamps
-	metrics []*compound
-	index   map[string]*compound // by labels
-	rest    []byte               // lines of samples that make up no metric
-	fields  []byte               // labels of the sample
-	part    []byte               // what the sample is in protobuf
+	from  *exposition
+	of    *family
+	name  []byte     // of the family that is written
+	kind  metricType // likewise
+	bound string     // the label that bounds buckets or quantiles, "" for none
+	scale float64    // of timestamps
+
+	hasExemplars bool // samples have them, perhaps
+	metrics      []*compound
+	index        map[string]*compound // by labels
+	rest         []byte               // lines of samples that make up no metric
+	fields       []byte               // labels of the sample
+	part         []byte               // what the sample is in protobuf
 }
 
 // compound is a metric that several samples make up.
@@ -2302,6 +2304,7 @@ func (e *exposition) asProtobuf(quoted bool) *exposition {
 func (t *transcript) family(from *exposition, f *family) {
 	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
 	rest := from.text(f.lines)
+	t.hasExemplars = f.moments && bytes.Contains(rest, []byte(" # {"))
 	switch {
 	case f.metricType == gaugeHistogram:
 		t.bound = ""
@@ -2377,7 +2380,7 @@ func (t *transcript) single() {
 	switch own := t.of.metricType.inText(); {
 	case own == gauge, own == counter && !isCreated:
 		kind = own
-	case len(t.p.exemplar) > 0: // no other type has one
+	case t.hasExemplars: // which no other type has
 		kind = counter
 	}
 	t.fields, _, _ = t.appendLabels(t.fields[:0], false)
@@ -2392,7 +2395,7 @@ func (t *transcript) single() {
 func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []byte) {
 	if kind != t.kind || !bytes.Equal(name, t.name) {
 		var help, unit []byte
-		if bytes.Equal(name, t.from.text(t.of.name)) || bytes.Equal(name, t.from.text(t.of.base())) {
+		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
 			help, unit = []byte(unescapeHelp.Replace(string(t.from.text(t.of.help)))), t.from.unitText(t.of)
 		}
 		t.addMessage(plainText(name), help, unit, kind)
@@ -2411,11 +2414,12 @@ func (t *transcript) appendLabels(dst []byte, without bool) (fields []byte, boun
 		name, value := plainText(t.p.labelName(lb)), plainText(t.p.labelText(lb))
 		if string(name) == t.bound {
 			v, err := strconv.ParseFloat(string(value), 64)
-			if err == nil && without {
-				bound, isBound = v, true
+			if isBound = err == nil; isBound && without {
+				bound = v
 				continue
+			} else if isBound {
+				value = appendBound(nil, value)
 			}
-			value = appendBound(nil, value)
 		}
 		if len(value) > 0 { // or it is no label
 			dst = appendPair(dst, name, value)
