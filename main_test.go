@@ -1160,23 +1160,33 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// BenchmarkScrape parses and labels bodies in the buffers that a source uses again.
+// BenchmarkScrape parses and labels bodies in the buffers that a source uses again, as they are and as protobuf.
 func BenchmarkScrape(b *testing.B) {
 	for _, w := range workloads(b) {
-		b.Run(w.name, func(b *testing.B) {
-			b.SetBytes(int64(len(bytes.Join(w.bodies, nil))))
-			b.ReportAllocs()
-			used := &workspace{}
-			for b.Loop() {
-				for _, body := range w.bodies {
-					e, err := labelBody(bytes.NewReader(body), format{openMetrics: endsOpenMetrics(body)}, told("x"), used, 1<<30)
-					if err != nil {
-						b.Fatal(err)
-					}
-					used.likely = len(e.buf) + 2<<10
+		for _, inProtobuf := range []bool{false, true} {
+			bodies, formats := slices.Clone(w.bodies), make([]format, len(w.bodies))
+			for i, body := range bodies {
+				formats[i].openMetrics = endsOpenMetrics(body)
+				if inProtobuf {
+					e := mustRead(b, string(body), formats[i].openMetrics, &addedLabels{})
+					bodies[i], formats[i] = []byte(pageText(pageOf(protobufForm, e))), format{protobuf: true}
 				}
 			}
-		})
+			b.Run(fmt.Sprintf("%s/protobuf=%v", w.name, inProtobuf), func(b *testing.B) {
+				b.SetBytes(int64(len(bytes.Join(bodies, nil))))
+				b.ReportAllocs()
+				used := &workspace{}
+				for b.Loop() {
+					for i, body := range bodies {
+						e, err := labelBody(bytes.NewReader(body), formats[i], told("x"), used, 1<<30)
+						if err != nil {
+							b.Fatal(err)
+						}
+						used.likely = len(e.buf) + 2<<10
+					}
+				}
+			})
+		}
 	}
 }
 

@@ -891,10 +891,11 @@ var fields = [...]string{
 	'E': " LfT", 'T': " vv", // Exemplar, Timestamp
 }
 
-// The ways in which a field is written, and for each type a bit for those that it may have; a message has none.
+// The ways in which a field is written, and for each type a bit for those that it may have.
 const varintWire, fixed64Wire, bytesWire, fixed32Wire = 0, 1, 2, 5
 
-var wires = ['z']byte{' ': 0b100111, 'v': 0b1, 'i': 0b101, 'f': 0b10, 'd': 0b110}
+var wires = ['z']byte{' ': 0b100111, 'v': 0b1, 'i': 0b101, 'f': 0b10, 'd': 0b110, 's': 0b100, 'm': 0b100,
+	'B': 0b100, 'C': 0b100, 'E': 0b100, 'G': 0b100, 'H': 0b100, 'L': 0b100, 'P': 0b100, 'Q': 0b100, 'S': 0b100, 'T': 0b100}
 
 // scanMessage scans the head of a message or its next metric, and reports whether it found one.
 func (p *parser) scanMessage() bool {
@@ -910,13 +911,10 @@ func (p *parser) scanMessage() bool {
 	}
 	p.walk('M', from, to)
 	bound := boundLabels[p.metricType]
-	switch {
-	case bound == "" || p.isNative:
+	if p.samples += 2; bound == "" || p.isNative {
 		p.samples = 1
-	case bound == "le" && !p.isInfinite:
-		p.samples += 3
-	default:
-		p.samples += 2
+	} else if bound == "le" && !p.isInfinite {
+		p.samples++
 	}
 	if p.samples != 2 && p.labelNamed([]byte(bound)) != nil || len(p.labels) >= fewLabels && p.repeatsLabel() {
 		p.fail(from, "duplicate label name")
@@ -938,9 +936,8 @@ func (p *parser) head() bool {
 	}
 	p.kind, p.pos, p.end = headLine, from, from+int(size)
 	found := p.walk('F', from, p.end)
-	text := func(s span) []byte { return p.buf[s.from:s.to] }
-	p.name, p.text, p.unit = text(found[1]), text(found[2]), text(found[5])
-	number := p.integer(found[3])
+	e, number := exposition{buf: p.buf}, p.integer(found[3])
+	p.name, p.text, p.unit = e.text(found[1]), e.text(found[2]), e.text(found[5])
 	switch {
 	case p.err != nil:
 	case len(p.name) == 0 || number >= uint64(len(protobufTypes)):
@@ -974,7 +971,7 @@ func (p *parser) field(message byte, i, end int) (kind byte, number, from, to in
 	}
 	switch {
 	case p.err != nil:
-	case tag < 1<<3 || tag >= 1<<32 || cmp.Or(wires[kind], 1<<bytesWire)>>wire&1 == 0 || kind == 'd' && size%8 != 0:
+	case tag < 1<<3 || tag >= 1<<32 || wires[kind]>>wire&1 == 0 || kind == 'd' && size%8 != 0:
 		p.fail(i, "expected a field of another type")
 	case size > uint64(end-from):
 		p.fail(i, "expected a field that ends before its message")
@@ -986,9 +983,9 @@ func (p *parser) field(message byte, i, end int) (kind byte, number, from, to in
 
 // walk checks the fields of a message, and returns where the last of each stands, of those with small numbers.
 func (p *parser) walk(message byte, i, end int) (found [9]span) {
+	var inner [9]span
 	for start := i; i < end && p.err == nil; {
 		kind, number, from, to := p.field(message, i, end)
-		inner := [9]span{}
 		if 'A' <= kind && kind <= 'Z' {
 			inner = p.walk(kind, from, to)
 		}
@@ -1061,7 +1058,7 @@ func (p *parser) histogram(i, end int, found [9]span) {
 
 // varint reads the integer at i, and returns where it ends.
 func (p *parser) varint(i, end int) (uint64, int) {
-	if i < end && p.buf[i] < 0x80 {
+	if i < end && p.buf[i] < 0x80 { // most are small
 		return uint64(p.buf[i]), i + 1
 	}
 	value, n := binary.Uvarint(p.buf[i:end])
@@ -1079,10 +1076,9 @@ func (p *parser) integer(s span) uint64 {
 
 // float returns the float in a range, 0 if that is empty.
 func (p *parser) float(s span) float64 {
-	if s.from == s.to {
-		return 0
-	}
-	return math.Float64frombits(binary.LittleEndian.Uint64(p.buf[s.from:]))
+	var value [8]byte
+	copy(value[:], p.buf[s.from:s.to])
+	return math.Float64frombits(binary.LittleEndian.Uint64(value[:]))
 }
 
 // appendTag appends what a field begins with.
@@ -1680,7 +1676,7 @@ func (l *labeller) relabel() {
 		out = append(append(out, open), l.added.text...)
 		open = ','
 	}
-	l.beginLabels()
+	l.renameLabels()
 	for _, lb := range l.p.labels {
 		if name := l.newName(lb); len(name) > 0 {
 			out = l.appendLabel(append(out, open), name, lb)
@@ -1692,14 +1688,6 @@ func (l *labeller) relabel() {
 	}
 	out = append(append(out, ' '), l.p.valueText()...)
 	l.e.buf = append(l.appendMoment(out), '\n')
-}
-
-// beginLabels begins to find new names for the labels of a sample.
-func (l *labeller) beginLabels() {
-	l.exported = l.exported[:0]
-	if l.bare != nil {
-		l.renameLabels()
-	}
 }
 
 // newName returns the name of a label of the sample, which is another if its own is an added label's, or
@@ -1811,6 +1799,9 @@ func (l *labeller) exportedName(name []byte) []byte {
 //
 // Samples with the same label names as the one before have the same new ones.
 func (l *labeller) renameLabels() {
+	if l.exported = l.exported[:0]; l.bare == nil {
+		return
+	}
 	names := l.named[1][:0]
 	for _, lb := range l.p.labels {
 		names = append(append(names, l.p.labelName(lb)...), '\n')
@@ -1937,7 +1928,7 @@ func (l *labeller) addMetric(metric []byte) {
 // relabelled returns the metric with other names for labels that need them.
 func (l *labeller) relabelled() []byte {
 	out := l.series[:0]
-	l.beginLabels()
+	l.renameLabels()
 	for _, lb := range l.p.labels {
 		if name := l.newName(lb); len(name) > 0 {
 			out = appendPair(out, name, l.p.labelText(lb))
@@ -2279,7 +2270,7 @@ type compound struct {
 const hasSum, hasCount, hasInf, hasParts, hasCreated, isOdd = 1, 2, 4, 8, 16, 32
 
 // protobufValues are the numbers of the fields for values and their start times, and what a value needs.
-var protobufValues = [...]struct{ number, created, needs int }{
+var protobufValues = [conflicting]struct{ number, created, needs int }{
 	untyped: {number: 5}, gauge: {number: 2}, counter: {3, 3, hasSum},
 	summary: {4, 4, hasSum | hasCount}, histogram: {7, 15, hasSum | hasCount | hasInf},
 }
@@ -2300,36 +2291,29 @@ func (e *exposition) asProtobuf(quoted bool) *exposition {
 	return t.e
 }
 
-// family writes a family.
+// family writes a family: the metrics that samples make up, and then all other samples one by one.
 func (t *transcript) family(from *exposition, f *family) {
-	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
 	rest := from.text(f.lines)
+	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
 	t.hasExemplars = f.moments && bytes.Contains(rest, []byte(" # {"))
-	switch {
-	case f.metricType == gaugeHistogram:
-		t.bound = ""
-	case t.bound != "" || f.metricType == counter && f.created:
-		rest = t.compounds(rest)
+	if needs := protobufValues[f.metricType].needs; needs > hasSum || f.created {
+		t.metrics, t.index = t.metrics[:0], map[string]*compound{}
+		for t.p = parserOf(rest, from.format); t.p.next(); {
+			t.collect()
+		}
+		t.rest = t.rest[:0]
+		for _, m := range t.metrics {
+			if m.has&(needs|isOdd) == needs {
+				t.write(from.text(f.name), f.metricType, m.fields, m.parts, m.stamp)
+			} else {
+				t.rest = append(t.rest, m.lines...)
+			}
+		}
+		rest = t.rest
 	}
 	for t.p = parserOf(rest, from.format); t.p.next(); {
 		t.single()
 	}
-}
-
-// compounds writes the metrics that samples make up, and returns the lines of all other samples.
-func (t *transcript) compounds(lines []byte) []byte {
-	t.metrics, t.index, t.rest = t.metrics[:0], map[string]*compound{}, t.rest[:0]
-	for t.p = parserOf(lines, t.from.format); t.p.next(); {
-		t.collect()
-	}
-	for _, m := range t.metrics {
-		if needs := protobufValues[t.of.metricType].needs; m.has&(needs|isOdd) == needs {
-			t.write(t.from.text(t.of.name), t.of.metricType, m.fields, m.parts, m.stamp)
-		} else {
-			t.rest = append(t.rest, m.lines...)
-		}
-	}
-	return t.rest
 }
 
 // collect adds the sample to the metric that it belongs to.
@@ -2417,7 +2401,7 @@ func (t *transcript) appendLabels(dst []byte, without bool) (fields []byte, boun
 			if isBound = err == nil; isBound && without {
 				bound = v
 				continue
-			} else if isBound {
+			} else if isBound && t.of.metricType != gaugeHistogram {
 				value = appendBound(nil, value)
 			}
 		}
