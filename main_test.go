@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -1162,31 +1163,30 @@ func TestAllocations(t *testing.T) {
 
 // BenchmarkScrape parses and labels bodies in the buffers that a source uses again, as they are and as protobuf.
 func BenchmarkScrape(b *testing.B) {
-	for _, w := range workloads(b) {
-		for _, inProtobuf := range []bool{false, true} {
-			bodies, formats := slices.Clone(w.bodies), make([]format, len(w.bodies))
-			for i, body := range bodies {
-				formats[i].openMetrics = endsOpenMetrics(body)
-				if inProtobuf {
-					e := mustRead(b, string(body), formats[i].openMetrics, &addedLabels{})
-					bodies[i], formats[i] = []byte(pageText(pageOf(protobufForm, e))), format{protobuf: true}
+	all := workloads(b)
+	for _, w := range all {
+		for i, body := range w.bodies {
+			w.bodies = slices.Clone(w.bodies)
+			w.bodies[i] = []byte(pageText(pageOf(protobufForm, mustRead(b, string(body), endsOpenMetrics(body), &addedLabels{}))))
+		}
+		all = append(all, workload{w.name + "_protobuf", w.bodies})
+	}
+	for _, w := range all {
+		b.Run(w.name, func(b *testing.B) {
+			b.SetBytes(int64(len(bytes.Join(w.bodies, nil))))
+			b.ReportAllocs()
+			used := &workspace{}
+			for b.Loop() {
+				for _, body := range w.bodies {
+					f := format{endsOpenMetrics(body), strings.HasSuffix(w.name, "_protobuf")}
+					e, err := labelBody(bytes.NewReader(body), f, told("x"), used, 1<<30)
+					if err != nil {
+						b.Fatal(err)
+					}
+					used.likely = len(e.buf) + 2<<10
 				}
 			}
-			b.Run(fmt.Sprintf("%s/protobuf=%v", w.name, inProtobuf), func(b *testing.B) {
-				b.SetBytes(int64(len(bytes.Join(bodies, nil))))
-				b.ReportAllocs()
-				used := &workspace{}
-				for b.Loop() {
-					for i, body := range bodies {
-						e, err := labelBody(bytes.NewReader(body), formats[i], told("x"), used, 1<<30)
-						if err != nil {
-							b.Fatal(err)
-						}
-						used.likely = len(e.buf) + 2<<10
-					}
-				}
-			})
-		}
+		})
 	}
 }
 
@@ -1208,6 +1208,14 @@ func TestFormat(t *testing.T) {
 			continue
 		}
 		got.WriteString(line)
+		if kind == "protobuf" {
+			message, _ := encode('F', strings.Fields(line)[1:])
+			if e, err := readProtobuf(append(binary.AppendUvarint(nil, uint64(len(message))), message...)); err != nil {
+				fmt.Fprintf(&got, "fault %q\n", err.Error())
+			} else {
+				fmt.Fprintf(&got, "page with %d samples, quoted names: %v\n", e.samples, e.quoted)
+			}
+		}
 		body, openMetrics, ok := formatCase(t, line)
 		if !ok {
 			continue
@@ -1254,11 +1262,51 @@ func formatCase(t testing.TB, line string) (body string, openMetrics, ok bool) {
 	return body, kind == "openmetrics", true
 }
 
+// fieldNames are the names of the fields in messages of protobuf, by number.
+var fieldNames = map[byte]string{'F': "name help type metric unit", 'L': "name value", 'G': "value", 'E': "label value timestamp",
+	'M': "label gauge counter summary untyped timestamp_ms histogram", 'C': "value exemplar created", 'T': "seconds nanos",
+	'S': "count sum quantile created", 'Q': "quantile value", 'B': "count bound exemplar float_count", 'P': "offset length",
+	'H': "count sum bucket float_count schema threshold zeros float_zeros negative_span negative_delta negative_count span delta bucket_count created exemplar"}
+
+// encode reads a message that ends with a brace: names of fields, each with its value.
+func encode(message byte, words []string) (out []byte, rest []string) {
+	for len(words) > 1 && words[0] != "}" {
+		number := 1 + slices.Index(strings.Fields(fieldNames[message]), words[0])
+		kind, contents := strings.Replace(fields[message], "m", "M", 1)[number], []byte(words[1])
+		if words = words[2:]; string(contents) == "{" {
+			contents, words = encode(kind, words)
+		}
+		if value, err := strconv.ParseFloat(string(contents), 64); err != nil || kind == 's' {
+			out = appendBytes(out, number, contents)
+		} else if kind == 'f' || kind == 'd' {
+			out = appendFloat(out, number, value)
+		} else {
+			out = appendInteger(out, number, uint64(value))
+		}
+	}
+	return out, words[min(1, len(words)):]
+}
+
+// readProtobuf reads a body of protobuf.
+func readProtobuf(body []byte) (*exposition, error) {
+	return labelBody(bytes.NewReader(body), format{protobuf: true}, told("x"), &workspace{}, 1<<20)
+}
+
 // FuzzParse reads a body: what is taken is on its page, sample by sample, in both formats.
 func FuzzParse(f *testing.F) {
-	seeds(f, func(text []byte, openMetrics bool) { f.Add(text, openMetrics) })
+	seeds(f, func(text []byte, openMetrics bool) {
+		f.Add(text, openMetrics)
+		if e, err := read(string(text), openMetrics, &addedLabels{}); err == nil {
+			f.Add([]byte(pageText(pageOf(protobufForm, e))), false)
+		}
+	})
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
 		e, err := read(string(text), openMetrics, told("0"))
+		if e, err := readProtobuf(text); err == nil { // it may be that as well
+			if again, err := readProtobuf([]byte(pageText(pageOf(protobufForm, e)))); err != nil || again.samples != e.samples {
+				t.Fatalf("%v on the page of protobuf", err)
+			}
+		}
 		if err != nil {
 			if e != nil {
 				t.Fatal("a refused body is handed on")
