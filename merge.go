@@ -382,7 +382,7 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 	for _, p := range g {
 		rest := *p
 		lines := parserOf(p.text(p.run), p.body.format)
-		lines.samples, lines.metricType = 1, p.metricType
+		lines.samples, lines.metricType, lines.name = 1, p.metricType, []byte(boundLabels[p.metricType])
 		for lines.next() {
 			series = lines.appendLabels(append(series[:0], lines.name...))
 			hash := [2]uint64{maphash.Bytes(first, series), maphash.Bytes(second, series)}
@@ -673,6 +673,214 @@ func (pg *page) flush() {
 		pg.size += len(pg.tail)
 		pg.tail = pg.tail[len(pg.tail):]
 	}
+}
+
+// ---- Text as protobuf
+
+// transcript writes families of text or OpenMetrics as protobuf. Samples of histograms, summaries, and
+// counters with start times make up metrics; all others stand in families of their own names.
+type transcript struct {
+	*labeller
+	from         *exposition
+	of           *family
+	name         []byte     // of the family that is written
+	kind         metricType // likewise
+	bound        string     // the label that bounds buckets or quantiles, "" for none
+	hasExemplars bool       // samples have them, perhaps
+	metrics      []*compound
+	index        map[string]*compound // by labels
+	rest         []byte               // lines of samples that make up no metric
+	fields       []byte               // labels of the sample
+	part         []byte               // what the sample is in protobuf
+}
+
+// compound is a metric that several samples make up.
+type compound struct {
+	fields, parts, stamp, lines []byte
+	has                         int
+}
+
+// What a metric has; hasInf is the bucket of +Inf, which is the last. The value of a counter is its sum.
+const hasSum, hasCount, hasInf, hasParts, hasCreated, isOdd = 1, 2, 4, 8, 16, 32
+
+// protobufValues are the numbers of the fields for values and their start times, and what a value needs.
+var protobufValues = [conflicting]struct{ number, created, needs int }{
+	untyped: {number: 5}, gauge: {number: 2}, counter: {3, 3, hasSum},
+	summary: {4, 4, hasSum | hasCount}, histogram: {7, 15, hasSum | hasCount | hasInf},
+}
+
+// as returns the exposition for pages of a form, in protobuf with what Prometheus would store of it.
+func (e *exposition) as(f form) []*exposition {
+	if !f.protobuf || e.protobuf {
+		return e.spelled(f)
+	}
+	anew := &exposition{format: format{protobuf: true}, cameAsText: e.cameAsText, telling: e.telling}
+	t := &transcript{labeller: newLabeller(anew, &addedLabels{})}
+	for _, part := range e.spelled(form{format: e.format, quoted: f.quoted}) {
+		for i := range part.families {
+			t.family(part, &part.families[i])
+		}
+	}
+	t.finish()
+	return []*exposition{t.e}
+}
+
+// family writes a family: the metrics that samples make up, and then all other samples one by one.
+func (t *transcript) family(from *exposition, f *family) {
+	rest := from.text(f.lines)
+	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
+	t.hasExemplars = f.moments && bytes.Contains(rest, []byte(" # {"))
+	if needs := protobufValues[f.metricType].needs; needs > hasSum || f.created {
+		t.metrics, t.index = t.metrics[:0], map[string]*compound{}
+		for t.p = parserOf(rest, from.format); t.p.next(); {
+			t.collect()
+		}
+		t.rest = t.rest[:0]
+		for _, m := range t.metrics {
+			if m.has&(needs|isOdd) == needs {
+				t.write(from.text(f.name), f.metricType, m.fields, m.parts, m.stamp)
+			} else {
+				t.rest = append(t.rest, m.lines...)
+			}
+		}
+		rest = t.rest
+	}
+	for t.p = parserOf(rest, from.format); t.p.next(); {
+		t.single()
+	}
+}
+
+// collect adds the sample to the metric that it belongs to.
+func (t *transcript) collect() {
+	fields, bound, isBound := t.appendLabels(t.fields[:0], true)
+	kind, part, role, value := t.of.metricType, t.part[:0], isOdd, floatOf(t.p.valueText())
+	isCount := value >= 0 && value < 1<<63 && value == math.Trunc(value) && !math.Signbit(value)
+	switch suffix := string(bytes.TrimPrefix(t.p.name, t.from.text(t.of.base()))); {
+	case suffix == "_created" && !isBound:
+		role, part = hasCreated, appendTimestamp(part, protobufValues[kind].created, int64(value*1000))
+	case kind == counter && len(suffix) == int(t.of.suffix):
+		role, part = hasSum, t.appendExemplar(appendFloat(part, 1, value), 2)
+	case suffix == "_sum" && !isBound:
+		role, part = hasSum, appendFloat(part, 2, value)
+	case suffix == "_count" && !isBound && isCount:
+		role, part = hasCount, appendInteger(part, 1, uint64(value))
+	case suffix == "_bucket" && isBound && isCount && kind == histogram:
+		if role = hasParts; math.IsInf(bound, 1) {
+			role = hasInf
+		}
+		part = appendBytes(part, 3, t.appendExemplar(appendFloat(appendInteger(nil, 1, uint64(value)), 2, bound), 3))
+	case suffix == "" && isBound && kind == summary:
+		role, part = hasParts, appendBytes(part, 3, appendFloat(appendFloat(nil, 1, bound), 2, value))
+	}
+	m := t.index[string(fields)]
+	if m == nil {
+		m = &compound{fields: bytes.Clone(fields)}
+		t.index[string(fields)], t.metrics = m, append(t.metrics, m)
+	}
+	if m.has&role&^hasParts != 0 || role == hasParts && m.has&hasInf != 0 { // it has that already
+		role = isOdd
+	}
+	if role != hasCreated {
+		if m.has&^hasCreated != 0 && !bytes.Equal(m.stamp, t.p.stamp) {
+			role = isOdd
+		}
+		m.stamp = t.p.stamp
+	}
+	m.has |= role
+	m.parts, m.lines = append(m.parts, part...), append(m.lines, t.p.buf[t.p.start:t.p.pos]...)
+	t.fields, t.part = fields, part
+}
+
+// single writes a sample as a metric.
+func (t *transcript) single() {
+	kind, isCreated := untyped, t.of.created && bytes.HasSuffix(t.p.name, []byte("_created"))
+	switch own := t.of.metricType.inText(); {
+	case own == gauge, own == counter && !isCreated:
+		kind = own
+	case t.hasExemplars: // which no other type has
+		kind = counter
+	}
+	t.fields, _, _ = t.appendLabels(t.fields[:0], false)
+	t.part = appendFloat(t.part[:0], 1, floatOf(t.p.valueText()))
+	if kind == counter {
+		t.part = t.appendExemplar(t.part, 2)
+	}
+	t.write(t.p.name, kind, t.fields, t.part, t.p.stamp)
+}
+
+// write writes a metric with a value.
+func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []byte) {
+	if kind != t.kind || !bytes.Equal(name, t.name) {
+		var help, unit []byte
+		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
+			help, unit = []byte(unescapeHelp.Replace(string(t.from.text(t.of.help)))), t.from.unitText(t.of)
+		}
+		t.addMessage(plainText(name), help, unit, kind)
+		t.name, t.kind = name, kind
+	}
+	t.series = appendBytes(append(t.series[:0], labels...), protobufValues[kind].number, value)
+	if millis := floatOf(stamp); len(stamp) > 0 {
+		if t.from.openMetrics {
+			millis *= 1000
+		}
+		t.series = appendInteger(t.series, 6, uint64(cmp.Or(int64(millis), 1))) // 0 would be none
+	}
+	t.addMetric(t.series)
+}
+
+// appendLabels appends the labels of the sample: without its bound, or with that as Prometheus stores it.
+func (t *transcript) appendLabels(dst []byte, without bool) (fields []byte, bound float64, isBound bool) {
+	for _, lb := range t.p.labels {
+		name, value := plainText(t.p.labelName(lb)), plainText(t.p.labelText(lb))
+		if string(name) == t.bound {
+			v, err := strconv.ParseFloat(string(value), 64)
+			if isBound = err == nil; isBound && without {
+				bound = v
+				continue
+			} else if isBound && t.of.metricType != gaugeHistogram {
+				value = appendBound(nil, value)
+			}
+		}
+		if len(value) > 0 { // or it is no label
+			dst = appendPair(dst, name, value)
+		}
+	}
+	return dst, bound, isBound
+}
+
+// appendExemplar appends the exemplar that the sample may have. Prometheus stores its labels as they are written.
+func (t *transcript) appendExemplar(dst []byte, number int) []byte {
+	if len(t.p.exemplar) == 0 {
+		return dst
+	}
+	p := parserOf(fmt.Appendf(nil, "e%s\n", t.p.exemplar[len("# "):]), t.from.format)
+	if !p.next() { // it has a label twice
+		return dst
+	}
+	var exemplar []byte
+	for _, lb := range p.labels {
+		exemplar = appendPair(exemplar, p.buf[lb.name:lb.nameEnd], p.labelText(lb))
+	}
+	exemplar = appendFloat(exemplar, 2, floatOf(p.valueText()))
+	if len(p.stamp) > 0 {
+		exemplar = appendTimestamp(exemplar, 3, int64(floatOf(p.stamp)*1000))
+	}
+	return appendBytes(dst, number, exemplar)
+}
+
+// appendTimestamp appends a field with a time.
+func appendTimestamp(dst []byte, number int, millis int64) []byte {
+	rest := (millis%1000 + 1000) % 1000
+	seconds := appendInteger(nil, 1, uint64((millis-rest)/1000))
+	return appendBytes(dst, number, appendInteger(seconds, 2, uint64(rest)*1e6))
+}
+
+// plainText returns what a name or a label value stands for.
+func plainText(text []byte) []byte {
+	if bytes.IndexByte(text, '\\') < 0 {
+		return text
+	}
+	return []byte(unescape.Replace(string(text)))
 }
 
 // ---- Status metrics

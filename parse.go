@@ -894,8 +894,8 @@ var fields = [...]string{
 // The ways in which a field is written, and for each type a bit for those that it may have.
 const varintWire, fixed64Wire, bytesWire, fixed32Wire = 0, 1, 2, 5
 
-var wires = ['z']byte{' ': 0b100111, 'v': 0b1, 'i': 0b101, 'f': 0b10, 'd': 0b110, 's': 0b100, 'm': 0b100,
-	'B': 0b100, 'C': 0b100, 'E': 0b100, 'G': 0b100, 'H': 0b100, 'L': 0b100, 'P': 0b100, 'Q': 0b100, 'S': 0b100, 'T': 0b100}
+var wires = ['z']byte{' ': 39, 'v': 1, 'i': 5, 'f': 2, 'd': 6, 's': 4, 'm': 4,
+	'B': 4, 'C': 4, 'E': 4, 'G': 4, 'H': 4, 'L': 4, 'P': 4, 'Q': 4, 'S': 4, 'T': 4}
 
 // scanMessage scans the head of a message or its next metric, and reports whether it found one.
 func (p *parser) scanMessage() bool {
@@ -984,7 +984,7 @@ func (p *parser) field(message byte, i, end int) (kind byte, number, from, to in
 // walk checks the fields of a message, and returns where the last of each stands, of those with small numbers.
 func (p *parser) walk(message byte, i, end int) (found [9]span) {
 	var inner [9]span
-	for start := i; i < end && p.err == nil; {
+	for i < end && p.err == nil {
 		kind, number, from, to := p.field(message, i, end)
 		if 'A' <= kind && kind <= 'Z' {
 			inner = p.walk(kind, from, to)
@@ -1001,8 +1001,6 @@ func (p *parser) walk(message byte, i, end int) (found [9]span) {
 		case kind == 'L' && message == 'M':
 			p.quotes = p.quotes || !isBareLabel(p.buf[name.from:name.to])
 			p.addLabel(int(name.from), int(name.to), int(value.from), int(value.to)+1) // as if there was a quote
-		case kind == 'H' && p.isNative:
-			p.fail(start, "expected one histogram")
 		case kind == 'H':
 			p.histogram(from, to, inner)
 		case kind == 'Q', kind == 'B' && !p.isInfinite:
@@ -1069,8 +1067,8 @@ func (p *parser) varint(i, end int) (uint64, int) {
 }
 
 // integer returns the integer in a range, 0 if that is empty.
-func (p *parser) integer(s span) uint64 {
-	value, _ := binary.Uvarint(p.buf[s.from:s.to])
+func (p *parser) integer(s span) (value uint64) {
+	value, _ = binary.Uvarint(p.buf[s.from:s.to])
 	return value
 }
 
@@ -1945,6 +1943,12 @@ func (l *labeller) relabelled() []byte {
 	return out
 }
 
+// floatOf returns the number that a word stands for.
+func floatOf(word []byte) float64 {
+	value, _ := strconv.ParseFloat(string(word), 64)
+	return value
+}
+
 // finish brings the families into the order of their names.
 func (l *labeller) finish() {
 	l.begin()
@@ -2118,14 +2122,11 @@ type form struct {
 	quoted bool // names that need quotes have them, not underscores
 }
 
-// as returns the exposition for pages of a form: the families that read alike there, and
-// those whose samples are written anew.
-func (e *exposition) as(f form) []*exposition {
-	switch {
-	case e.format == f.format && (f.quoted || !e.quoted):
+// spelled returns the exposition for pages of a form, if that is not protobuf of text: the families
+// that read alike there, and those whose samples are written anew.
+func (e *exposition) spelled(f form) []*exposition {
+	if e.format == f.format && (f.quoted || !e.quoted) {
 		return []*exposition{e}
-	case f.protobuf && !e.protobuf:
-		return []*exposition{e.asProtobuf(f.quoted)}
 	}
 	alike := &exposition{buf: e.buf, format: e.format, cameAsText: e.cameAsText, telling: e.telling}
 	anew := &exposition{format: f.format, cameAsText: e.cameAsText, telling: e.telling}
@@ -2237,218 +2238,4 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 	for i := known; i < len(l.e.families); i++ {
 		l.e.families[i].order = f.order
 	}
-}
-
-// ---- Text as protobuf
-
-// transcript writes families of text or OpenMetrics as protobuf. Samples of histograms, summaries, and
-// counters with start times make up metrics; all others stand in families of their own names.
-type transcript struct {
-	*labeller
-	from  *exposition
-	of    *family
-	name  []byte     // of the family that is written
-	kind  metricType // likewise
-	bound string     // the label that bounds buckets or quantiles, "" for none
-	scale float64    // of timestamps
-
-	hasExemplars bool // samples have them, perhaps
-	metrics      []*compound
-	index        map[string]*compound // by labels
-	rest         []byte               // lines of samples that make up no metric
-	fields       []byte               // labels of the sample
-	part         []byte               // what the sample is in protobuf
-}
-
-// compound is a metric that several samples make up.
-type compound struct {
-	fields, parts, stamp, lines []byte
-	has                         int
-}
-
-// What a metric has; hasInf is the bucket of +Inf, which is the last. The value of a counter is its sum.
-const hasSum, hasCount, hasInf, hasParts, hasCreated, isOdd = 1, 2, 4, 8, 16, 32
-
-// protobufValues are the numbers of the fields for values and their start times, and what a value needs.
-var protobufValues = [conflicting]struct{ number, created, needs int }{
-	untyped: {number: 5}, gauge: {number: 2}, counter: {3, 3, hasSum},
-	summary: {4, 4, hasSum | hasCount}, histogram: {7, 15, hasSum | hasCount | hasInf},
-}
-
-// asProtobuf returns an exposition of text for a page of protobuf, with what Prometheus would store of it.
-func (e *exposition) asProtobuf(quoted bool) *exposition {
-	anew := &exposition{format: format{protobuf: true}, cameAsText: e.cameAsText, telling: e.telling}
-	t := &transcript{labeller: newLabeller(anew, &addedLabels{}), scale: 1}
-	if e.openMetrics {
-		t.scale = 1000
-	}
-	for _, part := range e.as(form{format: e.format, quoted: quoted}) {
-		for i := range part.families {
-			t.family(part, &part.families[i])
-		}
-	}
-	t.finish()
-	return t.e
-}
-
-// family writes a family: the metrics that samples make up, and then all other samples one by one.
-func (t *transcript) family(from *exposition, f *family) {
-	rest := from.text(f.lines)
-	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
-	t.hasExemplars = f.moments && bytes.Contains(rest, []byte(" # {"))
-	if needs := protobufValues[f.metricType].needs; needs > hasSum || f.created {
-		t.metrics, t.index = t.metrics[:0], map[string]*compound{}
-		for t.p = parserOf(rest, from.format); t.p.next(); {
-			t.collect()
-		}
-		t.rest = t.rest[:0]
-		for _, m := range t.metrics {
-			if m.has&(needs|isOdd) == needs {
-				t.write(from.text(f.name), f.metricType, m.fields, m.parts, m.stamp)
-			} else {
-				t.rest = append(t.rest, m.lines...)
-			}
-		}
-		rest = t.rest
-	}
-	for t.p = parserOf(rest, from.format); t.p.next(); {
-		t.single()
-	}
-}
-
-// collect adds the sample to the metric that it belongs to.
-func (t *transcript) collect() {
-	fields, bound, isBound := t.appendLabels(t.fields[:0], true)
-	kind, part, role, value := t.of.metricType, t.part[:0], isOdd, floatOf(t.p.valueText())
-	isCount := value >= 0 && value < 1<<63 && value == math.Trunc(value) && !math.Signbit(value)
-	switch suffix := string(bytes.TrimPrefix(t.p.name, t.from.text(t.of.base()))); {
-	case suffix == "_created" && !isBound:
-		role, part = hasCreated, appendTimestamp(part, protobufValues[kind].created, int64(value*1000))
-	case kind == counter && len(suffix) == int(t.of.suffix):
-		role, part = hasSum, t.appendExemplar(appendFloat(part, 1, value), 2)
-	case suffix == "_sum" && !isBound:
-		role, part = hasSum, appendFloat(part, 2, value)
-	case suffix == "_count" && !isBound && isCount:
-		role, part = hasCount, appendInteger(part, 1, uint64(value))
-	case suffix == "_bucket" && isBound && isCount && kind == histogram:
-		if role = hasParts; math.IsInf(bound, 1) {
-			role = hasInf
-		}
-		bucket := appendFloat(appendInteger(nil, 1, uint64(value)), 2, bound)
-		part = appendBytes(part, 3, t.appendExemplar(bucket, 3))
-	case suffix == "" && isBound && kind == summary:
-		role, part = hasParts, appendBytes(part, 3, appendFloat(appendFloat(nil, 1, bound), 2, value))
-	}
-	m := t.index[string(fields)]
-	if m == nil {
-		m = &compound{fields: bytes.Clone(fields)}
-		t.index[string(fields)], t.metrics = m, append(t.metrics, m)
-	}
-	if m.has&role&^hasParts != 0 || role == hasParts && m.has&hasInf != 0 { // it has that already
-		role = isOdd
-	}
-	if role != hasCreated {
-		if m.has&^hasCreated != 0 && !bytes.Equal(m.stamp, t.p.stamp) {
-			role = isOdd
-		}
-		m.stamp = t.p.stamp
-	}
-	m.has |= role
-	m.parts, m.lines = append(m.parts, part...), append(m.lines, t.p.buf[t.p.start:t.p.pos]...)
-	t.fields, t.part = fields, part
-}
-
-// single writes a sample as a metric.
-func (t *transcript) single() {
-	kind, isCreated := untyped, t.of.created && bytes.HasSuffix(t.p.name, []byte("_created"))
-	switch own := t.of.metricType.inText(); {
-	case own == gauge, own == counter && !isCreated:
-		kind = own
-	case t.hasExemplars: // which no other type has
-		kind = counter
-	}
-	t.fields, _, _ = t.appendLabels(t.fields[:0], false)
-	t.part = appendFloat(t.part[:0], 1, floatOf(t.p.valueText()))
-	if kind == counter {
-		t.part = t.appendExemplar(t.part, 2)
-	}
-	t.write(t.p.name, kind, t.fields, t.part, t.p.stamp)
-}
-
-// write writes a metric with a value.
-func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []byte) {
-	if kind != t.kind || !bytes.Equal(name, t.name) {
-		var help, unit []byte
-		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
-			help, unit = []byte(unescapeHelp.Replace(string(t.from.text(t.of.help)))), t.from.unitText(t.of)
-		}
-		t.addMessage(plainText(name), help, unit, kind)
-		t.name, t.kind = name, kind
-	}
-	t.series = appendBytes(append(t.series[:0], labels...), protobufValues[kind].number, value)
-	if len(stamp) > 0 {
-		t.series = appendInteger(t.series, 6, uint64(cmp.Or(int64(floatOf(stamp)*t.scale), 1))) // 0 would be none
-	}
-	t.addMetric(t.series)
-}
-
-// appendLabels appends the labels of the sample: without its bound, or with that as Prometheus stores it.
-func (t *transcript) appendLabels(dst []byte, without bool) (fields []byte, bound float64, isBound bool) {
-	for _, lb := range t.p.labels {
-		name, value := plainText(t.p.labelName(lb)), plainText(t.p.labelText(lb))
-		if string(name) == t.bound {
-			v, err := strconv.ParseFloat(string(value), 64)
-			if isBound = err == nil; isBound && without {
-				bound = v
-				continue
-			} else if isBound && t.of.metricType != gaugeHistogram {
-				value = appendBound(nil, value)
-			}
-		}
-		if len(value) > 0 { // or it is no label
-			dst = appendPair(dst, name, value)
-		}
-	}
-	return dst, bound, isBound
-}
-
-// appendExemplar appends the exemplar that the sample may have. Prometheus stores its labels as they are written.
-func (t *transcript) appendExemplar(dst []byte, number int) []byte {
-	if len(t.p.exemplar) == 0 {
-		return dst
-	}
-	p := parserOf(fmt.Appendf(nil, "e%s\n", t.p.exemplar[len("# "):]), t.from.format)
-	if !p.next() { // it has a label twice
-		return dst
-	}
-	var exemplar []byte
-	for _, lb := range p.labels {
-		exemplar = appendPair(exemplar, p.buf[lb.name:lb.nameEnd], p.labelText(lb))
-	}
-	exemplar = appendFloat(exemplar, 2, floatOf(p.valueText()))
-	if len(p.stamp) > 0 {
-		exemplar = appendTimestamp(exemplar, 3, int64(floatOf(p.stamp)*1000))
-	}
-	return appendBytes(dst, number, exemplar)
-}
-
-// appendTimestamp appends a field with a time.
-func appendTimestamp(dst []byte, number int, millis int64) []byte {
-	rest := (millis%1000 + 1000) % 1000
-	seconds := appendInteger(nil, 1, uint64((millis-rest)/1000))
-	return appendBytes(dst, number, appendInteger(seconds, 2, uint64(rest)*1e6))
-}
-
-// floatOf returns the number that a word stands for.
-func floatOf(word []byte) float64 {
-	value, _ := strconv.ParseFloat(string(word), 64)
-	return value
-}
-
-// plainText returns what a name or a label value stands for.
-func plainText(text []byte) []byte {
-	if bytes.IndexByte(text, '\\') < 0 {
-		return text
-	}
-	return []byte(unescape.Replace(string(text)))
 }
