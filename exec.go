@@ -882,7 +882,7 @@ type intake struct {
 }
 
 // read reads one more body into a result.
-func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
+func (in *intake) read(r *result, b *body, f format) *failure {
 	b.limit = in.maxBytes - r.bytes
 	w, ok := in.windows.Get().(*workspace)
 	if !ok {
@@ -899,10 +899,13 @@ func (in *intake) read(r *result, b *body, openMetrics bool) *failure {
 			return limit
 		}
 	}
-	start := make([]byte, len(byteOrderMark))
-	n, _ := io.ReadFull(b, start) // an error comes again with the next read
-	src := io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), b)
-	e, err := labelBody(src, openMetrics, &in.added, w, int(room))
+	src := io.Reader(b)
+	if !f.protobuf {
+		start := make([]byte, len(byteOrderMark))
+		n, _ := io.ReadFull(b, start) // an error comes again with the next read
+		src = io.MultiReader(bytes.NewReader(bytes.TrimPrefix(start[:n], []byte(byteOrderMark))), b)
+	}
+	e, err := labelBody(src, f, &in.added, w, int(room))
 	w.more = nil // it holds the result
 	in.windows.Put(w)
 	r.bytes += b.n
@@ -1024,32 +1027,43 @@ type exporter struct {
 
 // accept is what a scraper takes beside the text format.
 type accept struct {
-	openMetrics bool   // at least as gladly as text
-	escaping    string // one of escapings, or "" if it names none
+	format          // that it takes at least as gladly as text, protobuf also as OpenMetrics
+	escaping string // one of escapings, or "" if it names none
 }
 
 // escapings are what a scraper can have done to names that need quotes.
 var escapings = []string{"allow-utf-8", "underscores", "dots", "values"}
 
 // prometheus3 is what Prometheus takes since 3.0, unless it is told otherwise.
-var prometheus3 = accept{openMetrics: true, escaping: "allow-utf-8"}
+var prometheus3 = accept{format{openMetrics: true}, "allow-utf-8"}
 
 // header returns the Accept header that Prometheus would send, 3.4 with an escaping and 2.53
 // without: exporters are tested with these, and some answer 406 to others.
 func (a accept) header() string {
-	const openMetrics, text, last = "application/openmetrics-text;version=", "text/plain;version=", "*/*;q=0."
-	quoted := "1.0.0;escaping=" + a.escaping + ";q=0."
-	switch {
-	case a.openMetrics && a.escaping != "":
-		return openMetrics + quoted + "6," + openMetrics + "0.0.1;q=0.5," +
-			text + quoted + "4," + text + "0.0.4;q=0.3," + last + "2"
-	case a.openMetrics:
-		return openMetrics + "1.0.0;q=0.5," + openMetrics + "0.0.1;q=0.4," + text + "0.0.4;q=0.3," + last + "2"
-	case a.escaping != "":
-		return text + quoted + "6," + text + "0.0.4;q=0.5," + last + "4"
+	const openMetrics, text = "application/openmetrics-text;version=", "text/plain;version="
+	quoted, weight := "", 5
+	if a.escaping != "" {
+		quoted, weight = ";escaping="+a.escaping, 6
 	}
-	return text + "0.0.4;q=0.5," + last + "4"
+	var list []string
+	if a.protobuf {
+		list = append(list, protobufMetrics)
+	}
+	if a.openMetrics || a.protobuf {
+		list = append(list, openMetrics+"1.0.0"+quoted, openMetrics+"0.0.1")
+	}
+	if a.escaping != "" {
+		list = append(list, text+"1.0.0"+quoted)
+	}
+	list = append(list, text+"0.0.4", "*/*")
+	for i := range list {
+		list[i] += ";q=0." + strconv.Itoa(weight-i)
+	}
+	return strings.Join(list, ",")
 }
+
+// protobufMetrics is the media type of metrics in protobuf.
+const protobufMetrics = "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited"
 
 // timeoutHeader tells how long a scraper waits, in seconds.
 const timeoutHeader = "X-Prometheus-Scrape-Timeout-Seconds"
@@ -1139,7 +1153,7 @@ func (e *exporter) arguments(query url.Values, takes accept) (arguments, error) 
 		}
 	}
 	values := []string{forwarded.Encode(), takes.header()}
-	standard := values[0] == "" && (takes == prometheus3 || takes.escaping == "")
+	standard := values[0] == "" && (takes == prometheus3 || takes.escaping == "" && !takes.protobuf)
 	return arguments{strings.Join(values, " "), values, standard}, nil
 }
 
@@ -1167,7 +1181,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode == http.StatusOK {
-		return e.read(ctx, r, resp)
+		return e.read(ctx, r, resp, strings.HasPrefix(values[1], protobufMetrics))
 	}
 	defer time.AfterFunc(time.Second, cancel).Stop() // a reason is not worth a longer wait
 	return statusFailure(resp)
@@ -1213,27 +1227,28 @@ func hide(line string, request *http.Request) string {
 	return line
 }
 
-// read reads the body of an answer.
-func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *failure {
+// read reads the body of an answer, which may be protobuf.
+func (e *exporter) read(ctx context.Context, r *result, resp *http.Response, mayBeProtobuf bool) *failure {
 	contentType := strings.TrimSpace(resp.Header.Get("Content-Type"))
 	begin := func(text string) string { // parameters are broken in many ways
 		return strings.ToLower(text[:len(text)-len(strings.TrimLeft(text, wordBytes+"/+"))])
 	}
-	format, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
+	kind, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
 	_, version, _ := strings.Cut(contentType, "version=")
 	version = begin(strings.Trim(version, `"`))
 	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
-	case format == "protobuf":
+	case kind == "protobuf" && !mayBeProtobuf:
 		return fail("content_type", "the exporter answered %s, which it was not asked for", shown)
-	case format == "OpenMetrics" && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
+	case kind == "OpenMetrics" && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
 		return fail("content_type", "the exporter answered OpenMetrics %s: only 1.0.0 and 0.0.1 are known",
 			hide(version, resp.Request)).advise("--header NAME:'Accept: text/plain' asks for text")
 	case unreadable != "":
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
 	in := &body{ctx: ctx, src: resp.Body, size: max(resp.ContentLength, 0)}
-	hasEnd := zipped || format == "OpenMetrics" || len(resp.TransferEncoding) > 0
+	f := format{openMetrics: kind == "OpenMetrics", protobuf: kind == "protobuf"}
+	hasEnd := zipped || f != format{} || len(resp.TransferEncoding) > 0
 	in.untilClose = resp.ContentLength < 0 && !hasEnd
 	if zipped {
 		// The limit of compressed bytes ends an endless run of empty gzip members.
@@ -1243,17 +1258,17 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response) *fa
 		}
 		in.src = z
 	}
-	f := e.intake.read(r, in, format == "OpenMetrics")
+	fault := e.intake.read(r, in, f)
 	switch {
-	case format != "":
-		return f
-	case f == nil && r.samples() == 0:
+	case kind != "":
+		return fault
+	case fault == nil && r.samples() == 0:
 		r.bodies = nil
 		return fail("content_type", "the exporter answered %s, without a sample", shown)
-	case f != nil && (f.reason == "parse" || errors.Is(f.err, errNoNewline)):
-		return fail("content_type", "the exporter answered %s: %w", shown, f.err)
+	case fault != nil && (fault.reason == "parse" || errors.Is(fault.err, errNoNewline)):
+		return fail("content_type", "the exporter answered %s: %w", shown, fault.err)
 	}
-	return f
+	return fault
 }
 
 // formats are those that media types stand for. A body of another type may be text all the same:
@@ -1719,7 +1734,8 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	if len(end) > 0 && end[len(end)-1] != '\n' && end[len(end)-1] != 0 && !openMetrics {
 		return fail("file", "%s does not end in a newline: it may be half written", name)
 	}
-	if f := fs.intake.read(r, &body{ctx: ctx, src: file, size: before.Size()}, openMetrics); f != nil {
+	in := &body{ctx: ctx, src: file, size: before.Size()}
+	if f := fs.intake.read(r, in, format{openMetrics: openMetrics}); f != nil {
 		f.err = fmt.Errorf("%s: %w", name, f.err)
 		return f
 	}
@@ -1775,7 +1791,8 @@ func (c *command) fetch(ctx context.Context, r *result, values []string) *failur
 		r.bytes = int64(len(out))
 		return failure
 	}
-	return c.intake.read(r, &body{ctx: ctx, src: bytes.NewReader(out), size: int64(len(out))}, endsOpenMetrics(out))
+	return c.intake.read(r, &body{ctx: ctx, src: bytes.NewReader(out), size: int64(len(out))},
+		format{openMetrics: endsOpenMetrics(out)})
 }
 
 // commandLine is a command line: words, and the URL parameters that placeholders in them take.

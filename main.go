@@ -1816,18 +1816,22 @@ func acceptsGzip(headers []string) bool {
 
 // contentType returns the Content-Type of a page of the form.
 func (f form) contentType() string {
-	text, escaping := "text/plain; version=0.0.4", ""
+	text, escaping := "text/plain; version=0.0.4; charset=utf-8", ""
 	if f.quoted {
-		text, escaping = "text/plain; version=1.0.0", "; escaping=allow-utf-8"
+		text, escaping = "text/plain; version=1.0.0; charset=utf-8", "; escaping=allow-utf-8"
 	}
-	if f.openMetrics {
-		text = "application/openmetrics-text; version=1.0.0"
+	switch {
+	case f.openMetrics:
+		text = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+	case f.protobuf:
+		text = strings.ReplaceAll(protobufMetrics, ";", "; ")
 	}
-	return text + "; charset=utf-8" + escaping
+	return text + escaping
 }
 
 // accepted reads from Accept what a scraper takes: OpenMetrics where it is named and at least as
-// welcome as the text format, and the escaping of the most welcome item that names one.
+// welcome as the text format, protobuf where it is named and at least as welcome as both, and the
+// escaping of the most welcome item that names one.
 func accepted(headers []string) accept {
 	var takes accept
 	most := 0.0 // weight of an item with an escaping
@@ -1835,6 +1839,10 @@ func accepted(headers []string) accept {
 	eachChoice(headers, func(mediaType string, params map[string]string, weight float64) {
 		isOpenMetrics := mediaType == "application/openmetrics-text"
 		if isOpenMetrics && cmp.Or(params["version"], "1.0.0") != "1.0.0" {
+			return
+		}
+		if mediaType == "application/vnd.google.protobuf" &&
+			(params["proto"] != "io.prometheus.client.metricfamily" || params["encoding"] != "delimited") {
 			return
 		}
 		escaping := params["escaping"]
@@ -1847,8 +1855,9 @@ func accepted(headers []string) accept {
 	if !named {
 		forText = max(weights["text/*"], weights["*/*"])
 	}
-	weight := weights["application/openmetrics-text"]
-	takes.openMetrics = weight > 0 && weight >= forText
+	weight, forProtobuf := weights["application/openmetrics-text"], weights["application/vnd.google.protobuf"]
+	takes.protobuf = forProtobuf > 0 && forProtobuf >= max(forText, weight)
+	takes.openMetrics = weight > 0 && weight >= forText && !takes.protobuf
 	return takes
 }
 

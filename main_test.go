@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/pem"
 	"errors"
 	"flag"
@@ -620,9 +621,10 @@ func (a *authority) clientConfig(dir string) *tls.Config {
 // The forms of pages: as it came, for scrapers that know quoted names, and strict.
 var (
 	textForm        = form{quoted: true}
-	openMetricsForm = form{quoted: true, openMetrics: true}
+	openMetricsForm = form{format: format{openMetrics: true}, quoted: true}
+	protobufForm    = form{format: format{protobuf: true}, quoted: true}
 	strictForm      = form{strict: true}
-	allForms        = []form{strictForm, {}, {openMetrics: true}, textForm, openMetricsForm}
+	allForms        = []form{strictForm, {}, {format: format{openMetrics: true}}, textForm, openMetricsForm}
 )
 
 // plain finds bodies that storedOf can read.
@@ -640,7 +642,7 @@ func wantPlain(t *testing.T, bodies []*exposition, texts [][]byte, openMetrics .
 		}
 		all = append(all, storedOf(string(text), openMetrics[i], strconv.Itoa(i)))
 	}
-	for _, f := range []form{{quoted: true, openMetrics: slices.Contains(openMetrics, true)}, strictForm} {
+	for _, f := range []form{{format{openMetrics: slices.Contains(openMetrics, true)}, false, true}, strictForm} {
 		wantStored(t, all, pageText(pageOf(f, bodies...)), f)
 	}
 }
@@ -654,7 +656,7 @@ func told(source string) *addedLabels {
 
 // read reads a body and adds labels.
 func read(text string, openMetrics bool, added *addedLabels) (*exposition, error) {
-	return labelBody(strings.NewReader(text), openMetrics, added, &workspace{}, math.MaxInt32)
+	return labelBody(strings.NewReader(text), format{openMetrics: openMetrics}, added, &workspace{}, math.MaxInt32)
 }
 
 // mustRead reads a body that has no fault.
@@ -869,7 +871,7 @@ func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page st
 // samplesOf returns the samples of a body as they are meant, in order, without exemplars.
 func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 	t.Helper()
-	p := parser{window: window{src: strings.NewReader(text)}, openMetrics: openMetrics}
+	p := parser{window: window{src: strings.NewReader(text), format: format{openMetrics: openMetrics}}}
 	var samples []string
 	for p.next() {
 		if p.kind != sampleLine {
@@ -1017,7 +1019,7 @@ func TestParserWindow(t *testing.T) {
 		"scrapes":         string(bytes.Join(readFiles(t, glob(t, "testdata/scrapes/*.prom")...), nil)),
 	} {
 		l := newLabeller(&exposition{}, told("x"))
-		l.p = parserOf([]byte(body), false)
+		l.p = parserOf([]byte(body), format{})
 		if err := l.readLines(nil, math.MaxInt32); err != nil || l.e.samples == 0 {
 			t.Fatalf("%s: %d samples (%v)", name, l.e.samples, err)
 		}
@@ -1027,7 +1029,7 @@ func TestParserWindow(t *testing.T) {
 			iotest.OneByteReader(strings.NewReader(text)),
 			iotest.DataErrReader(iotest.HalfReader(strings.NewReader(text))),
 		} {
-			e, err := labelBody(src, false, told("x"), &workspace{}, math.MaxInt32)
+			e, err := labelBody(src, format{}, told("x"), &workspace{}, math.MaxInt32)
 			if err != nil || pageText(pageOf(textForm, e)) != pageText(pageOf(textForm, l.e)) {
 				t.Errorf("%s: another page when read by %T (%v)", name, src, err)
 			}
@@ -1068,7 +1070,7 @@ func TestReadFaults(t *testing.T) {
 		{"<nil>", []io.Reader{text(`a{b="c`), empty(99), text("\n\"} 1\n"), empty(99), text("b 2")}},
 		{io.ErrNoProgress.Error(), []io.Reader{text("a 1\n"), empty(100), text("b 2")}},
 	} {
-		_, err := labelBody(io.MultiReader(c.body...), false, &addedLabels{}, &workspace{}, math.MaxInt32)
+		_, err := labelBody(io.MultiReader(c.body...), format{}, &addedLabels{}, &workspace{}, math.MaxInt32)
 		if fmt.Sprint(err) != c.fault {
 			t.Errorf("body %d: %v, want %s", i, err, c.fault)
 		}
@@ -1127,7 +1129,7 @@ func TestAllocations(t *testing.T) {
 			}
 			used := &workspace{likely: 3 * len(b)}
 			return testing.AllocsPerRun(5, func() {
-				e, err := labelBody(bytes.NewReader(b), c.openMetrics, added, used, math.MaxInt32)
+				e, err := labelBody(bytes.NewReader(b), format{openMetrics: c.openMetrics}, added, used, math.MaxInt32)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -1146,16 +1148,25 @@ func TestAllocations(t *testing.T) {
 	}
 }
 
-// BenchmarkScrape parses and labels bodies in the buffers that a source uses again.
+// BenchmarkScrape parses and labels bodies in the buffers that a source uses again, as they are and as protobuf.
 func BenchmarkScrape(b *testing.B) {
-	for _, w := range workloads(b) {
+	all := workloads(b)
+	for _, w := range all {
+		for i, body := range w.bodies {
+			w.bodies = slices.Clone(w.bodies)
+			w.bodies[i] = []byte(pageText(pageOf(protobufForm, mustRead(b, string(body), endsOpenMetrics(body), &addedLabels{}))))
+		}
+		all = append(all, workload{w.name + "_protobuf", w.bodies})
+	}
+	for _, w := range all {
 		b.Run(w.name, func(b *testing.B) {
 			b.SetBytes(int64(len(bytes.Join(w.bodies, nil))))
 			b.ReportAllocs()
 			used := &workspace{}
 			for b.Loop() {
 				for _, body := range w.bodies {
-					e, err := labelBody(bytes.NewReader(body), endsOpenMetrics(body), told("x"), used, 1<<30)
+					f := format{endsOpenMetrics(body), strings.HasSuffix(w.name, "_protobuf")}
+					e, err := labelBody(bytes.NewReader(body), f, told("x"), used, 1<<30)
 					if err != nil {
 						b.Fatal(err)
 					}
@@ -1184,6 +1195,14 @@ func TestFormat(t *testing.T) {
 			continue
 		}
 		got.WriteString(line)
+		if kind == "protobuf" {
+			message, _ := encode('F', strings.Fields(line)[1:])
+			if e, err := readProtobuf(append(binary.AppendUvarint(nil, uint64(len(message))), message...)); err != nil {
+				fmt.Fprintf(&got, "fault %q\n", err.Error())
+			} else {
+				fmt.Fprintf(&got, "page with %d samples, quoted names: %v\n", e.samples, e.quoted)
+			}
+		}
 		body, openMetrics, ok := formatCase(t, line)
 		if !ok {
 			continue
@@ -1230,11 +1249,51 @@ func formatCase(t testing.TB, line string) (body string, openMetrics, ok bool) {
 	return body, kind == "openmetrics", true
 }
 
+// fieldNames are the names of the fields in messages of protobuf, by number.
+var fieldNames = map[byte]string{'F': "name help type metric unit", 'L': "name value", 'G': "value", 'E': "label value timestamp",
+	'M': "label gauge counter summary untyped timestamp_ms histogram", 'C': "value exemplar created", 'T': "seconds nanos",
+	'S': "count sum quantile created", 'Q': "quantile value", 'B': "count bound exemplar float_count", 'P': "offset length",
+	'H': "count sum bucket float_count schema threshold zeros float_zeros negative_span negative_delta negative_count span delta bucket_count created exemplar"}
+
+// encode reads a message that ends with a brace: names of fields, each with its value.
+func encode(message byte, words []string) (out []byte, rest []string) {
+	for len(words) > 1 && words[0] != "}" {
+		number := 1 + slices.Index(strings.Fields(fieldNames[message]), words[0])
+		kind, contents := strings.Replace(fields[message], "m", "M", 1)[number], []byte(words[1])
+		if words = words[2:]; string(contents) == "{" {
+			contents, words = encode(kind, words)
+		}
+		if value, err := strconv.ParseFloat(string(contents), 64); err != nil || kind == 's' {
+			out = appendBytes(out, number, contents)
+		} else if kind == 'f' || kind == 'd' {
+			out = appendFloat(out, number, value)
+		} else {
+			out = appendInteger(out, number, uint64(value))
+		}
+	}
+	return out, words[min(1, len(words)):]
+}
+
+// readProtobuf reads a body of protobuf.
+func readProtobuf(body []byte) (*exposition, error) {
+	return labelBody(bytes.NewReader(body), format{protobuf: true}, told("x"), &workspace{}, 1<<20)
+}
+
 // FuzzParse reads a body: what is taken is on its page, sample by sample, in both formats.
 func FuzzParse(f *testing.F) {
-	seeds(f, func(text []byte, openMetrics bool) { f.Add(text, openMetrics) })
+	seeds(f, func(text []byte, openMetrics bool) {
+		f.Add(text, openMetrics)
+		if e, err := read(string(text), openMetrics, &addedLabels{}); err == nil {
+			f.Add([]byte(pageText(pageOf(protobufForm, e))), false)
+		}
+	})
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
 		e, err := read(string(text), openMetrics, told("0"))
+		if e, err := readProtobuf(text); err == nil { // it may be that as well
+			if again, err := readProtobuf([]byte(pageText(pageOf(protobufForm, e)))); err != nil || again.samples != e.samples {
+				t.Fatalf("%v on the page of protobuf", err)
+			}
+		}
 		if err != nil {
 			if e != nil {
 				t.Fatal("a refused body is handed on")
@@ -1251,7 +1310,7 @@ func FuzzParse(f *testing.F) {
 			}
 			wantSamples(t, page, f.openMetrics, string(text), openMetrics)
 			again, _ := read(page, f.openMetrics, &addedLabels{})
-			other := form{openMetrics: !f.openMetrics, quoted: true}
+			other := form{format{openMetrics: !f.openMetrics}, false, true}
 			wantSamples(t, pageText(pageOf(other, again)), other.openMetrics, string(text), openMetrics)
 		}
 	})
@@ -3536,7 +3595,7 @@ func eachAccept(t testing.TB, do func(name, header string, want accept)) {
 	eachLine(readFiles(t, "testdata/accept.txt")[0], func(line string) error {
 		columns := strings.Split(line, "|")
 		column := func(i int) string { return strings.TrimSpace(columns[i]) }
-		do(column(0), column(3), accept{column(2) == "OpenMetrics", column(1)})
+		do(column(0), column(3), accept{format{column(2) == "OpenMetrics", column(2) == "protobuf"}, column(1)})
 		return nil
 	})
 }

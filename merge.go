@@ -11,6 +11,7 @@ import (
 	"cmp"
 	"compress/gzip"
 	"context"
+	"encoding/binary"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -72,8 +73,10 @@ func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) 
 	m.findings = &findings{map[string]int{}, map[string]int{}, map[pair]*concern{}}
 	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)), f.strict)
 	m.groups = groups
-	if err := m.settle(ctx, judge(m.groups, f)); err != nil {
-		return nil, err
+	if !f.protobuf { // there, families of one name and several types stand beside each other
+		if err := m.settle(ctx, judge(m.groups, f)); err != nil {
+			return nil, err
+		}
 	}
 	if len(empty) > 0 {
 		m.addEmpty(empty)
@@ -322,7 +325,7 @@ func (p *part) joining() *part {
 
 // split returns the part as families without a type, one for each sample name.
 func (p *part) split(exact bool) []*part {
-	e := &exposition{openMetrics: p.body.openMetrics, cameAsText: p.body.cameAsText, telling: p.body.telling}
+	e := &exposition{format: p.body.format, cameAsText: p.body.cameAsText, telling: p.body.telling}
 	l := newLabeller(e, &addedLabels{})
 	l.rewrite(p.body, p.family, true, exact)
 	l.finish()
@@ -369,7 +372,8 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 	var series []byte
 	for _, p := range g {
 		rest := *p
-		lines := parserOf(p.text(p.run), p.body.openMetrics)
+		lines := parserOf(p.text(p.run), p.body.format)
+		lines.samples, lines.metricType, lines.name = 1, p.metricType, []byte(boundLabels[p.metricType])
 		for lines.next() {
 			series = lines.appendLabels(append(series[:0], lines.name...))
 			hash := [2]uint64{maphash.Bytes(first, series), maphash.Bytes(second, series)}
@@ -380,7 +384,7 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 				kept.run.to = p.run.from + uint32(lines.start)
 				rest.run.from = p.run.from + uint32(lines.pos)
 				distinct = append(distinct, &kept)
-				repeats[p.rank]++
+				repeats[p.rank] += lines.samples
 			}
 		}
 		distinct = append(distinct, &rest)
@@ -494,7 +498,11 @@ func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		pg.addFamily(g)
+		if pg.form.protobuf {
+			pg.addMessages(g)
+		} else {
+			pg.addFamily(g)
+		}
 	}
 	if pg.form.openMetrics {
 		pg.tail = append(pg.tail, "# EOF\n"...)
@@ -556,6 +564,49 @@ func (pg *page) addFamily(g group) {
 	}
 }
 
+// addMessages adds a message for each type that a family has, untyped first, as Prometheus keeps the last.
+// Exemplars of native histograms need one for each part, or Prometheus would lose some.
+func (pg *page) addMessages(g group) {
+	for t := untyped; t <= gaugeHistogram; t++ {
+		isOther := func(p *part) bool { return p.metricType != t || p.run.from == p.run.to }
+		for parts := slices.DeleteFunc(slices.Clone(g), isOther); len(parts) > 0; {
+			n := len(parts)
+			if !pg.form.strict && slices.ContainsFunc(parts, func(p *part) bool { return p.moments }) {
+				n = 1
+			}
+			pg.addMessage(parts[:n], g.help())
+			parts = parts[n:]
+		}
+	}
+}
+
+// addMessage adds a message with the metrics of parts that have one type.
+func (pg *page) addMessage(g group, help []byte) {
+	head := appendBytes(appendBytes(nil, 1, g.name()), 2, help)
+	head = appendInteger(head, 3, uint64(slices.Index(protobufTypes[:], g[0].metricType)))
+	size := 0
+	for _, p := range slices.Backward(g) { // the last unit counts
+		if unit := p.body.unitText(p.family); len(unit) > 0 {
+			head = appendBytes(head, 5, unit)
+		}
+		size += len(p.text(p.run))
+	}
+	if cap(pg.tail)-len(pg.tail) < 1<<10 {
+		pg.nextChunk()
+	}
+	pg.tail = append(binary.AppendUvarint(pg.tail, uint64(len(head)+size)), head...)
+	for _, p := range g {
+		pg.addLines(p.text(p.run))
+	}
+}
+
+// help returns the first HELP text that there is.
+func (g group) help() []byte {
+	withHelp := func(p *part) bool { return p.help.from < p.help.to }
+	p := g[max(0, slices.IndexFunc(g, withHelp))]
+	return p.text(p.help)
+}
+
 // addMetadata adds the HELP, TYPE and UNIT lines of a family: of each the first that there is.
 func (pg *page) addMetadata(g group) {
 	named := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.suffix > 0 }))]
@@ -566,11 +617,8 @@ func (pg *page) addMetadata(g group) {
 	if pg.form.openMetrics {
 		names = &openMetricsNames
 	}
-	var help, unit []byte
+	help, unit := g.help(), []byte(nil)
 	for _, p := range g {
-		if len(help) == 0 {
-			help = p.text(p.help)
-		}
 		if len(unit) == 0 && p.suffix == named.suffix {
 			unit = p.body.unitText(p.family)
 		}
@@ -618,6 +666,214 @@ func (pg *page) flush() {
 	}
 }
 
+// ---- Text as protobuf
+
+// transcript writes families of text or OpenMetrics as protobuf. Samples of histograms, summaries, and
+// counters with start times make up metrics; all others stand in families of their own names.
+type transcript struct {
+	*labeller
+	from         *exposition
+	of           *family
+	name         []byte     // of the family that is written
+	kind         metricType // likewise
+	bound        string     // the label that bounds buckets or quantiles, "" for none
+	hasExemplars bool       // samples have them, perhaps
+	metrics      []*compound
+	index        map[string]*compound // by labels
+	rest         []byte               // lines of samples that make up no metric
+	fields       []byte               // labels of the sample
+	part         []byte               // what the sample is in protobuf
+}
+
+// compound is a metric that several samples make up.
+type compound struct {
+	fields, parts, stamp, lines []byte
+	has                         int
+}
+
+// What a metric has; hasInf is the bucket of +Inf, which is the last. The value of a counter is its sum.
+const hasSum, hasCount, hasInf, hasParts, hasCreated, isOdd = 1, 2, 4, 8, 16, 32
+
+// protobufValues are the numbers of the fields for values and their start times, and what a value needs.
+var protobufValues = [conflicting]struct{ number, created, needs int }{
+	untyped: {number: 5}, gauge: {number: 2}, counter: {3, 3, hasSum},
+	summary: {4, 4, hasSum | hasCount}, histogram: {7, 15, hasSum | hasCount | hasInf},
+}
+
+// as returns the exposition for pages of a form, in protobuf with what Prometheus would store of it.
+func (e *exposition) as(f form) []*exposition {
+	if !f.protobuf || e.protobuf {
+		return e.spelled(f)
+	}
+	anew := &exposition{format: format{protobuf: true}, cameAsText: e.cameAsText, telling: e.telling}
+	t := &transcript{labeller: newLabeller(anew, &addedLabels{})}
+	for _, part := range e.spelled(form{format: e.format, quoted: f.quoted}) {
+		for i := range part.families {
+			t.family(part, &part.families[i])
+		}
+	}
+	t.finish()
+	return []*exposition{t.e}
+}
+
+// family writes a family: the metrics that samples make up, and then all other samples one by one.
+func (t *transcript) family(from *exposition, f *family) {
+	rest := from.text(f.lines)
+	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
+	t.hasExemplars = f.moments && bytes.Contains(rest, []byte(" # {"))
+	if needs := protobufValues[f.metricType].needs; needs > hasSum || f.created {
+		t.metrics, t.index = t.metrics[:0], map[string]*compound{}
+		for t.p = parserOf(rest, from.format); t.p.next(); {
+			t.collect()
+		}
+		t.rest = t.rest[:0]
+		for _, m := range t.metrics {
+			if m.has&(needs|isOdd) == needs {
+				t.write(from.text(f.name), f.metricType, m.fields, m.parts, m.stamp)
+			} else {
+				t.rest = append(t.rest, m.lines...)
+			}
+		}
+		rest = t.rest
+	}
+	for t.p = parserOf(rest, from.format); t.p.next(); {
+		t.single()
+	}
+}
+
+// collect adds the sample to the metric that it belongs to.
+func (t *transcript) collect() {
+	fields, bound, isBound := t.appendLabels(t.fields[:0], true)
+	kind, part, role, value := t.of.metricType, t.part[:0], isOdd, floatOf(t.p.valueText())
+	isCount := value >= 0 && value < 1<<63 && value == math.Trunc(value) && !math.Signbit(value)
+	switch suffix := string(bytes.TrimPrefix(t.p.name, t.from.text(t.of.base()))); {
+	case suffix == "_created" && !isBound:
+		role, part = hasCreated, appendTimestamp(part, protobufValues[kind].created, int64(value*1000))
+	case kind == counter && len(suffix) == int(t.of.suffix):
+		role, part = hasSum, t.appendExemplar(appendFloat(part, 1, value), 2)
+	case suffix == "_sum" && !isBound:
+		role, part = hasSum, appendFloat(part, 2, value)
+	case suffix == "_count" && !isBound && isCount:
+		role, part = hasCount, appendInteger(part, 1, uint64(value))
+	case suffix == "_bucket" && isBound && isCount && kind == histogram:
+		if role = hasParts; math.IsInf(bound, 1) {
+			role = hasInf
+		}
+		part = appendBytes(part, 3, t.appendExemplar(appendFloat(appendInteger(nil, 1, uint64(value)), 2, bound), 3))
+	case suffix == "" && isBound && kind == summary:
+		role, part = hasParts, appendBytes(part, 3, appendFloat(appendFloat(nil, 1, bound), 2, value))
+	}
+	m := t.index[string(fields)]
+	if m == nil {
+		m = &compound{fields: bytes.Clone(fields)}
+		t.index[string(fields)], t.metrics = m, append(t.metrics, m)
+	}
+	if m.has&role&^hasParts != 0 || role == hasParts && m.has&hasInf != 0 { // it has that already
+		role = isOdd
+	}
+	if role != hasCreated {
+		if m.has&^hasCreated != 0 && !bytes.Equal(m.stamp, t.p.stamp) {
+			role = isOdd
+		}
+		m.stamp = t.p.stamp
+	}
+	m.has |= role
+	m.parts, m.lines = append(m.parts, part...), append(m.lines, t.p.buf[t.p.start:t.p.pos]...)
+	t.fields, t.part = fields, part
+}
+
+// single writes a sample as a metric.
+func (t *transcript) single() {
+	kind, isCreated := untyped, t.of.created && bytes.HasSuffix(t.p.name, []byte("_created"))
+	switch own := t.of.metricType.inText(); {
+	case own == gauge, own == counter && !isCreated:
+		kind = own
+	case t.hasExemplars: // which no other type has
+		kind = counter
+	}
+	t.fields, _, _ = t.appendLabels(t.fields[:0], false)
+	t.part = appendFloat(t.part[:0], 1, floatOf(t.p.valueText()))
+	if kind == counter {
+		t.part = t.appendExemplar(t.part, 2)
+	}
+	t.write(t.p.name, kind, t.fields, t.part, t.p.stamp)
+}
+
+// write writes a metric with a value.
+func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []byte) {
+	if kind != t.kind || !bytes.Equal(name, t.name) {
+		var help, unit []byte
+		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
+			help, unit = []byte(unescapeHelp.Replace(string(t.from.text(t.of.help)))), t.from.unitText(t.of)
+		}
+		t.addMessage(plainText(name), help, unit, kind)
+		t.name, t.kind = name, kind
+	}
+	t.series = appendBytes(append(t.series[:0], labels...), protobufValues[kind].number, value)
+	if millis := floatOf(stamp); len(stamp) > 0 {
+		if t.from.openMetrics {
+			millis *= 1000
+		}
+		t.series = appendInteger(t.series, 6, uint64(cmp.Or(int64(millis), 1))) // 0 would be none
+	}
+	t.addMetric(t.series)
+}
+
+// appendLabels appends the labels of the sample: without its bound, or with that as Prometheus stores it.
+func (t *transcript) appendLabels(dst []byte, without bool) (fields []byte, bound float64, isBound bool) {
+	for _, lb := range t.p.labels {
+		name, value := plainText(t.p.labelName(lb)), plainText(t.p.labelText(lb))
+		if string(name) == t.bound {
+			v, err := strconv.ParseFloat(string(value), 64)
+			if isBound = err == nil; isBound && without {
+				bound = v
+				continue
+			} else if isBound && t.of.metricType != gaugeHistogram {
+				value = appendBound(nil, value)
+			}
+		}
+		if len(value) > 0 { // or it is no label
+			dst = appendPair(dst, name, value)
+		}
+	}
+	return dst, bound, isBound
+}
+
+// appendExemplar appends the exemplar that the sample may have. Prometheus stores its labels as they are written.
+func (t *transcript) appendExemplar(dst []byte, number int) []byte {
+	if len(t.p.exemplar) == 0 {
+		return dst
+	}
+	p := parserOf(fmt.Appendf(nil, "e%s\n", t.p.exemplar[len("# "):]), t.from.format)
+	if !p.next() { // it has a label twice
+		return dst
+	}
+	var exemplar []byte
+	for _, lb := range p.labels {
+		exemplar = appendPair(exemplar, p.buf[lb.name:lb.nameEnd], p.labelText(lb))
+	}
+	exemplar = appendFloat(exemplar, 2, floatOf(p.valueText()))
+	if len(p.stamp) > 0 {
+		exemplar = appendTimestamp(exemplar, 3, int64(floatOf(p.stamp)*1000))
+	}
+	return appendBytes(dst, number, exemplar)
+}
+
+// appendTimestamp appends a field with a time.
+func appendTimestamp(dst []byte, number int, millis int64) []byte {
+	rest := (millis%1000 + 1000) % 1000
+	seconds := appendInteger(nil, 1, uint64((millis-rest)/1000))
+	return appendBytes(dst, number, appendInteger(seconds, 2, uint64(rest)*1e6))
+}
+
+// plainText returns what a name or a label value stands for.
+func plainText(text []byte) []byte {
+	if bytes.IndexByte(text, '\\') < 0 {
+		return text
+	}
+	return []byte(unescape.Replace(string(text)))
+}
+
 // ---- Status metrics
 
 // ownMetrics are metrics of the program's own, as text that is read like any body.
@@ -651,7 +907,7 @@ func (m *ownMetrics) one(name string, t metricType, help string, value float64, 
 // read returns the metrics as an exposition. Sources may have the same series, unless telling.
 func (m *ownMetrics) read(telling bool) *exposition {
 	l := newLabeller(&exposition{buf: make([]byte, 0, 2*len(m.text)), telling: telling}, &addedLabels{})
-	l.p = parserOf(m.text, false)
+	l.p = parserOf(m.text, format{})
 	if err := l.readLines(nil, math.MaxInt32); err != nil {
 		panic(err) // a fault in what is written above
 	}
@@ -858,9 +1114,10 @@ type pageRequest struct {
 }
 
 // form returns the form that the scraper gets a page of these results in. Without a body in
-// OpenMetrics, nor a name that needs quotes, it is text 0.0.4.
+// OpenMetrics, nor a name that needs quotes, it is text 0.0.4, unless it is protobuf.
 func (want *pageRequest) form(results []*result) form {
-	f := form{strict: want.takes.escaping == ""}
+	f := form{strict: want.takes.escaping == "" && !want.takes.protobuf}
+	f.protobuf = want.takes.protobuf
 	f.openMetrics = !f.strict && want.takes.openMetrics && slices.ContainsFunc(results, (*result).openMetrics)
 	f.quoted = want.takes.escaping == "allow-utf-8" && slices.ContainsFunc(results, (*result).quoted)
 	return f

@@ -1,4 +1,4 @@
-// This file turns one body of the Prometheus text format, or of OpenMetrics, into an
+// This file turns one body of the Prometheus text format, of OpenMetrics or of protobuf into an
 // exposition: its lines with the labels of their source, by metric family.
 //
 // The parser finds the lines. Its states follow in the order of the grammar: each takes the
@@ -25,6 +25,7 @@ import (
 	"fmt"
 	"hash/maphash"
 	"io"
+	"math"
 	"math/bits"
 	"path"
 	"slices"
@@ -51,6 +52,7 @@ const (
 	typeLine                   // name, metricType
 	unitLine                   // name, text
 	eofLine                    // checked, but not handed out
+	headLine                   // name, text, metricType, unit: what a message of protobuf says of its metrics
 )
 
 // metadataWords are what metadata begins with after the #.
@@ -94,7 +96,7 @@ type line struct {
 	metricType metricType
 	labels     []label
 	seen       uint64 // the bits of the label names, see nameBit
-	value      int    // where the value begins in the window
+	value      int    // where the value begins in the window, or what a metric of protobuf consists of
 	stamp      []byte // timestamp as written: milliseconds, in OpenMetrics seconds; empty if there is none
 	exemplar   []byte // as written, from the # on; empty if there is none
 	quotes     bool   // a label name of the exemplar has quotes
@@ -110,12 +112,15 @@ type label struct {
 
 // A syntaxError says where a body breaks the format, and how.
 type syntaxError struct {
-	line, column int    // from 1; the column counts bytes
+	line, column int    // from 1; the column counts bytes, in protobuf from the start of the body
 	text         string // the beginning of the line
 	fault        string
 }
 
 func (e *syntaxError) Error() string {
+	if e.line == 0 { // of protobuf
+		return fmt.Sprintf("byte %d: %s", e.column, e.fault)
+	}
 	shown := strings.TrimPrefix(fmt.Sprintf("%.80q: ", e.text), `"": `)
 	return fmt.Sprintf("line %d, column %d: %s%s", e.line, e.column, shown, e.fault)
 }
@@ -139,14 +144,14 @@ var resemblances = []struct{ begins, has, what string }{
 type parser struct {
 	window
 	line
-	openMetrics bool  // the body is OpenMetrics
-	err         error // what ended the body; nil at its end
-	lax         int   // 1 + where the sample first has what OpenMetrics refuses; 0 if nowhere
+	message
+	err error // what ended the body; nil at its end
+	lax int   // 1 + where the sample first has what OpenMetrics refuses; 0 if nowhere
 }
 
-// parserOf returns a parser of text in memory, which is empty or ends in a newline.
-func parserOf(text []byte, openMetrics bool) parser {
-	return parser{window: window{buf: text}, openMetrics: openMetrics}
+// parserOf returns a parser of lines in memory: text that is empty or ends in a newline, or metrics.
+func parserOf(lines []byte, f format) parser {
+	return parser{window: window{buf: lines, format: f}, message: message{end: len(lines)}}
 }
 
 // next finds the next line that says something. It is false at the end of the
@@ -179,11 +184,14 @@ func (p *parser) more() bool {
 // advance moves the window forward, to begin at from.
 func (p *parser) advance(from int) {
 	p.err = p.fill(from)
-	p.start, p.pos, p.name = 0, 0, nil
+	p.start, p.pos, p.end, p.name = 0, 0, 0, nil
 }
 
 // scan scans one line and reports whether it says something.
 func (p *parser) scan() bool {
+	if p.protobuf {
+		return p.scanMessage()
+	}
 	i := p.blanks(p.start)
 	switch c := p.buf[i]; {
 	case p.kind == eofLine:
@@ -203,6 +211,10 @@ func (p *parser) scan() bool {
 
 // fail ends the body with a fault at i, and returns what its caller is to return.
 func (p *parser) fail(i int, fault string) int {
+	if p.protobuf {
+		p.err = &syntaxError{column: p.passed + i, fault: fault}
+		return -1
+	}
 	before := p.buf[:i]
 	line := p.passed + bytes.Count(before, []byte("\n")) + 1
 	start := bytes.LastIndexByte(before, '\n') + 1
@@ -219,21 +231,26 @@ func (p *parser) fail(i int, fault string) int {
 }
 
 // errCut tells next that the window has only the beginning of the line, because a label
-// value holds newlines.
+// value holds newlines, or of a message.
 var errCut = errors.New("the line goes on after the window")
 
 // window is the part of a body that is in memory.
 type window struct {
+	format
 	src    io.Reader // nil once it has ended
-	buf    []byte    // whole lines
+	buf    []byte    // whole lines; of protobuf, all that there is
 	half   int       // bytes of one more line, which buf has after its length
-	passed int       // newlines before the window
+	passed int       // newlines before the window; of protobuf, bytes
 }
 
 // fill drops what is before from, and reads until the window is full and has more
 // lines than before, or the body has ended.
 func (w *window) fill(from int) error {
-	w.passed += bytes.Count(w.buf[:from], []byte("\n"))
+	if w.protobuf {
+		w.passed += from
+	} else {
+		w.passed += bytes.Count(w.buf[:from], []byte("\n"))
+	}
 	buf := w.buf[:len(w.buf)+w.half]
 	buf = buf[:copy(buf, buf[from:])]
 	had, empty := len(buf)-w.half, 0
@@ -265,10 +282,12 @@ func (w *window) read() (n int, err error) {
 	}
 	n, err = w.src.Read(buf[had:cap(buf)])
 	buf = buf[:had+n]
-	if err == io.EOF && len(buf) > whole && buf[len(buf)-1] != '\n' {
+	if err == io.EOF && len(buf) > whole && buf[len(buf)-1] != '\n' && !w.protobuf {
 		buf = append(buf, '\n')
 	}
-	if i := bytes.LastIndexByte(buf[had:], '\n'); i >= 0 {
+	if i := bytes.LastIndexByte(buf[had:], '\n'); w.protobuf {
+		whole = len(buf)
+	} else if i >= 0 {
 		whole = had + i + 1
 	}
 	w.buf, w.half = buf[:whole], len(buf)-whole
@@ -844,6 +863,249 @@ func (p *parser) tail() []byte {
 	return p.buf[i:p.pos]
 }
 
+// ---- Protobuf
+
+// message is what a parser knows of a message of protobuf, and of the last metric in it. A body is a row of
+// messages, each after its length, with one metric family each (io.prometheus.client.MetricFamily). They are
+// checked, as a broken one would cost the page, but metrics are handed on as they came.
+type message struct {
+	end        int    // where the message ends in the window
+	unit       []byte // of the metric family
+	samples    int    // that Prometheus makes of the metric
+	isInfinite bool   // there is a bucket of +Inf
+	isNative   bool   // the metric is a native histogram
+}
+
+// protobufTypes are the types of metric families, by their numbers in protobuf.
+var protobufTypes = [...]metricType{counter, gauge, summary, untyped, histogram, gaugeHistogram}
+
+// boundLabels are the labels that bound a bucket or a quantile.
+var boundLabels = [conflicting]string{histogram: "le", gaugeHistogram: "le", summary: "quantile"}
+
+// fields has for each message the types of its fields, by number: v is an integer, f a float, i and d are any
+// number of integers and floats, s is text, a capital letter a message, m one that is left alone, a blank anything.
+var fields = [...]string{
+	'F': " ssvms", 'M': " LGCSGvH", 'L': " ss", // MetricFamily, Metric, LabelPair
+	'G': " f", 'C': " fET", 'S': " vfQT", 'Q': " ff", // Gauge and Untyped, Counter, Summary, Quantile
+	'H': " vfBfvfvfPidPidTE", 'B': " vfEf", 'P': " vv", // Histogram, Bucket, BucketSpan
+	'E': " LfT", 'T': " vv", // Exemplar, Timestamp
+}
+
+// The ways in which a field is written, and for each type a bit for those that it may have.
+const varintWire, fixed64Wire, bytesWire, fixed32Wire = 0, 1, 2, 5
+
+var wires = ['z']byte{' ': 39, 'v': 1, 'i': 5, 'f': 2, 'd': 6, 's': 4, 'm': 4,
+	'B': 4, 'C': 4, 'E': 4, 'G': 4, 'H': 4, 'L': 4, 'P': 4, 'Q': 4, 'S': 4, 'T': 4}
+
+// scanMessage scans the head of a message or its next metric, and reports whether it found one.
+func (p *parser) scanMessage() bool {
+	if p.pos == p.end {
+		return p.head()
+	}
+	p.kind, p.plain, p.quotes, p.labels, p.seen = sampleLine, true, false, p.labels[:0], 0
+	p.message = message{end: p.end}
+	kind, _, from, to := p.field('F', p.pos, p.end)
+	p.value, p.pos = from, to
+	if p.err != nil || kind != 'm' {
+		return false
+	}
+	p.walk('M', from, to)
+	bound := boundLabels[p.metricType]
+	if p.samples += 2; bound == "" || p.isNative {
+		p.samples = 1
+	} else if bound == "le" && !p.isInfinite {
+		p.samples++
+	}
+	if p.samples != 2 && p.labelNamed([]byte(bound)) != nil || len(p.labels) >= fewLabels && p.repeatsLabel() {
+		p.fail(from, "duplicate label name")
+	}
+	return true
+}
+
+// head scans the length of a message and what it says of its metrics. It is false if it has none.
+func (p *parser) head() bool {
+	size, n := binary.Uvarint(p.buf[p.start:])
+	from := p.start + max(n, 0)
+	switch isCut := n == 0 || size > uint64(len(p.buf)-from); {
+	case isCut && p.src != nil && n >= 0: // next scans it again, with more of it
+		p.err = errCut
+		return false
+	case isCut || n > binary.MaxVarintLen32:
+		p.fail(p.start, "expected the length of a message, and then so many bytes")
+		return false
+	}
+	p.kind, p.pos, p.end = headLine, from, from+int(size)
+	found := p.walk('F', from, p.end)
+	e, number := exposition{buf: p.buf}, p.integer(found[3])
+	p.name, p.text, p.unit = e.text(found[1]), e.text(found[2]), e.text(found[5])
+	switch {
+	case p.err != nil:
+	case len(p.name) == 0 || number >= uint64(len(protobufTypes)):
+		p.fail(from, "expected the name and the type of a metric family")
+	case found[4].from == 0:
+		p.pos = p.end
+	default:
+		p.metricType = protobufTypes[number]
+		return true
+	}
+	return false
+}
+
+// field finds the contents of the field at i of a message, and checks that it is written as its type is.
+func (p *parser) field(message byte, i, end int) (kind byte, number, from, to int) {
+	tag, from := p.varint(i, end)
+	size, wire := uint64(8), int(tag&7)
+	switch {
+	case p.err != nil || wire == fixed64Wire:
+	case wire == varintWire:
+		_, to = p.varint(from, end)
+		size = uint64(to - from)
+	case wire == bytesWire:
+		size, from = p.varint(from, end)
+	case wire == fixed32Wire:
+		size = 4
+	}
+	kind, number = ' ', int(tag>>3)
+	if types := fields[message]; number < len(types) {
+		kind = types[number]
+	}
+	switch {
+	case p.err != nil:
+	case tag < 1<<3 || tag >= 1<<32 || wires[kind]>>wire&1 == 0 || kind == 'd' && size%8 != 0:
+		p.fail(i, "expected a field of another type")
+	case size > uint64(end-from):
+		p.fail(i, "expected a field that ends before its message")
+	default:
+		return kind, number, from, from + int(size)
+	}
+	return ' ', 0, 0, 0
+}
+
+// walk checks the fields of a message, and returns where the last of each stands, of those with small numbers.
+func (p *parser) walk(message byte, i, end int) (found [9]span) {
+	var inner [9]span
+	for i < end && p.err == nil {
+		kind, number, from, to := p.field(message, i, end)
+		if 'A' <= kind && kind <= 'Z' {
+			inner = p.walk(kind, from, to)
+		}
+		if i = to; number < len(found) {
+			found[number] = span{uint32(from), uint32(to)}
+		}
+		switch name, value := inner[1], inner[2]; {
+		case p.err != nil:
+		case kind == 's' && !utf8.Valid(p.buf[from:to]):
+			p.fail(from, "invalid UTF-8")
+		case kind == 'L' && name.from == name.to && message == 'M':
+			p.fail(from, "expected a label name")
+		case kind == 'L' && message == 'M':
+			p.quotes = p.quotes || !isBareLabel(p.buf[name.from:name.to])
+			p.addLabel(int(name.from), int(name.to), int(value.from), int(value.to)+1) // as if there was a quote
+		case kind == 'H':
+			p.histogram(from, to, inner)
+		case kind == 'Q', kind == 'B' && !p.isInfinite:
+			p.samples++
+			p.isInfinite = math.IsInf(p.float(value), 1)
+		}
+	}
+	return found
+}
+
+// histogram checks a native histogram: Prometheus would refuse the page if something is wrong with one.
+func (p *parser) histogram(i, end int, found [9]span) {
+	var lengths, ints, floats [2]int // by side of zero, of all spans, and how many buckets there are
+	var last [2]int64                // bucket that deltas make
+	total, isOdd, start := p.integer(found[7]), false, i
+	p.isNative = total > 0 || p.float(found[6]) > 0
+	for i < end {
+		_, number, from, to := p.field(0, i, end)
+		side := number / 12 & 1
+		switch i = to; number {
+		case 9, 12:
+			span := p.walk('P', from, to)
+			isOdd = isOdd || lengths[side] > 0 && p.integer(span[1])&1 > 0 // it begins before the end of another one
+			lengths[side] += int(uint32(p.integer(span[2])))
+			p.isNative = true
+		case 10, 13:
+			for delta := uint64(0); from < to && p.err == nil; ints[side]++ {
+				delta, from = p.varint(from, to)
+				last[side] += int64(delta>>1) ^ -int64(delta&1)
+				total += uint64(last[side])
+				isOdd = isOdd || last[side] < 0
+			}
+		case 11, 14:
+			for ; from < to; from += 8 {
+				isOdd = isOdd || p.float(span{uint32(from), uint32(to)}) < 0
+				floats[side]++
+			}
+		}
+	}
+	isFloat := p.float(found[4]) > 0 || p.float(found[8]) > 0 || floats != [2]int{}
+	isOdd = isOdd || isFloat && (p.float(found[4]) < 0 || p.float(found[8]) < 0)
+	count, schema, sum := p.integer(found[1]), p.integer(found[5]), p.float(found[2])
+	switch {
+	case !p.isNative || p.err != nil:
+	case isFloat && lengths != floats || !isFloat && lengths != ints:
+		p.fail(start, "expected as many buckets of a native histogram as there are in its spans")
+	case isOdd || schema&1 == 0 && schema > 2*52 || schema&1 > 0 && schema > 2*4-1: // the last bit is the sign
+		p.fail(start, "expected a native histogram with a known schema, spans in order, and no bucket below zero")
+	case !isFloat && (total > count || total < count && sum == sum): // a NaN is in no bucket
+		p.fail(start, "expected as many observations of a native histogram as there are in its buckets")
+	}
+}
+
+// varint reads the integer at i, and returns where it ends.
+func (p *parser) varint(i, end int) (uint64, int) {
+	if i < end && p.buf[i] < 0x80 { // most are small
+		return uint64(p.buf[i]), i + 1
+	}
+	value, n := binary.Uvarint(p.buf[i:end])
+	if n <= 0 {
+		p.fail(i, "expected an integer")
+	}
+	return value, i + n
+}
+
+// integer returns the integer in a range, 0 if that is empty.
+func (p *parser) integer(s span) (value uint64) {
+	value, _ = binary.Uvarint(p.buf[s.from:s.to])
+	return value
+}
+
+// float returns the float in a range, 0 if that is empty.
+func (p *parser) float(s span) float64 {
+	var value [8]byte
+	copy(value[:], p.buf[s.from:s.to])
+	return math.Float64frombits(binary.LittleEndian.Uint64(value[:]))
+}
+
+// appendTag appends what a field begins with.
+func appendTag(dst []byte, number, wire int) []byte {
+	return binary.AppendUvarint(dst, uint64(number<<3|wire))
+}
+
+// appendBytes appends a field with a text or a message.
+func appendBytes(dst []byte, number int, contents []byte) []byte {
+	return append(binary.AppendUvarint(appendTag(dst, number, bytesWire), uint64(len(contents))), contents...)
+}
+
+// appendInteger appends a field with an integer.
+func appendInteger(dst []byte, number int, value uint64) []byte {
+	return binary.AppendUvarint(appendTag(dst, number, varintWire), value)
+}
+
+// appendFloat appends a field with a float.
+func appendFloat(dst []byte, number int, value float64) []byte {
+	return binary.LittleEndian.AppendUint64(appendTag(dst, number, fixed64Wire), math.Float64bits(value))
+}
+
+// appendPair appends a label of a metric.
+func appendPair(dst, name, value []byte) []byte {
+	size := func(n int) int { return 1 + (bits.Len(uint(n)|1)+6)/7 + n } // of a field
+	dst = binary.AppendUvarint(appendTag(dst, 1, bytesWire), uint64(size(len(name))+size(len(value))))
+	return appendBytes(appendBytes(dst, 1, name), 2, value)
+}
+
 // ---- Bytes and predicates
 
 // respelled returns a quoted name in the one spelling that can be compared: a newline is
@@ -1005,6 +1267,7 @@ var (
 type addedLabels struct {
 	names   []string
 	text    []byte    // as it stands between the braces
+	fields  []byte    // as it stands in a metric of protobuf
 	seen    uint64    // see nameBit
 	telling bool      // they tell its series from those of all other bodies
 	drop    []string  // globs of metric families that are left out instead
@@ -1018,6 +1281,7 @@ func (a *addedLabels) add(name, value string) {
 	}
 	a.names = append(a.names, name)
 	a.text = fmt.Appendf(a.text, `%s="%s"`, name, escape.Replace(value))
+	a.fields = appendPair(a.fields, []byte(name), []byte(value))
 	a.seen |= nameBit([]byte(name))
 }
 
@@ -1050,15 +1314,12 @@ type workspace struct {
 	more func(wanted, limit int) int
 }
 
-// labelBody reads a whole body, of the text format or OpenMetrics, into an exposition
-// that takes no more than limit bytes.
-func labelBody(
-	src io.Reader, openMetrics bool, added *addedLabels, w *workspace, limit int,
-) (*exposition, error) {
-	e := &exposition{openMetrics: openMetrics, cameAsText: !openMetrics, telling: added.telling}
+// labelBody reads a whole body of a format into an exposition that takes no more than limit bytes.
+func labelBody(src io.Reader, f format, added *addedLabels, w *workspace, limit int) (*exposition, error) {
+	e := &exposition{format: f, cameAsText: !f.openMetrics, telling: added.telling}
 	e.buf = make([]byte, 0, w.likely)
 	l := newLabeller(e, added)
-	l.p = parser{window: window{src: src, buf: w.window[:0]}, openMetrics: openMetrics}
+	l.p = parser{window: window{src: src, buf: w.window[:0], format: f}}
 	if w.index != nil {
 		e.families, l.index, l.blocks = w.families[:0], w.index, w.blocks[:0]
 	}
@@ -1130,10 +1391,15 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 		return held <= limit
 	}
 	for l.p.next() {
-		if l.p.kind == sampleLine {
-			l.sample()
-		} else {
+		switch {
+		case l.p.kind == headLine:
+			l.addMessage(l.p.name, l.p.text, l.p.unit, l.p.metricType)
+		case l.p.kind != sampleLine:
 			l.describe()
+		case l.p.protobuf:
+			l.metric()
+		default:
+			l.sample()
 		}
 		if !fits(l.held()) {
 			return errTooMuch
@@ -1377,8 +1643,7 @@ func (f *family) contradict(p *parser) {
 		}
 	}
 	if p.buf[p.value] == '-' && (bucket || bytes.HasSuffix(p.name, []byte("_count"))) {
-		value, _ := strconv.ParseFloat(string(p.valueText()), 64)
-		f.noHistogram = f.noHistogram || value < 0
+		f.noHistogram = f.noHistogram || floatOf(p.valueText()) < 0
 	}
 }
 
@@ -1408,24 +1673,35 @@ func (l *labeller) relabel() {
 		out = append(append(out, open), l.added.text...)
 		open = ','
 	}
-	l.exported = l.exported[:0]
-	if l.bare != nil {
-		l.renameLabels()
-	}
+	l.renameLabels()
 	for _, lb := range l.p.labels {
-		name := l.p.labelName(lb)
-		mayClash := l.p.seen&l.added.seen != 0 && (l.added.has(name) || bytes.HasPrefix(name, []byte("exported_")))
-		if mayClash && len(l.p.labelText(lb)) == 0 { // it is no label, but has the name that another one gets
-			continue
+		if name := l.newName(lb); len(name) > 0 {
+			out = l.appendLabel(append(out, open), name, lb)
+			open = ','
 		}
-		out = l.appendLabel(append(out, open), lb)
-		open = ','
 	}
 	if open == ',' {
 		out = append(out, '}')
 	}
 	out = append(append(out, ' '), l.p.valueText()...)
 	l.e.buf = append(l.appendMoment(out), '\n')
+}
+
+// newName returns the name of a label of the sample, which is another if its own is an added label's, or
+// needs quotes that this exposition does without. It is empty if the label is, and another one gets its name.
+func (l *labeller) newName(lb label) []byte {
+	name := l.p.labelName(lb)
+	mayClash := l.p.seen&l.added.seen != 0 && (l.added.has(name) || bytes.HasPrefix(name, []byte("exported_")))
+	if mayClash && len(l.p.labelText(lb)) == 0 {
+		return nil
+	}
+	if l.added.has(name) {
+		name = l.exportedName(name)
+	}
+	if bare, ok := l.bare[string(name)]; ok {
+		name = []byte(bare)
+	}
+	return name
 }
 
 // appendMoment appends the sample's timestamp and exemplar as its exposition's format has them.
@@ -1448,8 +1724,7 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 // appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that
 // the text format has.
 func appendMillis(dst, seconds []byte) []byte {
-	value, _ := strconv.ParseFloat(string(seconds), 64)
-	return strconv.AppendInt(dst, int64(max(0, min(value*1000, 1<<62))), 10)
+	return strconv.AppendInt(dst, int64(max(0, min(floatOf(seconds)*1000, 1<<62))), 10)
 }
 
 // appendSeconds appends milliseconds as seconds. Prometheus, which multiplies floats, would
@@ -1461,22 +1736,14 @@ func appendSeconds(dst, millis []byte) []byte {
 	point := len(dst)
 	dst = strconv.AppendInt(dst, 1000+ms%1000, 10)
 	dst[point] = '.' // instead of the 1, which kept the zeros before the digits
-	if value, _ := strconv.ParseFloat(string(dst[from:]), 64); int64(value*1000) < ms && ms < 1e15 {
+	if int64(floatOf(dst[from:])*1000) < ms && ms < 1e15 {
 		dst = append(dst, '1')
 	}
 	return dst
 }
 
-// appendLabel appends a label of the sample, under another name if its own is an added
-// label's, or needs quotes that this exposition does without.
-func (l *labeller) appendLabel(dst []byte, lb label) []byte {
-	name := l.p.labelName(lb)
-	if l.added.has(name) {
-		name = l.exportedName(name)
-	}
-	if bare, ok := l.bare[string(name)]; ok {
-		name = []byte(bare)
-	}
+// appendLabel appends a label of the sample under a name.
+func (l *labeller) appendLabel(dst, name []byte, lb label) []byte {
 	if isBareLabel(name) {
 		dst = append(dst, name...)
 	} else {
@@ -1527,6 +1794,9 @@ func (l *labeller) exportedName(name []byte) []byte {
 // Labels that would get the same name are numbered in the order of the names they have:
 // a series stays the same series when an exporter writes its labels in another order.
 func (l *labeller) renameLabels() {
+	if l.exported = l.exported[:0]; l.bare == nil {
+		return
+	}
 	l.bare = map[string]string{} // clearing one that was large takes long
 	needsQuotes := func(lb label) bool { return !isBareLabel(l.p.labelName(lb)) }
 	if !slices.ContainsFunc(l.p.labels, needsQuotes) {
@@ -1583,6 +1853,9 @@ var (
 	unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
 )
 
+// unescapeHelp turns a HELP text of the text format into what it stands for.
+var unescapeHelp = strings.NewReplacer(`\\`, `\`, `\n`, "\n")
+
 // appendRespelled appends a text as it stands in a body: newlines are escaped, and a
 // backslash is doubled unless one of escapes follows it.
 func appendRespelled(dst, text []byte, escapes string) []byte {
@@ -1603,6 +1876,66 @@ func appendRespelled(dst, text []byte, escapes string) []byte {
 		}
 	}
 	return dst
+}
+
+// addMessage adds the family that the metrics of a message belong to.
+func (l *labeller) addMessage(name, help, unit []byte, t metricType) {
+	_, slot := l.find(name)
+	l.at = l.add(l.e.append(name), slot)
+	f := &l.e.families[l.at]
+	f.metricType, f.help, f.unit = t, l.e.append(help), uint32(len(unit))
+	here := l.e.append(unit).to
+	l.blocks = append(l.blocks, block{int32(l.at), span{here, here}})
+}
+
+// metric appends a metric as it came.
+func (l *labeller) metric() {
+	f := &l.e.families[l.at]
+	if f.dropped {
+		return
+	}
+	metric := l.p.buf[l.p.value:l.p.pos]
+	if l.bare != nil || l.p.seen&l.added.seen != 0 {
+		metric = l.relabelled()
+	}
+	l.addMetric(metric)
+	l.e.samples += l.p.samples
+	f.quoted = f.quoted || l.p.quotes
+	f.moments = f.moments || l.p.isNative
+}
+
+// addMetric appends a metric with the added labels behind it: they may stand anywhere in its message.
+func (l *labeller) addMetric(metric []byte) {
+	out := appendTag(l.e.buf, 4, bytesWire)
+	out = binary.AppendUvarint(out, uint64(len(metric)+len(l.added.fields)))
+	l.e.buf = append(append(out, metric...), l.added.fields...)
+	l.blocks[len(l.blocks)-1].to = uint32(len(l.e.buf))
+}
+
+// relabelled returns the metric with other names for labels that need them.
+func (l *labeller) relabelled() []byte {
+	out := l.series[:0]
+	l.renameLabels()
+	for _, lb := range l.p.labels {
+		if name := l.newName(lb); len(name) > 0 {
+			out = appendPair(out, name, l.p.labelText(lb))
+		}
+	}
+	for i := l.p.value; i < l.p.pos; {
+		_, number, _, to := l.p.field(0, i, l.p.pos)
+		if number != 1 {
+			out = append(out, l.p.buf[i:to]...)
+		}
+		i = to
+	}
+	l.series = out
+	return out
+}
+
+// floatOf returns the number that a word stands for.
+func floatOf(word []byte) float64 {
+	value, _ := strconv.ParseFloat(string(word), 64)
+	return value
 }
 
 // finish brings the families into the order of their names.
@@ -1659,11 +1992,14 @@ type exposition struct {
 	dropped  int    // families that were left out
 	twice    string // name of a metric that has one series twice, one after the other
 
-	openMetrics bool // it is in that format
-	cameAsText  bool // its body was not
-	telling     bool // its labels tell its series from those of all other bodies
-	quoted      bool // a name in it needs quotes
+	format
+	cameAsText bool // its body was not OpenMetrics
+	telling    bool // its labels tell its series from those of all other bodies
+	quoted     bool // a name in it needs quotes
 }
+
+// format is what a body or a page is written in: the text format, unless it is one of these.
+type format struct{ openMetrics, protobuf bool }
 
 // text returns a range of the exposition.
 func (e *exposition) text(s span) []byte { return e.buf[s.from:s.to] }
@@ -1689,7 +2025,7 @@ type span struct{ from, to uint32 }
 type family struct {
 	name, help span // escaped as in the format; the name is the one that the family has in text
 	lines      span
-	unit       uint32 // length of the unit, 0 if there is none
+	unit       uint32 // length of the unit, 0 if there is none; in protobuf it stands after the HELP text
 	order      uint32 // among the families of the body as they came
 	suffix     uint8  // length of what the name has after the one in metadata as it came: _total, _info or nothing
 	metricType metricType
@@ -1707,9 +2043,12 @@ type family struct {
 // base returns where the name stands that the family has in metadata as it came.
 func (f *family) base() span { return span{f.name.from, f.name.to - uint32(f.suffix)} }
 
-// unitText returns the unit, with which that name ends.
+// unitText returns the unit, with which that name ends if it is text.
 func (e *exposition) unitText(f *family) []byte {
 	base := f.base()
+	if e.protobuf {
+		return e.text(span{f.help.to, f.help.to + f.unit})
+	}
 	return e.text(span{base.to - f.unit, base.to})
 }
 
@@ -1767,19 +2106,19 @@ func claimers(suffix string, openMetrics bool) typeSet {
 
 // form is how a page is written.
 type form struct {
-	openMetrics bool
-	strict      bool // the strictest parsers take it, and no label value is changed
-	quoted      bool // names that need quotes have them, not underscores
+	format
+	strict bool // the strictest parsers take it, and no label value is changed
+	quoted bool // names that need quotes have them, not underscores
 }
 
-// as returns the exposition for pages of a form: the families that read alike there, and
-// those whose samples are written anew.
-func (e *exposition) as(f form) []*exposition {
-	if e.openMetrics == f.openMetrics && (f.quoted || !e.quoted) {
+// spelled returns the exposition for pages of a form, if that is not protobuf of text: the families
+// that read alike there, and those whose samples are written anew.
+func (e *exposition) spelled(f form) []*exposition {
+	if e.format == f.format && (f.quoted || !e.quoted) {
 		return []*exposition{e}
 	}
-	alike := &exposition{buf: e.buf, openMetrics: e.openMetrics, cameAsText: e.cameAsText, telling: e.telling}
-	anew := &exposition{openMetrics: f.openMetrics, cameAsText: e.cameAsText, telling: e.telling}
+	alike := &exposition{buf: e.buf, format: e.format, cameAsText: e.cameAsText, telling: e.telling}
+	anew := &exposition{format: f.format, cameAsText: e.cameAsText, telling: e.telling}
 	l := newLabeller(anew, &addedLabels{})
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
@@ -1844,6 +2183,13 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		return name
 	}
 	base, help := respell(from.text(f.base())), from.text(f.help)
+	if l.e.protobuf {
+		l.addMessage(base, help, from.unitText(f), f.metricType)
+		for l.p = parserOf(from.text(f.lines), from.format); l.p.next(); {
+			l.metric()
+		}
+		return
+	}
 	whole := append(slices.Clone(base), from.text(f.name)[f.base().to-f.base().from:]...)
 	toText := from.openMetrics && !l.e.openMetrics
 	switch unit := respell(from.unitText(f)); {
@@ -1854,7 +2200,7 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		l.described = description{name: whole, help: help, metricType: f.metricType.inText(), typed: true}
 	}
 	l.begin()
-	l.p = parserOf(from.text(f.lines), from.openMetrics)
+	l.p = parserOf(from.text(f.lines), from.format)
 	var before, name []byte // of the last sample, as it was and as it is written here
 	for l.p.next() {
 		if bytes.Equal(l.p.name, before) {
