@@ -1037,6 +1037,9 @@ var escapings = []string{"allow-utf-8", "underscores", "dots", "values"}
 // prometheus3 is what Prometheus takes since 3.0, unless it is told otherwise.
 var prometheus3 = accept{format{openMetrics: true}, "allow-utf-8"}
 
+// prometheusNative is what it takes with scrape_native_histograms.
+var prometheusNative = accept{format{protobuf: true}, prometheus3.escaping}
+
 // header returns the Accept header that Prometheus would send, 3.4 with an escaping and 2.53
 // without: exporters are tested with these, and some answer 406 to others.
 func (a accept) header() string {
@@ -1047,7 +1050,7 @@ func (a accept) header() string {
 	}
 	var list []string
 	if a.protobuf {
-		list = append(list, protobufMetrics)
+		list, weight = append(list, protobufMetrics), weight+1
 	}
 	if a.openMetrics || a.protobuf {
 		list = append(list, openMetrics+"1.0.0"+quoted, openMetrics+"0.0.1")
@@ -1153,7 +1156,8 @@ func (e *exporter) arguments(query url.Values, takes accept) (arguments, error) 
 		}
 	}
 	values := []string{forwarded.Encode(), takes.header()}
-	standard := values[0] == "" && (takes == prometheus3 || takes.escaping == "" && !takes.protobuf)
+	standard := values[0] == "" && (takes == prometheus3 || takes == prometheusNative ||
+		takes.escaping == "" && !takes.protobuf)
 	return arguments{strings.Join(values, " "), values, standard}, nil
 }
 
