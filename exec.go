@@ -216,7 +216,7 @@ var hints = map[string]string{
 // ---- The waterfall
 
 // waterfall lets many scrapes share few fetches. One fetch of a key runs at a time, and one may wait.
-// Of a command or of files, as many run at once as --parallel says; of an exporter, all.
+// Of a command, as many run at once as --parallel says; of files one, of an exporter all.
 type waterfall struct {
 	*sourceConfig
 	do     func(ctx context.Context, r *result, values []string) *failure // fetches
@@ -1027,7 +1027,7 @@ type exporter struct {
 
 // accept is what a scraper takes beside the text format.
 type accept struct {
-	format          // that it takes at least as gladly as text, protobuf also as OpenMetrics
+	format          // that it takes at least as gladly as any other
 	escaping string // one of escapings, or "" if it names none
 }
 
@@ -1040,7 +1040,7 @@ var prometheus3 = accept{format{openMetrics: true}, "allow-utf-8"}
 // prometheusNative is what it takes with scrape_native_histograms.
 var prometheusNative = accept{format{protobuf: true}, prometheus3.escaping}
 
-// header returns the Accept header that Prometheus would send, 3.4 with an escaping and 2.53
+// header returns the Accept header that Prometheus would send, 3.16 with an escaping and 2.53
 // without: exporters are tested with these, and some answer 406 to others.
 func (a accept) header() string {
 	const openMetrics, text = "application/openmetrics-text;version=", "text/plain;version="
@@ -1143,7 +1143,7 @@ func (e *exporter) String() string {
 func (e *exporter) check() error { return e.tls.checkExpiry() }
 
 // arguments returns the URL parameters that --params forwards, unless the URL has them itself, and how
-// to ask. A result that others get, too, is asked for in the form that loses nothing.
+// to ask. A result that others get, too, is asked for in the form that loses least and that each can be given.
 func (e *exporter) arguments(query url.Values, takes accept) (arguments, error) {
 	if e.interval > 0 || e.maxAge > 0 {
 		takes = prometheus3

@@ -12,9 +12,9 @@
 //	exec.go   a source into a result: Sources; The waterfall; Taking turns; Files that flags name;
 //	          Reading a body; Exporters; Files; Commands; Counts
 //	merge.go  results into a page that scrapers share: Merging; Conflicts; Repeats; Findings; Writing;
-//	          Status metrics; Sharing pages
+//	          Text as protobuf; Status metrics; Sharing pages
 //	parse.go  one body into an exposition: Lines; The parser; Metadata; Samples; Values; Bytes and
-//	          predicates; Labelling; One exposition
+//	          predicates; Protobuf; Labelling; One exposition
 //
 // A new flag is a row of options, in Usage; how values are set is in Options.
 package main
@@ -1347,6 +1347,9 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 		why = "the user name or password is wrong"
 		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(10 * time.Second)) // from now on
 	}
+	if r.Context().Err() != nil { // it has left
+		panic(http.ErrAbortHandler)
+	}
 	switch code {
 	case http.StatusOK:
 		return true
@@ -1566,6 +1569,9 @@ func (p *program) openPage(
 			results = append(results, t.result())
 		}
 		return results
+	}
+	if err := ctx.Err(); err != nil { // or one that has gone could take a turn
+		return nil, err
 	}
 	process := p.processNow()
 	want.render = func(ctx context.Context, results []*result, f form) (*page, error) {
