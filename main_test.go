@@ -3576,6 +3576,24 @@ func TestWhoMayAsk(t *testing.T) {
 
 // ---- main.go: A scrape
 
+// TestGone gives a client that has left no page, and does not refuse it.
+func TestGone(t *testing.T) {
+	p, _ := newTestProgram(t, backup, "--web.basic-auth-file", withAuth(t, t.TempDir(), "user", "right"))
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	for range 20 {
+		if _, err := p.openPage(ctx, &pageRequest{}, nil, time.Minute); err != context.Canceled {
+			t.Fatalf("opened a page: %v", err)
+		}
+	}
+	defer func() {
+		if recover() != http.ErrAbortHandler || p.refusals.Load() > 0 {
+			t.Error("a client that has left is refused")
+		}
+	}()
+	p.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest("GET", "/", nil).WithContext(ctx))
+}
+
 // TestTimeLimit reads what a scraper says of its deadline. Without one, two runs fit before it.
 func TestTimeLimit(t *testing.T) {
 	p, _ := newTestProgram(t, "--file", "x=y", "--timeout", "3s")
