@@ -624,7 +624,7 @@ func (pg *page) addMetadata(g group) {
 		}
 	}
 	if len(help) > 0 && pg.form.openMetrics {
-		help = []byte(quoteHelp.Replace(string(help)))
+		help = bytes.ReplaceAll(help, []byte(`"`), []byte(`\"`))
 	}
 	if len(help) > 0 {
 		pg.addLine("# HELP ", name, help)
@@ -804,7 +804,7 @@ func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []
 	if kind != t.kind || !bytes.Equal(name, t.name) {
 		var help, unit []byte
 		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
-			help, unit = []byte(unescapeHelp.Replace(string(t.from.text(t.of.help)))), t.from.unitText(t.of)
+			help, unit = plainText(t.from.text(t.of.help)), t.from.unitText(t.of)
 		}
 		t.addMessage(plainText(name), help, unit, kind)
 		t.name, t.kind = name, kind

@@ -243,8 +243,8 @@ type window struct {
 	passed int       // newlines before the window; of protobuf, bytes
 }
 
-// fill drops what is before from, and reads until the window is full and has more
-// lines than before, or the body has ended.
+// fill drops what is before from, and reads until the window is full and has more lines than
+// before, or the body has ended. It adds a newline to a body that does not end in one.
 func (w *window) fill(from int) error {
 	if w.protobuf {
 		w.passed += from
@@ -255,43 +255,35 @@ func (w *window) fill(from int) error {
 	buf = buf[:copy(buf, buf[from:])]
 	had, empty := len(buf)-w.half, 0
 	w.buf = buf[:had]
-	for w.src != nil && (len(w.buf) == had || len(w.buf)+w.half < cap(w.buf)) {
-		n, err := w.read()
+	for w.src != nil && (len(w.buf) == had || len(buf) < cap(buf)) {
+		if len(buf) == cap(buf) {
+			buf = slices.Grow(buf, max(len(buf), windowSize))
+		}
+		whole, read := len(w.buf), len(buf)
+		n, err := w.src.Read(buf[read:cap(buf)])
+		buf = buf[:read+n]
 		if empty++; n > 0 {
 			empty = 0
 		}
 		switch {
 		case err == io.EOF:
 			w.src = nil
+			if len(buf) > whole && buf[len(buf)-1] != '\n' && !w.protobuf {
+				buf = append(buf, '\n')
+			}
 		case err != nil:
 			return err
 		case empty == 100:
 			return io.ErrNoProgress
 		}
+		if i := bytes.LastIndexByte(buf[read:], '\n'); w.protobuf {
+			whole = len(buf)
+		} else if i >= 0 {
+			whole = read + i + 1
+		}
+		w.buf, w.half = buf[:whole], len(buf)-whole
 	}
 	return nil
-}
-
-// read reads once, into room that it makes if there is none. It adds a newline to a
-// body that does not end in one.
-func (w *window) read() (n int, err error) {
-	whole, had := len(w.buf), len(w.buf)+w.half
-	buf := w.buf[:had]
-	if had == cap(buf) {
-		buf = slices.Grow(buf, max(had, windowSize))
-	}
-	n, err = w.src.Read(buf[had:cap(buf)])
-	buf = buf[:had+n]
-	if err == io.EOF && len(buf) > whole && buf[len(buf)-1] != '\n' && !w.protobuf {
-		buf = append(buf, '\n')
-	}
-	if i := bytes.LastIndexByte(buf[had:], '\n'); w.protobuf {
-		whole = len(buf)
-	} else if i >= 0 {
-		whole = had + i + 1
-	}
-	w.buf, w.half = buf[:whole], len(buf)-whole
-	return n, err
 }
 
 // ---- Metadata
@@ -332,7 +324,12 @@ func (p *parser) comment(i int) bool {
 // after a fault in it.
 func (p *parser) metadata(kind lineKind, i int) {
 	p.kind, p.name = kind, nil
-	if i = p.metricName(i); i < 0 {
+	if name := i + 1; p.buf[i] != '"' {
+		i = p.bareName(i)
+	} else if i = p.quotedName(i, false); i >= 0 {
+		p.name = respelled(p.buf[name : i-1])
+	}
+	if i < 0 {
 		return
 	}
 	text := p.blanks(i)
@@ -385,7 +382,9 @@ func (p *parser) setType(i int) {
 
 // sample scans the sample at i and returns where its line ends.
 func (p *parser) sample(i int) int {
-	p.repeated = p.repeatsName(i)
+	n := len(p.name)
+	p.repeated = p.kind == sampleLine && p.plain && n > 0 &&
+		bytes.HasPrefix(p.buf[i:], p.name) && class[p.buf[i+n]]&nameByte == 0
 	p.kind, p.plain, p.lax = sampleLine, true, 0
 	if i > p.start {
 		p.markLax(p.start)
@@ -406,13 +405,6 @@ func (p *parser) sample(i int) int {
 		return i
 	}
 	return p.lineEnd(i)
-}
-
-// repeatsName reports whether the name at i is that of the line before, a plain sample.
-func (p *parser) repeatsName(i int) bool {
-	n := len(p.name)
-	return p.kind == sampleLine && p.plain && n > 0 &&
-		bytes.HasPrefix(p.buf[i:], p.name) && class[p.buf[i+n]]&nameByte == 0
 }
 
 // series scans the name and the labels of a sample: name, name{…}, {"name",…}.
@@ -449,18 +441,6 @@ func (p *parser) series(i int) int {
 		return p.fail(open+1, "duplicate label name")
 	}
 	return i
-}
-
-// metricName scans the metric name in a line of metadata.
-func (p *parser) metricName(i int) int {
-	if p.buf[i] != '"' {
-		return p.bareName(i)
-	}
-	end := p.quotedName(i, false)
-	if end >= 0 {
-		p.name = respelled(p.buf[i+1 : end-1])
-	}
-	return end
 }
 
 // bareName scans a metric name without quotes.
@@ -1439,8 +1419,12 @@ func (l *labeller) describe() {
 	}
 	switch l.p.kind {
 	case helpLine:
+		text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
+		if l.p.openMetrics {
+			text = []byte(unquoteHelp.Replace(string(text)))
+		}
 		if len(d.help) == 0 {
-			d.help = l.appendHelp(d.help)
+			d.help = appendRespelled(d.help, text, `\n`)
 		}
 	case typeLine:
 		d.metricType, d.typed = l.p.metricType, true
@@ -1448,15 +1432,6 @@ func (l *labeller) describe() {
 	case unitLine:
 		d.unit = len(l.p.text)
 	}
-}
-
-// appendHelp appends the HELP text of the line as the text format has it.
-func (l *labeller) appendHelp(dst []byte) []byte {
-	text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
-	if l.p.openMetrics {
-		text = []byte(unquoteHelp.Replace(string(text)))
-	}
-	return appendRespelled(dst, text, `\n`)
 }
 
 // begin makes the family that was described the one that lines belong to: the known one of that
@@ -1846,15 +1821,8 @@ var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 // unescape turns a label value or a quoted name into what it stands for.
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
-// quoteHelp and unquoteHelp add and remove the escape of quotes in a HELP text, which only
-// OpenMetrics has.
-var (
-	quoteHelp   = strings.NewReplacer(`\\`, `\\`, `"`, `\"`)
-	unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
-)
-
-// unescapeHelp turns a HELP text of the text format into what it stands for.
-var unescapeHelp = strings.NewReplacer(`\\`, `\`, `\n`, "\n")
+// unquoteHelp removes the escape of quotes in a HELP text, which only OpenMetrics has.
+var unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
 
 // appendRespelled appends a text as it stands in a body: newlines are escaped, and a
 // backslash is doubled unless one of escapes follows it.
