@@ -542,11 +542,10 @@ func (pg *page) free() {
 func (pg *page) addFamily(g group) {
 	if !pg.form.strict {
 		first := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.metricType != untyped }))]
-		isStartTime := pg.form.openMetrics && claimers("_created", true).has(first.metricType) &&
-			bytes.HasSuffix(g.name(), []byte("_created")) // for Prometheus, unless its type is unknown
+		mayBeLost := pg.form.openMetrics && isStartTime(first.metricType, g.name())
 		apart := func(p *part) bool {
 			return p.metricType != untyped && p.suffix != first.suffix ||
-				isStartTime && p.metricType == untyped && p.body.cameAsText
+				mayBeLost && p.metricType == untyped && p.body.cameAsText
 		}
 		if slices.ContainsFunc(g, apart) {
 			together := func(p *part) bool { return !apart(p) }

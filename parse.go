@@ -674,12 +674,17 @@ func (p *parser) number(i int) int {
 // lineEnd scans what may stand between the value of a sample and the newline, and
 // returns where that is.
 func (p *parser) lineEnd(i int) int {
-	if p.openMetrics {
-		if i = p.seconds(i); i >= 0 {
-			i = p.scanExemplar(i)
-		}
-	} else {
+	switch {
+	case !p.openMetrics:
 		i = p.timestamp(i)
+	case p.buf[i] == ' ' && p.buf[i+1] != '#':
+		stamp := i + 1
+		if i = p.finite(stamp); i >= 0 {
+			p.stamp = p.buf[stamp:i]
+		}
+	}
+	if i >= 0 && p.openMetrics {
+		i = p.scanExemplar(i)
 	}
 	if i < 0 {
 		return i
@@ -715,18 +720,6 @@ func (p *parser) timestamp(i int) int {
 		if _, err := strconv.ParseInt(string(p.stamp), 10, 64); err != nil {
 			return p.fail(stamp, "the timestamp does not fit in 64 bits")
 		}
-	}
-	return end
-}
-
-// seconds scans a timestamp of OpenMetrics, if there is one.
-func (p *parser) seconds(i int) int {
-	if p.buf[i] != ' ' || p.buf[i+1] == '#' {
-		return i
-	}
-	end := p.finite(i + 1)
-	if end >= 0 {
-		p.stamp = p.buf[i+1 : end]
 	}
 	return end
 }
@@ -1303,23 +1296,20 @@ func labelBody(src io.Reader, f format, added *addedLabels, w *workspace, limit 
 	if w.index != nil {
 		e.families, l.index, l.blocks = w.families[:0], w.index, w.blocks[:0]
 	}
-	w.window, w.index = nil, nil // what a panic leaves is not used again
 	err := l.readLines(w.more, limit)
-	if cap(l.p.buf) <= 2*windowSize { // a long line makes it larger, and is rare
-		w.window = l.p.buf
-	}
-	if len(l.index) < 1<<12 { // a large one would be kept for small bodies
+	w.window, w.index = nil, nil
+	if cap(l.p.buf) <= 2*windowSize && len(l.index) < 1<<12 { // large ones are not kept for small bodies
 		clear(l.index)
-		w.families, w.index, w.blocks = e.families, l.index, l.blocks
+		w.window, w.families, w.index, w.blocks = l.p.buf, e.families, l.index, l.blocks
 		e.families = slices.Clone(e.families)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case len(l.e.buf) < cap(l.e.buf)/4: // as it is, a thousand small files would hold a thousand large buffers
-		l.e.buf = slices.Clone(l.e.buf)
 	}
-	return l.e, nil
+	if len(e.buf) < cap(e.buf)/4 { // as it is, a thousand small files would hold a thousand large buffers
+		e.buf = slices.Clone(e.buf)
+	}
+	return e, nil
 }
 
 // labeller makes the exposition of one body.
@@ -1427,8 +1417,9 @@ func (l *labeller) describe() {
 			d.help = appendRespelled(d.help, text, `\n`)
 		}
 	case typeLine:
-		d.metricType, d.typed = l.p.metricType, true
-		d.suffix = openMetricsSuffix(d.metricType, l.p.openMetrics)
+		if d.metricType, d.typed = l.p.metricType, true; l.p.openMetrics {
+			d.suffix = suffixes[d.metricType]
+		}
 	case unitLine:
 		d.unit = len(l.p.text)
 	}
@@ -1475,17 +1466,8 @@ func (f *family) accepts(d *description) bool {
 		f.metricType == d.metricType && int(f.suffix) == len(d.suffix)
 }
 
-// openMetricsSuffix returns what the name of a family lacks in the metadata of OpenMetrics: in
-// text it is that of its samples.
-func openMetricsSuffix(t metricType, openMetrics bool) string {
-	switch {
-	case openMetrics && t == counter:
-		return "_total"
-	case openMetrics && t == info:
-		return "_info"
-	}
-	return ""
-}
+// suffixes are what the names of families lack in the metadata of OpenMetrics: in text they are those of samples.
+var suffixes = [conflicting]string{counter: "_total", info: "_info"}
 
 // add adds a family whose name stands in the exposition, and returns its number. If two
 // families share a name, later lines belong to the last.
@@ -1588,7 +1570,7 @@ func (l *labeller) familyOf(sample []byte) int {
 		return own
 	}
 	if end := bytes.LastIndexByte(sample, '_'); end > 0 && claimers(string(sample[end:]), l.e.openMetrics) != 0 {
-		for _, suffix := range []string{"", openMetricsSuffix(counter, l.e.openMetrics)} {
+		for _, suffix := range []string{"", suffixes[counter]} {
 			i, _ := l.find(append(sample[:end:end], suffix...))
 			if i >= 0 && l.e.covers(&l.e.families[i], sample) {
 				return i
@@ -1772,16 +1754,15 @@ func (l *labeller) renameLabels() {
 	if l.exported = l.exported[:0]; l.bare == nil {
 		return
 	}
-	l.bare = map[string]string{} // clearing one that was large takes long
-	needsQuotes := func(lb label) bool { return !isBareLabel(l.p.labelName(lb)) }
-	if !slices.ContainsFunc(l.p.labels, needsQuotes) {
-		return
-	}
+	l.bare = map[string]string{}          // clearing one that was large takes long
 	used := map[string]int{"__name__": 1} // by name, the last number tried
 	for _, lb := range l.p.labels {
 		if name := l.p.labelName(lb); isBareLabel(name) {
 			used[string(name)] = 1
 		}
+	}
+	if len(used) > len(l.p.labels) { // none needs quotes
+		return
 	}
 	for _, lb := range l.p.byName() {
 		name := l.p.labelName(lb)
@@ -2050,18 +2031,15 @@ func (ts typeSet) agreed() metricType {
 	return conflicting
 }
 
-// claimers returns the types whose families have samples with that suffix to their name. A switch
-// takes less time than a map.
+// claimers returns the types whose families have samples with that suffix to their name.
 func claimers(suffix string, openMetrics bool) typeSet {
-	switch suffix {
-	case "_bucket":
-		return 1<<histogram | 1<<gaugeHistogram
-	case "_count", "_sum":
-		return 1<<histogram | 1<<summary
-	case "_gcount", "_gsum":
-		return 1 << gaugeHistogram
-	}
 	switch {
+	case suffix == "_bucket":
+		return 1<<histogram | 1<<gaugeHistogram
+	case suffix == "_count", suffix == "_sum":
+		return 1<<histogram | 1<<summary
+	case suffix == "_gcount", suffix == "_gsum":
+		return 1 << gaugeHistogram
 	case openMetrics && suffix == "_created":
 		return 1<<counter | 1<<histogram | 1<<summary
 	case openMetrics && suffix == "_total":
@@ -2091,25 +2069,22 @@ func (e *exposition) spelled(f form) []*exposition {
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
-	for i := range e.families {
-		own := &e.families[i]
-		if f.openMetrics && !e.openMetrics && e.losesSamples(own) {
+	for _, own := range e.families {
+		switch {
+		case f.openMetrics && !e.openMetrics && own.bare && isStartTime(own.metricType, e.text(own.name)):
 			known := len(l.e.families)
-			l.rewrite(e, own, true, true)
+			l.rewrite(e, &own, true, true)
 			for i := known; i < len(l.e.families); i++ {
 				l.e.families[i].metricType = unknown
 			}
-			continue
+		case own.quoted && !f.quoted, e.openMetrics != f.openMetrics && e.differs(&own):
+			l.rewrite(e, &own, false, false)
+		default:
+			if e.openMetrics && !f.openMetrics {
+				own.metricType, own.suffix, own.unit = own.metricType.inText(), 0, 0
+			}
+			alike.families = append(alike.families, own)
 		}
-		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && e.differs(own) {
-			l.rewrite(e, own, false, false)
-			continue
-		}
-		same := *own
-		if e.openMetrics && !f.openMetrics {
-			same.metricType, same.suffix, same.unit = same.metricType.inText(), 0, 0
-		}
-		alike.families = append(alike.families, same)
 	}
 	l.finish()
 	return []*exposition{alike, l.e}
@@ -2118,13 +2093,13 @@ func (e *exposition) spelled(f form) []*exposition {
 // differs reports whether the other format has the samples of a family in another way, or in
 // families of their own.
 func (e *exposition) differs(f *family) bool {
-	return f.moments || e.openMetrics && (f.created || f.several && openMetricsSuffix(f.metricType, true) != "")
+	return f.moments || e.openMetrics && (f.created || f.several && suffixes[f.metricType] != "")
 }
 
-// losesSamples reports whether Prometheus would take samples of a text family for start times if
-// its type stood on a page of OpenMetrics.
-func (e *exposition) losesSamples(f *family) bool {
-	return f.bare && claimers("_created", true).has(f.metricType) && bytes.HasSuffix(e.text(f.name), []byte("_created"))
+// isStartTime reports whether Prometheus takes samples of that name for start times, if they have that type
+// on a page of OpenMetrics.
+func isStartTime(t metricType, name []byte) bool {
+	return claimers("_created", true).has(t) && bytes.HasSuffix(name, []byte("_created"))
 }
 
 // inText returns the type that the text format has instead.
@@ -2140,8 +2115,7 @@ func (t metricType) inText() metricType {
 // as Prometheus 3 stores them for the type that is lost.
 func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 	l.anew, l.stored = true, untyped
-	known := len(l.e.families)
-	if split && exact {
+	if exact {
 		l.stored = f.metricType
 	}
 	respell := func(name []byte) []byte {
@@ -2150,27 +2124,26 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		}
 		return name
 	}
-	base, help := respell(from.text(f.base())), from.text(f.help)
-	if l.e.protobuf {
-		l.addMessage(base, help, from.unitText(f), f.metricType)
-		for l.p = parserOf(from.text(f.lines), from.format); l.p.next(); {
-			l.metric()
-		}
-		return
-	}
+	known, base, help := len(l.e.families), respell(from.text(f.base())), from.text(f.help)
 	whole := append(slices.Clone(base), from.text(f.name)[f.base().to-f.base().from:]...)
 	toText := from.openMetrics && !l.e.openMetrics
 	switch unit := respell(from.unitText(f)); {
+	case l.e.protobuf:
+		l.addMessage(base, help, from.unitText(f), f.metricType)
 	case split:
-	case !toText:
-		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit), true}
-	default:
+	case toText:
 		l.described = description{name: whole, help: help, metricType: f.metricType.inText(), typed: true}
+	default:
+		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit), true}
 	}
 	l.begin()
 	l.p = parserOf(from.text(f.lines), from.format)
 	var before, name []byte // of the last sample, as it was and as it is written here
 	for l.p.next() {
+		if l.p.protobuf {
+			l.metric()
+			continue
+		}
 		if bytes.Equal(l.p.name, before) {
 			l.p.name, l.p.repeated = name, true
 			l.sample()
@@ -2178,17 +2151,16 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		}
 		before, name = l.p.name, respell(l.p.name)
 		l.p.name = name
-		isWhole, isBase := bytes.Equal(name, whole), bytes.Equal(name, base)
-		alone := description{name: name, typed: true}
-		if isWhole || isBase {
-			alone.help = help
-		}
-		switch {
-		case split, toText && !isWhole && f.created && bytes.HasSuffix(name, []byte("_created")):
-			l.described = alone
-		case toText && !isWhole && openMetricsSuffix(f.metricType, true) != "": // a counter without _total
-			alone.metricType = f.metricType.inText()
-			l.described = alone
+		isWhole := bytes.Equal(name, whole)
+		isCreated := f.created && bytes.HasSuffix(name, []byte("_created"))
+		if split || toText && !isWhole && (isCreated || suffixes[f.metricType] != "") {
+			l.described = description{name: name, typed: true}
+			if isWhole || bytes.Equal(name, base) {
+				l.described.help = help
+			}
+			if !split && !isCreated { // a counter without _total
+				l.described.metricType = f.metricType.inText()
+			}
 		}
 		l.sample()
 	}
