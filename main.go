@@ -346,6 +346,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{config: c, endpoints: map[string][]*source{}, told: map[string]int{}, dropped: new(atomic.Uint64),
 		started: time.Now(), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
+	p.pages.chunks.New = newChunk
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.version, p.revision = readBuild()
 	p.userAgent = ownName + "/" + p.version
@@ -1678,7 +1679,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	buf := newChunk(&p.pages.chunks)
+	buf := p.pages.chunks.Get().(*chunk)
 	defer p.pages.chunks.Put(buf)
 	left := net.Buffers(slices.Clone(sent.chunks)) // it clears what it has read
 	var err error

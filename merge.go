@@ -116,13 +116,11 @@ func (e *exposition) parts(rank int32) []*part {
 // mergeParts merges lists that are in order. Of parts that compare alike, those of an
 // earlier list come first.
 func mergeParts(lists [][]*part) []*part {
-	switch len(lists) {
-	case 0:
-		return nil
-	case 1:
-		return lists[0]
+	half := len(lists) / 2
+	if half == 0 {
+		return slices.Concat(lists...)
 	}
-	a, b := mergeParts(lists[:len(lists)/2]), mergeParts(lists[len(lists)/2:])
+	a, b := mergeParts(lists[:half]), mergeParts(lists[half:])
 	all := make([]*part, 0, len(a)+len(b))
 	for len(a) > 0 && len(b) > 0 {
 		if a[0].compare(b[0]) <= 0 {
@@ -164,15 +162,11 @@ func (g group) types() typeSet {
 func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 	isEmpty := func(p *part) bool { return p.run.from == p.run.to }
 	for _, g := range all {
-		full := g
-		if slices.ContainsFunc(g, isEmpty) {
-			full = slices.DeleteFunc(slices.Clone(g), isEmpty)
-		}
-		switch {
-		case len(full) > 0:
-			groups = append(groups, full)
-		case !strict:
-			empty = append(empty, g[:1])
+		first := g[0]
+		if g = slices.DeleteFunc(g, isEmpty); len(g) > 0 {
+			groups = append(groups, g)
+		} else if !strict {
+			empty = append(empty, group{first})
 		}
 	}
 	return groups, empty
@@ -194,13 +188,6 @@ func (m *merged) addEmpty(empty []group) {
 		}
 	}
 	slices.SortFunc(m.groups, func(a, b group) int { return bytes.Compare(a.name(), b.name()) })
-}
-
-// find returns where in groups the family of a name is, or would be.
-func find(groups []group, name []byte) (i int, found bool) {
-	return slices.BinarySearchFunc(groups, name, func(g group, name []byte) int {
-		return bytes.Compare(g.name(), name)
-	})
 }
 
 // ---- Conflicts
@@ -257,7 +244,8 @@ func (g group) contradicts(t metricType) bool {
 func claimer(groups []group, name []byte) int {
 	end := max(bytes.LastIndexByte(name, '_'), 0)
 	if types := claimers(string(name[end:]), false); types != 0 {
-		if i, found := find(groups, name[:end]); found && groups[i].types()&types != 0 {
+		byName := func(g group, name []byte) int { return bytes.Compare(g.name(), name) }
+		if i, found := slices.BinarySearchFunc(groups, name[:end], byName); found && groups[i].types()&types != 0 {
 			return i
 		}
 	}
@@ -334,10 +322,11 @@ func (p *part) split(exact bool) []*part {
 
 // ---- Repeats
 
-// dropRepeats leaves out samples whose series an earlier body has.
+// dropRepeats leaves out samples whose series an earlier body has, where that can be.
 func (m *merged) dropRepeats(ctx context.Context) error {
+	untold := func(p *part) bool { return !p.body.telling }
 	for i, g := range m.groups {
-		if !g.mayRepeat() {
+		if g[0].rank == g[len(g)-1].rank || !slices.ContainsFunc(g, untold) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
@@ -354,12 +343,6 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 		}
 	}
 	return nil
-}
-
-// mayRepeat reports whether two bodies may have the same series in the family.
-func (g group) mayRepeat() bool {
-	untold := func(p *part) bool { return !p.body.telling }
-	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
 }
 
 // distinct returns a group without the samples whose series an earlier body has, and how
@@ -483,13 +466,8 @@ type page struct {
 // chunk is memory of a page, and of its way to a reader.
 type chunk [32 << 10]byte
 
-// newChunk returns one that is not in use.
-func newChunk(pool *sync.Pool) *chunk {
-	if c, ok := pool.Get().(*chunk); ok {
-		return c
-	}
-	return new(chunk)
-}
+// newChunk returns a chunk for a pool.
+func newChunk() any { return new(chunk) }
 
 // write writes the page, in chunks of a pool where it holds text of its own. It fails if ctx ends.
 func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
@@ -497,6 +475,9 @@ func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
 	for _, g := range m.groups {
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if cap(pg.tail)-len(pg.tail) < 1<<10 {
+			pg.nextChunk()
 		}
 		if pg.form.protobuf {
 			pg.addMessages(g)
@@ -513,20 +494,17 @@ func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
 
 // Write adds text to the page.
 func (pg *page) Write(text []byte) (int, error) {
-	for rest := text; len(rest) > 0; {
-		if len(pg.tail) == cap(pg.tail) {
-			pg.nextChunk()
-		}
-		n := min(len(rest), cap(pg.tail)-len(pg.tail))
-		pg.tail, rest = append(pg.tail, rest[:n]...), rest[n:]
+	if cap(pg.tail)-len(pg.tail) < len(text) {
+		pg.nextChunk()
 	}
+	pg.tail = append(pg.tail, text...)
 	return len(text), nil
 }
 
 // nextChunk begins another chunk.
 func (pg *page) nextChunk() {
 	pg.flush()
-	pg.own = append(pg.own, newChunk(pg.pool))
+	pg.own = append(pg.own, pg.pool.Get().(*chunk))
 	pg.tail = pg.own[len(pg.own)-1][:0]
 }
 
@@ -554,13 +532,8 @@ func (pg *page) addFamily(g group) {
 			return
 		}
 	}
-	if cap(pg.tail)-len(pg.tail) < 1<<10 {
-		pg.nextChunk()
-	}
 	pg.addMetadata(g)
-	for _, p := range g {
-		pg.addLines(p.text(p.run))
-	}
+	pg.addLines(g)
 }
 
 // addMessages adds a message for each type that a family has, untyped first, as Prometheus keeps the last.
@@ -590,13 +563,8 @@ func (pg *page) addMessage(g group, help []byte) {
 		}
 		size += len(p.text(p.run))
 	}
-	if cap(pg.tail)-len(pg.tail) < 1<<10 {
-		pg.nextChunk()
-	}
 	pg.tail = append(binary.AppendUvarint(pg.tail, uint64(len(head)+size)), head...)
-	for _, p := range g {
-		pg.addLines(p.text(p.run))
-	}
+	pg.addLines(g)
 }
 
 // help returns the first HELP text that there is.
@@ -609,21 +577,17 @@ func (g group) help() []byte {
 // addMetadata adds the HELP, TYPE and UNIT lines of a family: of each the first that there is.
 func (pg *page) addMetadata(g group) {
 	named := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.suffix > 0 }))]
-	name, names := named.text(named.base()), &typeNames
+	name, names, help, unit := named.text(named.base()), &typeNames, g.help(), []byte(nil)
 	if pg.form.strict {
 		name = named.text(named.name)
 	}
 	if pg.form.openMetrics {
-		names = &openMetricsNames
+		names, help = &openMetricsNames, bytes.ReplaceAll(help, []byte(`"`), []byte(`\"`))
 	}
-	help, unit := g.help(), []byte(nil)
 	for _, p := range g {
 		if len(unit) == 0 && p.suffix == named.suffix {
 			unit = p.body.unitText(p.family)
 		}
-	}
-	if len(help) > 0 && pg.form.openMetrics {
-		help = bytes.ReplaceAll(help, []byte(`"`), []byte(`\"`))
 	}
 	if len(help) > 0 {
 		pg.addLine("# HELP ", name, help)
@@ -645,15 +609,18 @@ func (pg *page) addLine(what string, name, text []byte) {
 	pg.tail = append(append(append(out, ' '), text...), '\n')
 }
 
-// addLines adds lines: short ones are copied, long ones referred to.
-func (pg *page) addLines(lines []byte) {
-	if len(lines) < 1<<10 {
-		pg.tail = append(pg.tail, lines...)
-		return
+// addLines adds the lines of a family: short ones are copied, long ones referred to.
+func (pg *page) addLines(g group) {
+	for _, p := range g {
+		lines := p.text(p.run)
+		if len(lines) < 1<<10 {
+			pg.tail = append(pg.tail, lines...)
+			continue
+		}
+		pg.flush()
+		pg.chunks = append(pg.chunks, lines)
+		pg.size += len(lines)
 	}
-	pg.flush()
-	pg.chunks = append(pg.chunks, lines)
-	pg.size += len(lines)
 }
 
 // flush ends the chunk being filled.
@@ -1127,7 +1094,6 @@ type sharedPage struct {
 	*page
 	sources []*source
 	results []*result
-	form    form
 	zipped  *page           // compressed, nil until a scraper wants it
 	readers map[string]int  // by client, those of none as well
 	made    time.Time       // or some time before
@@ -1182,18 +1148,24 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	return nil
 }
 
-// render renders a page once there is room for it.
+// render renders a page once there is room for it: for that it waits for readTime at most, as others
+// wait for the turn. It fails if ctx ends.
 func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
-	if err := ps.makeRoom(ctx, want.client); err != nil {
-		return nil, err
+	begin := time.Now()
+	for wait := ps.cutOne(want.client, begin); wait > 0; wait = ps.cutOne(want.client, begin) {
+		select {
+		case <-ps.freed:
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	made, results := time.Now(), want.newest()
-	f := want.form(results)
-	pg, err := want.render(ctx, results, f)
+	pg, err := want.render(ctx, results, want.form(results))
 	if err != nil {
 		return nil, err
 	}
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, made: made}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made}
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
@@ -1201,21 +1173,6 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	sp.read = time.Now()
 	ps.alive = append(ps.alive, sp)
 	return sp, nil
-}
-
-// makeRoom waits until there is room for a page of a client, for readTime at most: others wait for
-// the turn. It fails if ctx ends.
-func (ps *pages) makeRoom(ctx context.Context, client string) error {
-	begin := time.Now()
-	for wait := ps.cutOne(client, begin); wait > 0; wait = ps.cutOne(client, begin) {
-		select {
-		case <-ps.freed:
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
 }
 
 // cutOne cuts off the readers of a page if there is no room for another one: of the client that
