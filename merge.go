@@ -944,15 +944,14 @@ func (m *ownMetrics) addSources(sources []sourceView) {
 // concerned.
 func (m *ownMetrics) addFindings(sources []sourceView, found *findings) {
 	each := func(name, help string, counts map[string]int) {
-		names := []string{}
+		tell := func(source string) {
+			m.add(ownName+"_source_"+name, gauge, help, float64(counts[source]), "exporter_name", source)
+		}
 		for _, s := range sources {
-			names = append(names, s.name)
+			tell(s.name)
 		}
 		if counts[ownName] > 0 {
-			names = append(names, ownName)
-		}
-		for _, source := range names {
-			m.add(ownName+"_source_"+name, gauge, help, float64(counts[source]), "exporter_name", source)
+			tell(ownName)
 		}
 	}
 	each("conflicting_families", "Metric families served untyped, as sources disagree on them.", found.conflicting)

@@ -393,9 +393,7 @@ func (p *parser) sample(i int) int {
 		return i
 	}
 	p.value = p.beforeNumber(i)
-	if len(p.stamp)+len(p.exemplar) > 0 {
-		p.stamp, p.exemplar, p.quotes = nil, nil, false
-	}
+	p.stamp, p.exemplar, p.quotes = nil, nil, false
 	if p.buf[p.value] == '+' && bytes.IndexByte([]byte(".0123456789"), p.buf[p.value+1]) >= 0 {
 		p.value++ // VictoriaMetrics drops a line with a +, but for +Inf
 		p.plain = false
@@ -568,10 +566,11 @@ func (p *parser) label(i int, keep bool) int {
 
 // addLabel adds a label to the sample, unless its name is reserved or there already.
 func (p *parser) addLabel(name, nameEnd, value, end int) int {
-	text := p.buf[name:nameEnd]
-	if !p.plain {
-		text = respelled(text)
+	l := label{
+		name: int32(name - p.start), nameEnd: int32(nameEnd - p.start),
+		value: int32(value - p.start), end: int32(end - p.start),
 	}
+	text := p.labelName(l)
 	bit := nameBit(text)
 	switch n := len(p.labels); {
 	case p.seen&bit != 0 && n < fewLabels && p.labelNamed(text) != nil:
@@ -581,11 +580,7 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	case n == maxLabels:
 		return p.fail(name, fmt.Sprintf("more than %d labels", maxLabels))
 	}
-	p.labels = append(p.labels, label{
-		name: int32(name - p.start), nameEnd: int32(nameEnd - p.start),
-		value: int32(value - p.start), end: int32(end - p.start),
-	})
-	p.seen |= bit
+	p.labels, p.seen = append(p.labels, l), p.seen|bit
 	return end
 }
 
@@ -1354,7 +1349,8 @@ func newLabeller(e *exposition, added *addedLabels) *labeller {
 // readLines reads the body to its end and brings its families into order. It fails if
 // more than limit bytes would have to be held.
 func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error {
-	fits := func(held int) bool {
+	fits := func(extra int) bool {
+		held := l.e.held() + len(l.blocks)*2*12 + extra // blocks may have grown to double
 		if held > limit && more != nil {
 			limit = more(held, limit)
 		}
@@ -1371,7 +1367,7 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 		default:
 			l.sample()
 		}
-		if !fits(l.held()) {
+		if !fits(0) {
 			return errTooMuch
 		}
 		if size := len(l.e.buf); cap(l.e.buf)-size < 1<<10 { // append would leave four times as much garbage
@@ -1381,16 +1377,11 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 	if l.p.err != nil {
 		return l.p.err
 	}
-	if l.scattered && !fits(len(l.e.buf)+l.held()) {
+	if l.scattered && !fits(len(l.e.buf)) {
 		return errTooMuch
 	}
 	l.finish()
 	return nil
-}
-
-// held is the memory that the exposition so far and a page made of it take, in bytes.
-func (l *labeller) held() int {
-	return len(l.e.buf) + len(l.e.families)*familySize + len(l.blocks)*2*12 // blocks may have grown to double
 }
 
 // describe keeps what a line of metadata says until the samples come, for in OpenMetrics the
