@@ -346,7 +346,6 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{config: c, endpoints: map[string][]*source{}, told: map[string]int{}, dropped: new(atomic.Uint64),
 		started: time.Now(), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
-	p.pages.chunks.New = newChunk
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.version, p.revision = readBuild()
 	p.userAgent = ownName + "/" + p.version
@@ -1679,8 +1678,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	buf := p.pages.chunks.Get().(*chunk)
-	defer p.pages.chunks.Put(buf)
+	buf := make([]byte, chunkSize)
 	left := net.Buffers(slices.Clone(sent.chunks)) // it clears what it has read
 	var err error
 	for i := 0; len(left) > 0 && err == nil; i++ {
@@ -1689,7 +1687,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 		}
 		p.pages.progress(sp)
 		if err = sp.ctx.Err(); err == nil { // after the deadline, which the cut may have set before
-			n, _ := left.Read(buf[:])
+			n, _ := left.Read(buf)
 			_, err = w.Write(buf[:n])
 		}
 	}
@@ -1732,7 +1730,7 @@ func (p *program) render(
 		own.addFindings(told, m.findings)
 		m.renew(bodies[0][0], own.read(false).as(f)[0])
 	}
-	return m.write(ctx, &p.pages.chunks)
+	return m.write(ctx)
 }
 
 // about returns what the status metrics tell of the program.
