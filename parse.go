@@ -368,14 +368,12 @@ func (p *parser) setType(i int) {
 		}
 	}
 	t := slices.Index(openMetricsNames[:conflicting], word)
-	switch {
-	case t < 0:
+	if t < 0 {
 		p.fail(i, "unknown metric type")
-	case p.openMetrics:
-		p.metricType = metricType(t)
-	default: // the nearest that text has
-		p.metricType = metricType(slices.Index(typeNames[:], typeNames[t]))
+	} else if !p.openMetrics {
+		t = slices.Index(typeNames[:], typeNames[t])
 	}
+	p.metricType = metricType(t)
 }
 
 // ---- Samples
@@ -1183,14 +1181,10 @@ var class = func() (t [256]uint8) {
 }()
 
 // isEscape reports whether a backslash and c make an escape in a label value.
-func isEscape(c byte) bool {
-	return c == '\\' || c == '"' || c == 'n'
-}
+func isEscape(c byte) bool { return c == '\\' || c == '"' || c == 'n' }
 
 // isBareLabel reports whether name needs no quotes as a label name.
-func isBareLabel(name []byte) bool {
-	return isBareName(name) && bytes.IndexByte(name, ':') < 0
-}
+func isBareLabel(name []byte) bool { return isBareName(name) && bytes.IndexByte(name, ':') < 0 }
 
 // isBareName reports whether name needs no quotes as a metric name.
 func isBareName(name []byte) bool {
@@ -1395,8 +1389,7 @@ func (l *labeller) describe() {
 		if l.begin(); !same {
 			help = help[:0]
 		}
-		d.name, d.help = append(d.name[:0], l.p.name...), help
-		d.suffix, d.metricType, d.unit, d.typed = "", untyped, 0, false
+		*d = description{name: append(d.name[:0], l.p.name...), help: help}
 	}
 	switch l.p.kind {
 	case helpLine:
@@ -1888,11 +1881,9 @@ func (l *labeller) finish() {
 			l.e.families[r.family].lines = r.span
 		}
 	}
-	if len(l.added.drop) > 0 {
-		l.e.dropped = len(l.e.families)
-		l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
-		l.e.dropped -= len(l.e.families)
-	}
+	all := len(l.e.families)
+	l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
+	l.e.dropped = all - len(l.e.families)
 	for _, f := range l.e.families {
 		l.e.quoted = l.e.quoted || f.quoted
 	}
