@@ -333,11 +333,10 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 			return err
 		}
 		distinct, repeats := g.distinct()
-		if len(repeats) == 0 {
-			continue
+		if len(repeats) > 0 {
+			m.groups[i] = distinct
+			m.pair(sameSeries, g)
 		}
-		m.groups[i] = distinct
-		m.pair(sameSeries, g)
 		for rank, n := range repeats {
 			m.repeated[m.names[rank]] += n
 		}

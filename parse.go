@@ -803,9 +803,7 @@ func (p *parser) labelName(l label) []byte {
 }
 
 // labelText returns the value of a label of the sample, as written.
-func (p *parser) labelText(l label) []byte {
-	return p.buf[p.start+int(l.value) : p.start+int(l.end)-1]
-}
+func (p *parser) labelText(l label) []byte { return p.buf[p.start+int(l.value) : p.start+int(l.end)-1] }
 
 // labelNamed returns the value of the label of that name, as written; nil if there is none.
 func (p *parser) labelNamed(name []byte) []byte {
