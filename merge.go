@@ -59,9 +59,8 @@ func (p *part) compare(other *part) int {
 // group is all parts of one family on the page, in order.
 type group []*part
 
-// merge merges bodies for a page of a form, which each of them has already: as one exposition, or
-// several if some of its families had to be changed for that. names are those of their sources.
-// It fails if ctx ends.
+// merge merges bodies for a page of a form, which each of them has already: as one exposition, or several if some
+// of its families had to be changed for that. names are those of their sources. It fails if ctx ends.
 func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) (*merged, error) {
 	var lists [][]*part
 	for rank, body := range bodies {
@@ -113,8 +112,7 @@ func (e *exposition) parts(rank int32) []*part {
 	return list
 }
 
-// mergeParts merges lists that are in order. Of parts that compare alike, those of an
-// earlier list come first.
+// mergeParts merges lists that are in order. Of parts that compare alike, those of an earlier list come first.
 func mergeParts(lists [][]*part) []*part {
 	half := len(lists) / 2
 	if half == 0 {
@@ -416,8 +414,7 @@ type concern struct {
 	first    []string // a few of their names
 }
 
-// sourcesOf returns the sources that are concerned by what a group cannot be merged for: if several
-// bodies have a type for it, those; otherwise all.
+// sourcesOf returns the sources that keep a group from being merged: if several have a type for it, those, or all.
 func (m *merged) sourcesOf(g group) (sources []string) {
 	typed := slices.DeleteFunc(slices.Clone(g), func(p *part) bool { return p.metricType == untyped })
 	if len(typed) > 0 && typed[0].rank != typed[len(typed)-1].rank {
@@ -450,8 +447,7 @@ func (f *findings) add(about pair, family string) {
 
 // ---- Writing
 
-// page is one valid exposition, ready to be written. It refers to long runs of lines
-// where they are and holds the rest.
+// page is one valid exposition, ready to be written. It refers to long runs of lines and holds the rest.
 type page struct {
 	chunks [][]byte
 	size   int
@@ -834,8 +830,7 @@ type ownMetrics struct {
 	family string // the last one
 }
 
-// add adds a sample with the labels of pairs, one at least. All samples of a family are added
-// one after another.
+// add adds a sample with the labels of pairs, one at least. All samples of a family are added one after another.
 func (m *ownMetrics) add(name string, t metricType, help string, value float64, pairs ...string) {
 	if name != m.family {
 		m.text = fmt.Appendf(m.text, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help, typeNames[t])
@@ -926,8 +921,7 @@ func (m *ownMetrics) addSources(sources []sourceView) {
 	}
 }
 
-// addFindings adds what could not be merged as it came, by source: 0 for those that are not
-// concerned.
+// addFindings adds what could not be merged as it came, by source: 0 for those that are not concerned.
 func (m *ownMetrics) addFindings(sources []sourceView, found *findings) {
 	each := func(name, help string, counts map[string]int) {
 		tell := func(source string) {
@@ -981,8 +975,7 @@ func (m *ownMetrics) addProgram(a *about) {
 	}
 }
 
-// readProcess reads the metrics of the process. Those that the system does not tell, as
-// where there is no /proc, are left out.
+// readProcess reads the metrics of the process, but for those that the system does not tell (without /proc).
 func readProcess(started time.Time) *exposition {
 	m := &ownMetrics{}
 	memory := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/total:bytes"}}
@@ -1047,9 +1040,8 @@ type pages struct {
 	zipper *gzip.Writer // for the one who has the turn: to make one takes 1.2 MB
 }
 
-// maxPages is how many pages may be alive at once, and maxPageBytes how large they may be
-// together when another is made. If need be, the readers of one are cut off, unless one of them
-// has made progress within readTime.
+// maxPages is how many pages may be alive at once, and maxPageBytes how large they may be together when another is
+// made. If need be, the readers of one are cut off, unless one of them has made progress within readTime.
 const maxPages, maxPageBytes, readTime = 8, 128 << 20, 500 * time.Millisecond
 
 // pageRequest is what a scraper wants.
@@ -1132,8 +1124,7 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	return nil
 }
 
-// render renders a page once there is room for it: for that it waits for readTime at most, as others
-// wait for the turn. It fails if ctx ends.
+// render renders a page once there is room: it waits readTime at most, as others wait for the turn.
 func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
 	begin := time.Now()
 	for wait := ps.cutOne(want.client, begin); wait > 0; wait = ps.cutOne(want.client, begin) {

@@ -11,9 +11,8 @@
 // newline, so loops that skip one kind of byte need not look for its end. Names, label values
 // and numbers are scanned eight bytes at a time: without, an appliance's scrape takes 5 to 8 % more.
 //
-// The text format is read as leniently as Prometheus reads it, or more so where the
-// meaning is clear; OpenMetrics as strictly as Prometheus reads it: one blank where
-// blanks belong, no comments, no empty lines.
+// The text format is read as leniently as Prometheus reads it, or more so where the meaning is clear; OpenMetrics
+// as strictly as Prometheus reads it: one blank where blanks belong, no comments, no empty lines.
 
 package main
 
@@ -154,8 +153,7 @@ func parserOf(lines []byte, f format) parser {
 	return parser{window: window{buf: lines, format: f}, message: message{end: len(lines)}}
 }
 
-// next finds the next line that says something. It is false at the end of the
-// body and at the first fault.
+// next finds the next line that says something. It is false at the end of the body and at the first fault.
 func (p *parser) next() bool {
 	for p.err == nil && (p.pos < len(p.buf) || p.more()) {
 		p.start = p.pos
@@ -169,8 +167,7 @@ func (p *parser) next() bool {
 	return false
 }
 
-// more moves the window to the next lines. It is false at the end of the body, where
-// it checks for # EOF.
+// more moves the window to the next lines. It is false at the end of the body, where it checks for # EOF.
 func (p *parser) more() bool {
 	if p.src != nil {
 		p.advance(p.pos)
@@ -230,8 +227,7 @@ func (p *parser) fail(i int, fault string) int {
 	return -1
 }
 
-// errCut tells next that the window has only the beginning of the line, because a label
-// value holds newlines, or of a message.
+// errCut tells next that the window has only the beginning of a message, or of a line with newlines in quotes.
 var errCut = errors.New("the line goes on after the window")
 
 // window is the part of a body that is in memory.
@@ -288,8 +284,7 @@ func (w *window) fill(from int) error {
 
 // ---- Metadata
 
-// comment scans a line that begins with # and reports whether it is metadata. As in
-// Prometheus, metadata has a blank after the #.
+// comment reports whether a line that begins with # is metadata: as in Prometheus, with a blank after the #.
 func (p *parser) comment(i int) bool {
 	end := i + bytes.IndexByte(p.buf[i:], '\n')
 	p.pos = end + 1
@@ -320,8 +315,7 @@ func (p *parser) comment(i int) bool {
 	return true
 }
 
-// metadata scans the metric name at i and what the line says of it. It leaves no name
-// after a fault in it.
+// metadata scans the metric name at i and what the line says of it. It leaves no name after a fault in it.
 func (p *parser) metadata(kind lineKind, i int) {
 	p.kind, p.name = kind, nil
 	if name := i + 1; p.buf[i] != '"' {
@@ -357,8 +351,7 @@ func (p *parser) metadata(kind lineKind, i int) {
 	}
 }
 
-// setType sets the type to what the text of a TYPE line, which begins at i, says: in the
-// text format to the nearest type that it has.
+// setType sets the type that the text of a TYPE line at i says: in the text format the nearest that it has.
 func (p *parser) setType(i int) {
 	word := string(p.text)
 	if !p.openMetrics {
@@ -526,8 +519,7 @@ func (p *parser) plainLabels(i int) int {
 	return end
 }
 
-// label scans one label, or the quoted metric name among the labels; with keep it
-// adds the label to the sample.
+// label scans one label, or the quoted metric name among the labels; with keep it adds the label to the sample.
 func (p *parser) label(i int, keep bool) int {
 	name, nameEnd, quoted := i, i, p.buf[i] == '"'
 	if quoted {
@@ -627,8 +619,7 @@ func (p *parser) beforeNumber(i int) int {
 	return p.blanks(i)
 }
 
-// number scans a number. Its own pass takes what exporters write, and leaves the rest
-// and all that could overflow to isOddNumber.
+// number scans a number. Its own pass takes what exporters write; the rest, and what could overflow, is odd.
 func (p *parser) number(i int) int {
 	b := p.buf
 	j := i
@@ -664,8 +655,7 @@ func (p *parser) number(i int) int {
 	return j
 }
 
-// lineEnd scans what may stand between the value of a sample and the newline, and
-// returns where that is.
+// lineEnd scans what may stand between the value of a sample and the newline, and returns where that is.
 func (p *parser) lineEnd(i int) int {
 	switch {
 	case !p.openMetrics:
@@ -726,8 +716,7 @@ func (p *parser) finite(i int) int {
 	return end
 }
 
-// scanExemplar scans the exemplar after a sample, if there is one. As in Prometheus, its
-// labels may have any names, also the same twice.
+// scanExemplar scans the exemplar that there may be. As in Prometheus, it may have any labels, also one twice.
 func (p *parser) scanExemplar(i int) int {
 	if !bytes.HasPrefix(p.buf[i:], []byte(" # {")) {
 		return i
@@ -758,8 +747,7 @@ func (p *parser) gap(i int) int {
 	return p.blanks(i)
 }
 
-// markLax notes that the sample has at i what only the text format allows, and what its
-// own encoder would not write.
+// markLax notes that the sample has at i what only the text format allows, but no encoder writes.
 func (p *parser) markLax(i int) {
 	p.plain = false
 	if p.lax == 0 {
@@ -1124,8 +1112,7 @@ func labelBytes(b []byte, i int) int {
 	return i
 }
 
-// valueBytes returns the index after bytes at i that mean themselves in a label value; there
-// may be up to seven more of them where b ends.
+// valueBytes returns the index after bytes at i that mean themselves in a label value, or up to 7 before b's end.
 func valueBytes(b []byte, i int) int {
 	for len(b)-i >= 8 {
 		if m := special(binary.LittleEndian.Uint64(b[i : i+8])); m != 0 {
@@ -1216,8 +1203,7 @@ func isOddNumber(word []byte) bool {
 
 // ---- Labelling
 
-// Failures of a body that is longer than --max-bytes, and of one that would take more
-// than four times that in memory.
+// Failures of a body: it is too long itself, or what is made of it.
 var (
 	errTooLarge = errors.New("larger than --max-bytes allows")
 	errTooMuch  = errors.New("with its families and labels more than four times --max-bytes in memory")
@@ -1259,8 +1245,7 @@ func (a *addedLabels) drops(name []byte) bool {
 // has reports whether a label of that name is added.
 func (a *addedLabels) has(name []byte) bool { return slices.Contains(a.names, string(name)) }
 
-// workspace is the memory that a body is read with. Once that is done, what is left in
-// it can be used to read another.
+// workspace is the memory that a body is read with, and then another one.
 type workspace struct {
 	window []byte // of the parser
 	likely int    // size of the exposition
@@ -1338,8 +1323,7 @@ func newLabeller(e *exposition, added *addedLabels) *labeller {
 	return &labeller{e: e, added: added, index: map[uint64]int32{}, at: -1, told: -1}
 }
 
-// readLines reads the body to its end and brings its families into order. It fails if
-// more than limit bytes would have to be held.
+// readLines reads the body to its end and sorts its families. It fails if they take more than limit bytes.
 func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error {
 	fits := func(extra int) bool {
 		held := l.e.held() + len(l.blocks)*2*12 + extra // blocks may have grown to double
@@ -1376,9 +1360,8 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 	return nil
 }
 
-// describe keeps what a line of metadata says until the samples come, for in OpenMetrics the
-// name that a family has in text depends on its type. Of HELP texts the first is kept; two
-// types make two families.
+// describe keeps what a line of metadata says until the samples come, for in OpenMetrics the name that a family has
+// in text depends on its type. Of HELP texts the first is kept; two types make two families.
 func (l *labeller) describe() {
 	d := &l.described
 	same := bytes.Equal(d.name, l.p.name)
@@ -1407,8 +1390,7 @@ func (l *labeller) describe() {
 	}
 }
 
-// begin makes the family that was described the one that lines belong to: the known one of that
-// name, or a new one if that has another type.
+// begin makes the described family the one that lines belong to: a known one, or a new one if the type differs.
 func (l *labeller) begin() {
 	d := &l.described
 	if len(d.name) == 0 {
@@ -1462,9 +1444,8 @@ func (l *labeller) add(name span, slot uint64) int {
 	return i
 }
 
-// find returns the number of the family of a name, -1 if there is none, and where the index has it:
-// at its hash, or after it if another name has the same. No body can be made of names that do, for
-// the hash is keyed.
+// find returns the number of the family of a name, -1 if there is none, and where the index has it: at its hash, or
+// after it if another name has the same. No body can be made of names that do, for the hash is keyed.
 func (l *labeller) find(name []byte) (number int, slot uint64) {
 	for h := maphash.Bytes(hashSeed, name); ; h++ {
 		i, taken := l.index[h]
@@ -1598,8 +1579,7 @@ func (l *labeller) relay() {
 	l.e.buf = append(out, l.p.tail()...)
 }
 
-// relabel appends a sample that has to be written anew: it is not plain, or one of its
-// labels gives way to an added one.
+// relabel appends a sample that is not plain, or whose labels get other names.
 func (l *labeller) relabel() {
 	out, open := l.e.buf, byte('{')
 	if isBareName(l.p.name) {
@@ -1660,8 +1640,7 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 	return dst
 }
 
-// appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that
-// the text format has.
+// appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that the text format has.
 func appendMillis(dst, seconds []byte) []byte {
 	return strconv.AppendInt(dst, int64(max(0, min(floatOf(seconds)*1000, 1<<62))), 10)
 }
@@ -1697,8 +1676,7 @@ func (l *labeller) appendLabel(dst, name []byte, lb label) []byte {
 	return append(appendRespelled(dst, value, `\"n`), '"')
 }
 
-// appendBound appends a bound of a bucket or a quantile as Prometheus stores it for a
-// histogram or a summary.
+// appendBound appends a bound of a bucket or a quantile as Prometheus stores it for a histogram or a summary.
 func appendBound(dst, bound []byte) []byte {
 	value, err := strconv.ParseFloat(string(bound), 64)
 	if err != nil {
@@ -1762,8 +1740,7 @@ func (l *labeller) renameLabels() {
 	}
 }
 
-// underscores returns a name with an underscore for each character that needs quotes:
-// what Prometheus calls escaping=underscores.
+// underscores returns a name with an underscore for each character that needs quotes, like escaping=underscores.
 func underscores(name []byte) []byte {
 	if isBareName(name) {
 		return name
@@ -2070,14 +2047,12 @@ func (e *exposition) spelled(f form) []*exposition {
 	return []*exposition{alike, l.e}
 }
 
-// differs reports whether the other format has the samples of a family in another way, or in
-// families of their own.
+// differs reports whether the other format has the samples of a family in another way, or in families of their own.
 func (e *exposition) differs(f *family) bool {
 	return f.moments || e.openMetrics && (f.created || f.several && suffixes[f.metricType] != "")
 }
 
-// isStartTime reports whether Prometheus takes samples of that name for start times, if they have that type
-// on a page of OpenMetrics.
+// isStartTime reports whether samples of that name and type are start times to Prometheus in OpenMetrics.
 func isStartTime(t metricType, name []byte) bool {
 	return claimers("_created", true).has(t) && bytes.HasSuffix(name, []byte("_created"))
 }
