@@ -1684,8 +1684,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	buf := newChunk(&p.pages.chunks)
-	defer p.pages.chunks.Put(buf)
+	buf := make([]byte, chunkSize)
 	left := net.Buffers(slices.Clone(sent.chunks)) // it clears what it has read
 	var err error
 	for i := 0; len(left) > 0 && err == nil; i++ {
@@ -1694,7 +1693,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 		}
 		p.pages.progress(sp)
 		if err = sp.ctx.Err(); err == nil { // after the deadline, which the cut may have set before
-			n, _ := left.Read(buf[:])
+			n, _ := left.Read(buf)
 			_, err = w.Write(buf[:n])
 		}
 	}
@@ -1737,7 +1736,7 @@ func (p *program) render(
 		own.addFindings(told, m.findings)
 		m.renew(bodies[0][0], own.read(false).as(f)[0])
 	}
-	return m.write(ctx, &p.pages.chunks)
+	return m.write(ctx)
 }
 
 // about returns what the status metrics tell of the program.

@@ -59,9 +59,8 @@ func (p *part) compare(other *part) int {
 // group is all parts of one family on the page, in order.
 type group []*part
 
-// merge merges bodies for a page of a form, which each of them has already: as one exposition, or
-// several if some of its families had to be changed for that. names are those of their sources.
-// It fails if ctx ends.
+// merge merges bodies for a page of a form, which each of them has already: as one exposition, or several if some
+// of its families had to be changed for that. names are those of their sources. It fails if ctx ends.
 func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) (*merged, error) {
 	var lists [][]*part
 	for rank, body := range bodies {
@@ -113,16 +112,13 @@ func (e *exposition) parts(rank int32) []*part {
 	return list
 }
 
-// mergeParts merges lists that are in order. Of parts that compare alike, those of an
-// earlier list come first.
+// mergeParts merges lists that are in order. Of parts that compare alike, those of an earlier list come first.
 func mergeParts(lists [][]*part) []*part {
-	switch len(lists) {
-	case 0:
-		return nil
-	case 1:
-		return lists[0]
+	half := len(lists) / 2
+	if half == 0 {
+		return slices.Concat(lists...)
 	}
-	a, b := mergeParts(lists[:len(lists)/2]), mergeParts(lists[len(lists)/2:])
+	a, b := mergeParts(lists[:half]), mergeParts(lists[half:])
 	all := make([]*part, 0, len(a)+len(b))
 	for len(a) > 0 && len(b) > 0 {
 		if a[0].compare(b[0]) <= 0 {
@@ -164,15 +160,11 @@ func (g group) types() typeSet {
 func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 	isEmpty := func(p *part) bool { return p.run.from == p.run.to }
 	for _, g := range all {
-		full := g
-		if slices.ContainsFunc(g, isEmpty) {
-			full = slices.DeleteFunc(slices.Clone(g), isEmpty)
-		}
-		switch {
-		case len(full) > 0:
-			groups = append(groups, full)
-		case !strict:
-			empty = append(empty, g[:1])
+		first := g[0]
+		if g = slices.DeleteFunc(g, isEmpty); len(g) > 0 {
+			groups = append(groups, g)
+		} else if !strict {
+			empty = append(empty, group{first})
 		}
 	}
 	return groups, empty
@@ -194,13 +186,6 @@ func (m *merged) addEmpty(empty []group) {
 		}
 	}
 	slices.SortFunc(m.groups, func(a, b group) int { return bytes.Compare(a.name(), b.name()) })
-}
-
-// find returns where in groups the family of a name is, or would be.
-func find(groups []group, name []byte) (i int, found bool) {
-	return slices.BinarySearchFunc(groups, name, func(g group, name []byte) int {
-		return bytes.Compare(g.name(), name)
-	})
 }
 
 // ---- Conflicts
@@ -257,7 +242,8 @@ func (g group) contradicts(t metricType) bool {
 func claimer(groups []group, name []byte) int {
 	end := max(bytes.LastIndexByte(name, '_'), 0)
 	if types := claimers(string(name[end:]), false); types != 0 {
-		if i, found := find(groups, name[:end]); found && groups[i].types()&types != 0 {
+		byName := func(g group, name []byte) int { return bytes.Compare(g.name(), name) }
+		if i, found := slices.BinarySearchFunc(groups, name[:end], byName); found && groups[i].types()&types != 0 {
 			return i
 		}
 	}
@@ -334,32 +320,26 @@ func (p *part) split(exact bool) []*part {
 
 // ---- Repeats
 
-// dropRepeats leaves out samples whose series an earlier body has.
+// dropRepeats leaves out samples whose series an earlier body has, where that can be.
 func (m *merged) dropRepeats(ctx context.Context) error {
+	untold := func(p *part) bool { return !p.body.telling }
 	for i, g := range m.groups {
-		if !g.mayRepeat() {
+		if g[0].rank == g[len(g)-1].rank || !slices.ContainsFunc(g, untold) {
 			continue
 		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		distinct, repeats := g.distinct()
-		if len(repeats) == 0 {
-			continue
+		if len(repeats) > 0 {
+			m.groups[i] = distinct
+			m.pair(sameSeries, g)
 		}
-		m.groups[i] = distinct
-		m.pair(sameSeries, g)
 		for rank, n := range repeats {
 			m.repeated[m.names[rank]] += n
 		}
 	}
 	return nil
-}
-
-// mayRepeat reports whether two bodies may have the same series in the family.
-func (g group) mayRepeat() bool {
-	untold := func(p *part) bool { return !p.body.telling }
-	return g[0].rank != g[len(g)-1].rank && slices.ContainsFunc(g, untold)
 }
 
 // distinct returns a group without the samples whose series an earlier body has, and how
@@ -434,8 +414,7 @@ type concern struct {
 	first    []string // a few of their names
 }
 
-// sourcesOf returns the sources that are concerned by what a group cannot be merged for: if several
-// bodies have a type for it, those; otherwise all.
+// sourcesOf returns the sources that keep a group from being merged: if several have a type for it, those, or all.
 func (m *merged) sourcesOf(g group) (sources []string) {
 	typed := slices.DeleteFunc(slices.Clone(g), func(p *part) bool { return p.metricType == untyped })
 	if len(typed) > 0 && typed[0].rank != typed[len(typed)-1].rank {
@@ -468,35 +447,27 @@ func (f *findings) add(about pair, family string) {
 
 // ---- Writing
 
-// page is one valid exposition, ready to be written. It refers to long runs of lines
-// where they are and holds the rest.
+// page is one valid exposition, ready to be written. It refers to long runs of lines and holds the rest.
 type page struct {
 	chunks [][]byte
 	size   int
-	tail   []byte     // the chunk being filled
-	own    []*chunk   // what the chunks of its own are in
-	pool   *sync.Pool // of chunks
+	tail   []byte // the chunk being filled
 	form   form
 	*findings
 }
 
-// chunk is memory of a page, and of its way to a reader.
-type chunk [32 << 10]byte
+// chunkSize is the size of the chunks that hold text of a page's own, and of its way to a reader.
+const chunkSize = 32 << 10
 
-// newChunk returns one that is not in use.
-func newChunk(pool *sync.Pool) *chunk {
-	if c, ok := pool.Get().(*chunk); ok {
-		return c
-	}
-	return new(chunk)
-}
-
-// write writes the page, in chunks of a pool where it holds text of its own. It fails if ctx ends.
-func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
-	pg := &page{form: m.form, findings: m.findings, pool: pool}
+// write writes the page. It fails if ctx ends.
+func (m *merged) write(ctx context.Context) (*page, error) {
+	pg := &page{form: m.form, findings: m.findings}
 	for _, g := range m.groups {
 		if err := ctx.Err(); err != nil {
 			return nil, err
+		}
+		if cap(pg.tail)-len(pg.tail) < 1<<10 {
+			pg.nextChunk()
 		}
 		if pg.form.protobuf {
 			pg.addMessages(g)
@@ -513,28 +484,17 @@ func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
 
 // Write adds text to the page.
 func (pg *page) Write(text []byte) (int, error) {
-	for rest := text; len(rest) > 0; {
-		if len(pg.tail) == cap(pg.tail) {
-			pg.nextChunk()
-		}
-		n := min(len(rest), cap(pg.tail)-len(pg.tail))
-		pg.tail, rest = append(pg.tail, rest[:n]...), rest[n:]
+	if cap(pg.tail)-len(pg.tail) < len(text) {
+		pg.nextChunk()
 	}
+	pg.tail = append(pg.tail, text...)
 	return len(text), nil
 }
 
 // nextChunk begins another chunk.
 func (pg *page) nextChunk() {
 	pg.flush()
-	pg.own = append(pg.own, newChunk(pg.pool))
-	pg.tail = pg.own[len(pg.own)-1][:0]
-}
-
-// free gives the chunks of the page's own back, once nobody reads it.
-func (pg *page) free() {
-	for _, own := range pg.own {
-		pg.pool.Put(own)
-	}
+	pg.tail = make([]byte, 0, chunkSize)
 }
 
 // addFamily adds one family. As it came, parts whose metadata has another name stand apart: those
@@ -542,11 +502,10 @@ func (pg *page) free() {
 func (pg *page) addFamily(g group) {
 	if !pg.form.strict {
 		first := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.metricType != untyped }))]
-		isStartTime := pg.form.openMetrics && claimers("_created", true).has(first.metricType) &&
-			bytes.HasSuffix(g.name(), []byte("_created")) // for Prometheus, unless its type is unknown
+		mayBeLost := pg.form.openMetrics && isStartTime(first.metricType, g.name())
 		apart := func(p *part) bool {
 			return p.metricType != untyped && p.suffix != first.suffix ||
-				isStartTime && p.metricType == untyped && p.body.cameAsText
+				mayBeLost && p.metricType == untyped && p.body.cameAsText
 		}
 		if slices.ContainsFunc(g, apart) {
 			together := func(p *part) bool { return !apart(p) }
@@ -555,13 +514,8 @@ func (pg *page) addFamily(g group) {
 			return
 		}
 	}
-	if cap(pg.tail)-len(pg.tail) < 1<<10 {
-		pg.nextChunk()
-	}
 	pg.addMetadata(g)
-	for _, p := range g {
-		pg.addLines(p.text(p.run))
-	}
+	pg.addLines(g)
 }
 
 // addMessages adds a message for each type that a family has, untyped first, as Prometheus keeps the last.
@@ -591,13 +545,8 @@ func (pg *page) addMessage(g group, help []byte) {
 		}
 		size += len(p.text(p.run))
 	}
-	if cap(pg.tail)-len(pg.tail) < 1<<10 {
-		pg.nextChunk()
-	}
 	pg.tail = append(binary.AppendUvarint(pg.tail, uint64(len(head)+size)), head...)
-	for _, p := range g {
-		pg.addLines(p.text(p.run))
-	}
+	pg.addLines(g)
 }
 
 // help returns the first HELP text that there is.
@@ -610,21 +559,17 @@ func (g group) help() []byte {
 // addMetadata adds the HELP, TYPE and UNIT lines of a family: of each the first that there is.
 func (pg *page) addMetadata(g group) {
 	named := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.suffix > 0 }))]
-	name, names := named.text(named.base()), &typeNames
+	name, names, help, unit := named.text(named.base()), &typeNames, g.help(), []byte(nil)
 	if pg.form.strict {
 		name = named.text(named.name)
 	}
 	if pg.form.openMetrics {
-		names = &openMetricsNames
+		names, help = &openMetricsNames, bytes.ReplaceAll(help, []byte(`"`), []byte(`\"`))
 	}
-	help, unit := g.help(), []byte(nil)
 	for _, p := range g {
 		if len(unit) == 0 && p.suffix == named.suffix {
 			unit = p.body.unitText(p.family)
 		}
-	}
-	if len(help) > 0 && pg.form.openMetrics {
-		help = []byte(quoteHelp.Replace(string(help)))
 	}
 	if len(help) > 0 {
 		pg.addLine("# HELP ", name, help)
@@ -646,15 +591,18 @@ func (pg *page) addLine(what string, name, text []byte) {
 	pg.tail = append(append(append(out, ' '), text...), '\n')
 }
 
-// addLines adds lines: short ones are copied, long ones referred to.
-func (pg *page) addLines(lines []byte) {
-	if len(lines) < 1<<10 {
-		pg.tail = append(pg.tail, lines...)
-		return
+// addLines adds the lines of a family: short ones are copied, long ones referred to.
+func (pg *page) addLines(g group) {
+	for _, p := range g {
+		lines := p.text(p.run)
+		if len(lines) < 1<<10 {
+			pg.tail = append(pg.tail, lines...)
+			continue
+		}
+		pg.flush()
+		pg.chunks = append(pg.chunks, lines)
+		pg.size += len(lines)
 	}
-	pg.flush()
-	pg.chunks = append(pg.chunks, lines)
-	pg.size += len(lines)
 }
 
 // flush ends the chunk being filled.
@@ -804,7 +752,7 @@ func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []
 	if kind != t.kind || !bytes.Equal(name, t.name) {
 		var help, unit []byte
 		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
-			help, unit = []byte(unescapeHelp.Replace(string(t.from.text(t.of.help)))), t.from.unitText(t.of)
+			help, unit = plainText(t.from.text(t.of.help)), t.from.unitText(t.of)
 		}
 		t.addMessage(plainText(name), help, unit, kind)
 		t.name, t.kind = name, kind
@@ -882,8 +830,7 @@ type ownMetrics struct {
 	family string // the last one
 }
 
-// add adds a sample with the labels of pairs, one at least. All samples of a family are added
-// one after another.
+// add adds a sample with the labels of pairs, one at least. All samples of a family are added one after another.
 func (m *ownMetrics) add(name string, t metricType, help string, value float64, pairs ...string) {
 	if name != m.family {
 		m.text = fmt.Appendf(m.text, "# HELP %s %s\n# TYPE %[1]s %[3]s\n", name, help, typeNames[t])
@@ -974,19 +921,17 @@ func (m *ownMetrics) addSources(sources []sourceView) {
 	}
 }
 
-// addFindings adds what could not be merged as it came, by source: 0 for those that are not
-// concerned.
+// addFindings adds what could not be merged as it came, by source: 0 for those that are not concerned.
 func (m *ownMetrics) addFindings(sources []sourceView, found *findings) {
 	each := func(name, help string, counts map[string]int) {
-		names := []string{}
+		tell := func(source string) {
+			m.add(ownName+"_source_"+name, gauge, help, float64(counts[source]), "exporter_name", source)
+		}
 		for _, s := range sources {
-			names = append(names, s.name)
+			tell(s.name)
 		}
 		if counts[ownName] > 0 {
-			names = append(names, ownName)
-		}
-		for _, source := range names {
-			m.add(ownName+"_source_"+name, gauge, help, float64(counts[source]), "exporter_name", source)
+			tell(ownName)
 		}
 	}
 	each("conflicting_families", "Metric families served untyped, as sources disagree on them.", found.conflicting)
@@ -1030,8 +975,7 @@ func (m *ownMetrics) addProgram(a *about) {
 	}
 }
 
-// readProcess reads the metrics of the process. Those that the system does not tell, as
-// where there is no /proc, are left out.
+// readProcess reads the metrics of the process, but for those that the system does not tell (without /proc).
 func readProcess(started time.Time) *exposition {
 	m := &ownMetrics{}
 	memory := []metrics.Sample{{Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/total:bytes"}}
@@ -1093,13 +1037,11 @@ type pages struct {
 	mu    sync.Mutex    // guards alive, and the readers and the compressed form of each page
 	alive []*sharedPage // in the order they were made
 
-	chunks sync.Pool    // of *chunk
 	zipper *gzip.Writer // for the one who has the turn: to make one takes 1.2 MB
 }
 
-// maxPages is how many pages may be alive at once, and maxPageBytes how large they may be
-// together when another is made. If need be, the readers of one are cut off, unless one of them
-// has made progress within readTime.
+// maxPages is how many pages may be alive at once, and maxPageBytes how large they may be together when another is
+// made. If need be, the readers of one are cut off, unless one of them has made progress within readTime.
 const maxPages, maxPageBytes, readTime = 8, 128 << 20, 500 * time.Millisecond
 
 // pageRequest is what a scraper wants.
@@ -1128,7 +1070,6 @@ type sharedPage struct {
 	*page
 	sources []*source
 	results []*result
-	form    form
 	zipped  *page           // compressed, nil until a scraper wants it
 	readers map[string]int  // by client, those of none as well
 	made    time.Time       // or some time before
@@ -1183,18 +1124,23 @@ func (ps *pages) join(want *pageRequest, zipped bool) *sharedPage {
 	return nil
 }
 
-// render renders a page once there is room for it.
+// render renders a page once there is room: it waits readTime at most, as others wait for the turn.
 func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, error) {
-	if err := ps.makeRoom(ctx, want.client); err != nil {
-		return nil, err
+	begin := time.Now()
+	for wait := ps.cutOne(want.client, begin); wait > 0; wait = ps.cutOne(want.client, begin) {
+		select {
+		case <-ps.freed:
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
 	}
 	made, results := time.Now(), want.newest()
-	f := want.form(results)
-	pg, err := want.render(ctx, results, f)
+	pg, err := want.render(ctx, results, want.form(results))
 	if err != nil {
 		return nil, err
 	}
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, form: f, made: made}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made}
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
@@ -1202,21 +1148,6 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	sp.read = time.Now()
 	ps.alive = append(ps.alive, sp)
 	return sp, nil
-}
-
-// makeRoom waits until there is room for a page of a client, for readTime at most: others wait for
-// the turn. It fails if ctx ends.
-func (ps *pages) makeRoom(ctx context.Context, client string) error {
-	begin := time.Now()
-	for wait := ps.cutOne(client, begin); wait > 0; wait = ps.cutOne(client, begin) {
-		select {
-		case <-ps.freed:
-		case <-time.After(wait):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return nil
 }
 
 // cutOne cuts off the readers of a page if there is no room for another one: of the client that
@@ -1274,10 +1205,6 @@ func (ps *pages) close(sp *sharedPage, client string) {
 	}
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
-	sp.free()
-	if sp.zipped != nil {
-		sp.zipped.free()
-	}
 	select {
 	case ps.freed <- struct{}{}:
 	default:
@@ -1289,7 +1216,7 @@ func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
 	if ps.zipper == nil {
 		ps.zipper, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
 	}
-	zipped := &page{pool: &ps.chunks}
+	zipped := &page{}
 	ps.zipper.Reset(zipped)
 	defer ps.zipper.Reset(nil) // or it would hold the page
 	for _, chunk := range sp.chunks {

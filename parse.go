@@ -11,9 +11,8 @@
 // newline, so loops that skip one kind of byte need not look for its end. Names, label values
 // and numbers are scanned eight bytes at a time: without, an appliance's scrape takes 5 to 8 % more.
 //
-// The text format is read as leniently as Prometheus reads it, or more so where the
-// meaning is clear; OpenMetrics as strictly as Prometheus reads it: one blank where
-// blanks belong, no comments, no empty lines.
+// The text format is read as leniently as Prometheus reads it, or more so where the meaning is clear; OpenMetrics
+// as strictly as Prometheus reads it: one blank where blanks belong, no comments, no empty lines.
 
 package main
 
@@ -154,8 +153,7 @@ func parserOf(lines []byte, f format) parser {
 	return parser{window: window{buf: lines, format: f}, message: message{end: len(lines)}}
 }
 
-// next finds the next line that says something. It is false at the end of the
-// body and at the first fault.
+// next finds the next line that says something. It is false at the end of the body and at the first fault.
 func (p *parser) next() bool {
 	for p.err == nil && (p.pos < len(p.buf) || p.more()) {
 		p.start = p.pos
@@ -169,8 +167,7 @@ func (p *parser) next() bool {
 	return false
 }
 
-// more moves the window to the next lines. It is false at the end of the body, where
-// it checks for # EOF.
+// more moves the window to the next lines. It is false at the end of the body, where it checks for # EOF.
 func (p *parser) more() bool {
 	if p.src != nil {
 		p.advance(p.pos)
@@ -230,8 +227,7 @@ func (p *parser) fail(i int, fault string) int {
 	return -1
 }
 
-// errCut tells next that the window has only the beginning of the line, because a label
-// value holds newlines, or of a message.
+// errCut tells next that the window has only the beginning of a message, or of a line with newlines in quotes.
 var errCut = errors.New("the line goes on after the window")
 
 // window is the part of a body that is in memory.
@@ -243,8 +239,8 @@ type window struct {
 	passed int       // newlines before the window; of protobuf, bytes
 }
 
-// fill drops what is before from, and reads until the window is full and has more
-// lines than before, or the body has ended.
+// fill drops what is before from, and reads until the window is full and has more lines than
+// before, or the body has ended. It adds a newline to a body that does not end in one.
 func (w *window) fill(from int) error {
 	if w.protobuf {
 		w.passed += from
@@ -255,49 +251,40 @@ func (w *window) fill(from int) error {
 	buf = buf[:copy(buf, buf[from:])]
 	had, empty := len(buf)-w.half, 0
 	w.buf = buf[:had]
-	for w.src != nil && (len(w.buf) == had || len(w.buf)+w.half < cap(w.buf)) {
-		n, err := w.read()
+	for w.src != nil && (len(w.buf) == had || len(buf) < cap(buf)) {
+		if len(buf) == cap(buf) {
+			buf = slices.Grow(buf, max(len(buf), windowSize))
+		}
+		whole, read := len(w.buf), len(buf)
+		n, err := w.src.Read(buf[read:cap(buf)])
+		buf = buf[:read+n]
 		if empty++; n > 0 {
 			empty = 0
 		}
 		switch {
 		case err == io.EOF:
 			w.src = nil
+			if len(buf) > whole && buf[len(buf)-1] != '\n' && !w.protobuf {
+				buf = append(buf, '\n')
+			}
 		case err != nil:
 			return err
 		case empty == 100:
 			return io.ErrNoProgress
 		}
+		if i := bytes.LastIndexByte(buf[read:], '\n'); w.protobuf {
+			whole = len(buf)
+		} else if i >= 0 {
+			whole = read + i + 1
+		}
+		w.buf, w.half = buf[:whole], len(buf)-whole
 	}
 	return nil
 }
 
-// read reads once, into room that it makes if there is none. It adds a newline to a
-// body that does not end in one.
-func (w *window) read() (n int, err error) {
-	whole, had := len(w.buf), len(w.buf)+w.half
-	buf := w.buf[:had]
-	if had == cap(buf) {
-		buf = slices.Grow(buf, max(had, windowSize))
-	}
-	n, err = w.src.Read(buf[had:cap(buf)])
-	buf = buf[:had+n]
-	if err == io.EOF && len(buf) > whole && buf[len(buf)-1] != '\n' && !w.protobuf {
-		buf = append(buf, '\n')
-	}
-	if i := bytes.LastIndexByte(buf[had:], '\n'); w.protobuf {
-		whole = len(buf)
-	} else if i >= 0 {
-		whole = had + i + 1
-	}
-	w.buf, w.half = buf[:whole], len(buf)-whole
-	return n, err
-}
-
 // ---- Metadata
 
-// comment scans a line that begins with # and reports whether it is metadata. As in
-// Prometheus, metadata has a blank after the #.
+// comment reports whether a line that begins with # is metadata: as in Prometheus, with a blank after the #.
 func (p *parser) comment(i int) bool {
 	end := i + bytes.IndexByte(p.buf[i:], '\n')
 	p.pos = end + 1
@@ -328,11 +315,15 @@ func (p *parser) comment(i int) bool {
 	return true
 }
 
-// metadata scans the metric name at i and what the line says of it. It leaves no name
-// after a fault in it.
+// metadata scans the metric name at i and what the line says of it. It leaves no name after a fault in it.
 func (p *parser) metadata(kind lineKind, i int) {
 	p.kind, p.name = kind, nil
-	if i = p.metricName(i); i < 0 {
+	if name := i + 1; p.buf[i] != '"' {
+		i = p.bareName(i)
+	} else if i = p.quotedName(i, false); i >= 0 {
+		p.name = respelled(p.buf[name : i-1])
+	}
+	if i < 0 {
 		return
 	}
 	text := p.blanks(i)
@@ -360,8 +351,7 @@ func (p *parser) metadata(kind lineKind, i int) {
 	}
 }
 
-// setType sets the type to what the text of a TYPE line, which begins at i, says: in the
-// text format to the nearest type that it has.
+// setType sets the type that the text of a TYPE line at i says: in the text format the nearest that it has.
 func (p *parser) setType(i int) {
 	word := string(p.text)
 	if !p.openMetrics {
@@ -371,21 +361,21 @@ func (p *parser) setType(i int) {
 		}
 	}
 	t := slices.Index(openMetricsNames[:conflicting], word)
-	switch {
-	case t < 0:
+	if t < 0 {
 		p.fail(i, "unknown metric type")
-	case p.openMetrics:
-		p.metricType = metricType(t)
-	default: // the nearest that text has
-		p.metricType = metricType(slices.Index(typeNames[:], typeNames[t]))
+	} else if !p.openMetrics {
+		t = slices.Index(typeNames[:], typeNames[t])
 	}
+	p.metricType = metricType(t)
 }
 
 // ---- Samples
 
 // sample scans the sample at i and returns where its line ends.
 func (p *parser) sample(i int) int {
-	p.repeated = p.repeatsName(i)
+	n := len(p.name)
+	p.repeated = p.kind == sampleLine && p.plain && n > 0 &&
+		bytes.HasPrefix(p.buf[i:], p.name) && class[p.buf[i+n]]&nameByte == 0
 	p.kind, p.plain, p.lax = sampleLine, true, 0
 	if i > p.start {
 		p.markLax(p.start)
@@ -394,9 +384,7 @@ func (p *parser) sample(i int) int {
 		return i
 	}
 	p.value = p.beforeNumber(i)
-	if len(p.stamp)+len(p.exemplar) > 0 {
-		p.stamp, p.exemplar, p.quotes = nil, nil, false
-	}
+	p.stamp, p.exemplar, p.quotes = nil, nil, false
 	if p.buf[p.value] == '+' && bytes.IndexByte([]byte(".0123456789"), p.buf[p.value+1]) >= 0 {
 		p.value++ // VictoriaMetrics drops a line with a +, but for +Inf
 		p.plain = false
@@ -406,13 +394,6 @@ func (p *parser) sample(i int) int {
 		return i
 	}
 	return p.lineEnd(i)
-}
-
-// repeatsName reports whether the name at i is that of the line before, a plain sample.
-func (p *parser) repeatsName(i int) bool {
-	n := len(p.name)
-	return p.kind == sampleLine && p.plain && n > 0 &&
-		bytes.HasPrefix(p.buf[i:], p.name) && class[p.buf[i+n]]&nameByte == 0
 }
 
 // series scans the name and the labels of a sample: name, name{…}, {"name",…}.
@@ -449,18 +430,6 @@ func (p *parser) series(i int) int {
 		return p.fail(open+1, "duplicate label name")
 	}
 	return i
-}
-
-// metricName scans the metric name in a line of metadata.
-func (p *parser) metricName(i int) int {
-	if p.buf[i] != '"' {
-		return p.bareName(i)
-	}
-	end := p.quotedName(i, false)
-	if end >= 0 {
-		p.name = respelled(p.buf[i+1 : end-1])
-	}
-	return end
 }
 
 // bareName scans a metric name without quotes.
@@ -550,8 +519,7 @@ func (p *parser) plainLabels(i int) int {
 	return end
 }
 
-// label scans one label, or the quoted metric name among the labels; with keep it
-// adds the label to the sample.
+// label scans one label, or the quoted metric name among the labels; with keep it adds the label to the sample.
 func (p *parser) label(i int, keep bool) int {
 	name, nameEnd, quoted := i, i, p.buf[i] == '"'
 	if quoted {
@@ -588,10 +556,11 @@ func (p *parser) label(i int, keep bool) int {
 
 // addLabel adds a label to the sample, unless its name is reserved or there already.
 func (p *parser) addLabel(name, nameEnd, value, end int) int {
-	text := p.buf[name:nameEnd]
-	if !p.plain {
-		text = respelled(text)
+	l := label{
+		name: int32(name - p.start), nameEnd: int32(nameEnd - p.start),
+		value: int32(value - p.start), end: int32(end - p.start),
 	}
+	text := p.labelName(l)
 	bit := nameBit(text)
 	switch n := len(p.labels); {
 	case p.seen&bit != 0 && n < fewLabels && p.labelNamed(text) != nil:
@@ -601,11 +570,7 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	case n == maxLabels:
 		return p.fail(name, fmt.Sprintf("more than %d labels", maxLabels))
 	}
-	p.labels = append(p.labels, label{
-		name: int32(name - p.start), nameEnd: int32(nameEnd - p.start),
-		value: int32(value - p.start), end: int32(end - p.start),
-	})
-	p.seen |= bit
+	p.labels, p.seen = append(p.labels, l), p.seen|bit
 	return end
 }
 
@@ -654,8 +619,7 @@ func (p *parser) beforeNumber(i int) int {
 	return p.blanks(i)
 }
 
-// number scans a number. Its own pass takes what exporters write, and leaves the rest
-// and all that could overflow to isOddNumber.
+// number scans a number. Its own pass takes what exporters write; the rest, and what could overflow, is odd.
 func (p *parser) number(i int) int {
 	b := p.buf
 	j := i
@@ -691,15 +655,19 @@ func (p *parser) number(i int) int {
 	return j
 }
 
-// lineEnd scans what may stand between the value of a sample and the newline, and
-// returns where that is.
+// lineEnd scans what may stand between the value of a sample and the newline, and returns where that is.
 func (p *parser) lineEnd(i int) int {
-	if p.openMetrics {
-		if i = p.seconds(i); i >= 0 {
-			i = p.scanExemplar(i)
-		}
-	} else {
+	switch {
+	case !p.openMetrics:
 		i = p.timestamp(i)
+	case p.buf[i] == ' ' && p.buf[i+1] != '#':
+		stamp := i + 1
+		if i = p.finite(stamp); i >= 0 {
+			p.stamp = p.buf[stamp:i]
+		}
+	}
+	if i >= 0 && p.openMetrics {
+		i = p.scanExemplar(i)
 	}
 	if i < 0 {
 		return i
@@ -739,18 +707,6 @@ func (p *parser) timestamp(i int) int {
 	return end
 }
 
-// seconds scans a timestamp of OpenMetrics, if there is one.
-func (p *parser) seconds(i int) int {
-	if p.buf[i] != ' ' || p.buf[i+1] == '#' {
-		return i
-	}
-	end := p.finite(i + 1)
-	if end >= 0 {
-		p.stamp = p.buf[i+1 : end]
-	}
-	return end
-}
-
 // finite scans what OpenMetrics has for a timestamp: any number but NaN and infinity.
 func (p *parser) finite(i int) int {
 	end := p.number(i)
@@ -760,8 +716,7 @@ func (p *parser) finite(i int) int {
 	return end
 }
 
-// scanExemplar scans the exemplar after a sample, if there is one. As in Prometheus, its
-// labels may have any names, also the same twice.
+// scanExemplar scans the exemplar that there may be. As in Prometheus, it may have any labels, also one twice.
 func (p *parser) scanExemplar(i int) int {
 	if !bytes.HasPrefix(p.buf[i:], []byte(" # {")) {
 		return i
@@ -792,8 +747,7 @@ func (p *parser) gap(i int) int {
 	return p.blanks(i)
 }
 
-// markLax notes that the sample has at i what only the text format allows, and what its
-// own encoder would not write.
+// markLax notes that the sample has at i what only the text format allows, but no encoder writes.
 func (p *parser) markLax(i int) {
 	p.plain = false
 	if p.lax == 0 {
@@ -837,9 +791,7 @@ func (p *parser) labelName(l label) []byte {
 }
 
 // labelText returns the value of a label of the sample, as written.
-func (p *parser) labelText(l label) []byte {
-	return p.buf[p.start+int(l.value) : p.start+int(l.end)-1]
-}
+func (p *parser) labelText(l label) []byte { return p.buf[p.start+int(l.value) : p.start+int(l.end)-1] }
 
 // labelNamed returns the value of the label of that name, as written; nil if there is none.
 func (p *parser) labelNamed(name []byte) []byte {
@@ -1160,8 +1112,7 @@ func labelBytes(b []byte, i int) int {
 	return i
 }
 
-// valueBytes returns the index after bytes at i that mean themselves in a label value; there
-// may be up to seven more of them where b ends.
+// valueBytes returns the index after bytes at i that mean themselves in a label value, or up to 7 before b's end.
 func valueBytes(b []byte, i int) int {
 	for len(b)-i >= 8 {
 		if m := special(binary.LittleEndian.Uint64(b[i : i+8])); m != 0 {
@@ -1215,14 +1166,10 @@ var class = func() (t [256]uint8) {
 }()
 
 // isEscape reports whether a backslash and c make an escape in a label value.
-func isEscape(c byte) bool {
-	return c == '\\' || c == '"' || c == 'n'
-}
+func isEscape(c byte) bool { return c == '\\' || c == '"' || c == 'n' }
 
 // isBareLabel reports whether name needs no quotes as a label name.
-func isBareLabel(name []byte) bool {
-	return isBareName(name) && bytes.IndexByte(name, ':') < 0
-}
+func isBareLabel(name []byte) bool { return isBareName(name) && bytes.IndexByte(name, ':') < 0 }
 
 // isBareName reports whether name needs no quotes as a metric name.
 func isBareName(name []byte) bool {
@@ -1256,8 +1203,7 @@ func isOddNumber(word []byte) bool {
 
 // ---- Labelling
 
-// Failures of a body that is longer than --max-bytes, and of one that would take more
-// than four times that in memory.
+// Failures of a body: it is too long itself, or what is made of it.
 var (
 	errTooLarge = errors.New("larger than --max-bytes allows")
 	errTooMuch  = errors.New("with its families and labels more than four times --max-bytes in memory")
@@ -1299,8 +1245,7 @@ func (a *addedLabels) drops(name []byte) bool {
 // has reports whether a label of that name is added.
 func (a *addedLabels) has(name []byte) bool { return slices.Contains(a.names, string(name)) }
 
-// workspace is the memory that a body is read with. Once that is done, what is left in
-// it can be used to read another.
+// workspace is the memory that a body is read with, and then another one.
 type workspace struct {
 	window []byte // of the parser
 	likely int    // size of the exposition
@@ -1323,23 +1268,20 @@ func labelBody(src io.Reader, f format, added *addedLabels, w *workspace, limit 
 	if w.index != nil {
 		e.families, l.index, l.blocks = w.families[:0], w.index, w.blocks[:0]
 	}
-	w.window, w.index = nil, nil // what a panic leaves is not used again
 	err := l.readLines(w.more, limit)
-	if cap(l.p.buf) <= 2*windowSize { // a long line makes it larger, and is rare
-		w.window = l.p.buf
-	}
-	if len(l.index) < 1<<12 { // a large one would be kept for small bodies
+	w.window, w.index = nil, nil
+	if cap(l.p.buf) <= 2*windowSize && len(l.index) < 1<<12 { // large ones are not kept for small bodies
 		clear(l.index)
-		w.families, w.index, w.blocks = e.families, l.index, l.blocks
+		w.window, w.families, w.index, w.blocks = l.p.buf, e.families, l.index, l.blocks
 		e.families = slices.Clone(e.families)
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		return nil, err
-	case len(l.e.buf) < cap(l.e.buf)/4: // as it is, a thousand small files would hold a thousand large buffers
-		l.e.buf = slices.Clone(l.e.buf)
 	}
-	return l.e, nil
+	if len(e.buf) < cap(e.buf)/4 { // as it is, a thousand small files would hold a thousand large buffers
+		e.buf = slices.Clone(e.buf)
+	}
+	return e, nil
 }
 
 // labeller makes the exposition of one body.
@@ -1381,10 +1323,10 @@ func newLabeller(e *exposition, added *addedLabels) *labeller {
 	return &labeller{e: e, added: added, index: map[uint64]int32{}, at: -1, told: -1}
 }
 
-// readLines reads the body to its end and brings its families into order. It fails if
-// more than limit bytes would have to be held.
+// readLines reads the body to its end and sorts its families. It fails if they take more than limit bytes.
 func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error {
-	fits := func(held int) bool {
+	fits := func(extra int) bool {
+		held := l.e.held() + len(l.blocks)*2*12 + extra // blocks may have grown to double
 		if held > limit && more != nil {
 			limit = more(held, limit)
 		}
@@ -1401,7 +1343,7 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 		default:
 			l.sample()
 		}
-		if !fits(l.held()) {
+		if !fits(0) {
 			return errTooMuch
 		}
 		if size := len(l.e.buf); cap(l.e.buf)-size < 1<<10 { // append would leave four times as much garbage
@@ -1411,21 +1353,15 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 	if l.p.err != nil {
 		return l.p.err
 	}
-	if l.scattered && !fits(len(l.e.buf)+l.held()) {
+	if l.scattered && !fits(len(l.e.buf)) {
 		return errTooMuch
 	}
 	l.finish()
 	return nil
 }
 
-// held is the memory that the exposition so far and a page made of it take, in bytes.
-func (l *labeller) held() int {
-	return len(l.e.buf) + len(l.e.families)*familySize + len(l.blocks)*2*12 // blocks may have grown to double
-}
-
-// describe keeps what a line of metadata says until the samples come, for in OpenMetrics the
-// name that a family has in text depends on its type. Of HELP texts the first is kept; two
-// types make two families.
+// describe keeps what a line of metadata says until the samples come, for in OpenMetrics the name that a family has
+// in text depends on its type. Of HELP texts the first is kept; two types make two families.
 func (l *labeller) describe() {
 	d := &l.described
 	same := bytes.Equal(d.name, l.p.name)
@@ -1434,33 +1370,27 @@ func (l *labeller) describe() {
 		if l.begin(); !same {
 			help = help[:0]
 		}
-		d.name, d.help = append(d.name[:0], l.p.name...), help
-		d.suffix, d.metricType, d.unit, d.typed = "", untyped, 0, false
+		*d = description{name: append(d.name[:0], l.p.name...), help: help}
 	}
 	switch l.p.kind {
 	case helpLine:
+		text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
+		if l.p.openMetrics {
+			text = []byte(unquoteHelp.Replace(string(text)))
+		}
 		if len(d.help) == 0 {
-			d.help = l.appendHelp(d.help)
+			d.help = appendRespelled(d.help, text, `\n`)
 		}
 	case typeLine:
-		d.metricType, d.typed = l.p.metricType, true
-		d.suffix = openMetricsSuffix(d.metricType, l.p.openMetrics)
+		if d.metricType, d.typed = l.p.metricType, true; l.p.openMetrics {
+			d.suffix = suffixes[d.metricType]
+		}
 	case unitLine:
 		d.unit = len(l.p.text)
 	}
 }
 
-// appendHelp appends the HELP text of the line as the text format has it.
-func (l *labeller) appendHelp(dst []byte) []byte {
-	text := bytes.TrimRight(l.p.text, "\r") // or it would be taken for a part of the line's end
-	if l.p.openMetrics {
-		text = []byte(unquoteHelp.Replace(string(text)))
-	}
-	return appendRespelled(dst, text, `\n`)
-}
-
-// begin makes the family that was described the one that lines belong to: the known one of that
-// name, or a new one if that has another type.
+// begin makes the described family the one that lines belong to: a known one, or a new one if the type differs.
 func (l *labeller) begin() {
 	d := &l.described
 	if len(d.name) == 0 {
@@ -1500,17 +1430,8 @@ func (f *family) accepts(d *description) bool {
 		f.metricType == d.metricType && int(f.suffix) == len(d.suffix)
 }
 
-// openMetricsSuffix returns what the name of a family lacks in the metadata of OpenMetrics: in
-// text it is that of its samples.
-func openMetricsSuffix(t metricType, openMetrics bool) string {
-	switch {
-	case openMetrics && t == counter:
-		return "_total"
-	case openMetrics && t == info:
-		return "_info"
-	}
-	return ""
-}
+// suffixes are what the names of families lack in the metadata of OpenMetrics: in text they are those of samples.
+var suffixes = [conflicting]string{counter: "_total", info: "_info"}
 
 // add adds a family whose name stands in the exposition, and returns its number. If two
 // families share a name, later lines belong to the last.
@@ -1523,9 +1444,8 @@ func (l *labeller) add(name span, slot uint64) int {
 	return i
 }
 
-// find returns the number of the family of a name, -1 if there is none, and where the index has it:
-// at its hash, or after it if another name has the same. No body can be made of names that do, for
-// the hash is keyed.
+// find returns the number of the family of a name, -1 if there is none, and where the index has it: at its hash, or
+// after it if another name has the same. No body can be made of names that do, for the hash is keyed.
 func (l *labeller) find(name []byte) (number int, slot uint64) {
 	for h := maphash.Bytes(hashSeed, name); ; h++ {
 		i, taken := l.index[h]
@@ -1613,7 +1533,7 @@ func (l *labeller) familyOf(sample []byte) int {
 		return own
 	}
 	if end := bytes.LastIndexByte(sample, '_'); end > 0 && claimers(string(sample[end:]), l.e.openMetrics) != 0 {
-		for _, suffix := range []string{"", openMetricsSuffix(counter, l.e.openMetrics)} {
+		for _, suffix := range []string{"", suffixes[counter]} {
 			i, _ := l.find(append(sample[:end:end], suffix...))
 			if i >= 0 && l.e.covers(&l.e.families[i], sample) {
 				return i
@@ -1659,8 +1579,7 @@ func (l *labeller) relay() {
 	l.e.buf = append(out, l.p.tail()...)
 }
 
-// relabel appends a sample that has to be written anew: it is not plain, or one of its
-// labels gives way to an added one.
+// relabel appends a sample that is not plain, or whose labels get other names.
 func (l *labeller) relabel() {
 	out, open := l.e.buf, byte('{')
 	if isBareName(l.p.name) {
@@ -1721,8 +1640,7 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 	return dst
 }
 
-// appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that
-// the text format has.
+// appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that the text format has.
 func appendMillis(dst, seconds []byte) []byte {
 	return strconv.AppendInt(dst, int64(max(0, min(floatOf(seconds)*1000, 1<<62))), 10)
 }
@@ -1758,8 +1676,7 @@ func (l *labeller) appendLabel(dst, name []byte, lb label) []byte {
 	return append(appendRespelled(dst, value, `\"n`), '"')
 }
 
-// appendBound appends a bound of a bucket or a quantile as Prometheus stores it for a
-// histogram or a summary.
+// appendBound appends a bound of a bucket or a quantile as Prometheus stores it for a histogram or a summary.
 func appendBound(dst, bound []byte) []byte {
 	value, err := strconv.ParseFloat(string(bound), 64)
 	if err != nil {
@@ -1797,16 +1714,15 @@ func (l *labeller) renameLabels() {
 	if l.exported = l.exported[:0]; l.bare == nil {
 		return
 	}
-	l.bare = map[string]string{} // clearing one that was large takes long
-	needsQuotes := func(lb label) bool { return !isBareLabel(l.p.labelName(lb)) }
-	if !slices.ContainsFunc(l.p.labels, needsQuotes) {
-		return
-	}
+	l.bare = map[string]string{}          // clearing one that was large takes long
 	used := map[string]int{"__name__": 1} // by name, the last number tried
 	for _, lb := range l.p.labels {
 		if name := l.p.labelName(lb); isBareLabel(name) {
 			used[string(name)] = 1
 		}
+	}
+	if len(used) > len(l.p.labels) { // none needs quotes
+		return
 	}
 	for _, lb := range l.p.byName() {
 		name := l.p.labelName(lb)
@@ -1824,8 +1740,7 @@ func (l *labeller) renameLabels() {
 	}
 }
 
-// underscores returns a name with an underscore for each character that needs quotes:
-// what Prometheus calls escaping=underscores.
+// underscores returns a name with an underscore for each character that needs quotes, like escaping=underscores.
 func underscores(name []byte) []byte {
 	if isBareName(name) {
 		return name
@@ -1846,15 +1761,8 @@ var escape = strings.NewReplacer(`\`, `\\`, `"`, `\"`, "\n", `\n`)
 // unescape turns a label value or a quoted name into what it stands for.
 var unescape = strings.NewReplacer(`\\`, `\`, `\"`, `"`, `\n`, "\n")
 
-// quoteHelp and unquoteHelp add and remove the escape of quotes in a HELP text, which only
-// OpenMetrics has.
-var (
-	quoteHelp   = strings.NewReplacer(`\\`, `\\`, `"`, `\"`)
-	unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
-)
-
-// unescapeHelp turns a HELP text of the text format into what it stands for.
-var unescapeHelp = strings.NewReplacer(`\\`, `\`, `\n`, "\n")
+// unquoteHelp removes the escape of quotes in a HELP text, which only OpenMetrics has.
+var unquoteHelp = strings.NewReplacer(`\\`, `\\`, `\"`, `"`)
 
 // appendRespelled appends a text as it stands in a body: newlines are escaped, and a
 // backslash is doubled unless one of escapes follows it.
@@ -1948,11 +1856,9 @@ func (l *labeller) finish() {
 			l.e.families[r.family].lines = r.span
 		}
 	}
-	if len(l.added.drop) > 0 {
-		l.e.dropped = len(l.e.families)
-		l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
-		l.e.dropped -= len(l.e.families)
-	}
+	all := len(l.e.families)
+	l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
+	l.e.dropped = all - len(l.e.families)
 	for _, f := range l.e.families {
 		l.e.quoted = l.e.quoted || f.quoted
 	}
@@ -2082,18 +1988,15 @@ func (ts typeSet) agreed() metricType {
 	return conflicting
 }
 
-// claimers returns the types whose families have samples with that suffix to their name. A switch
-// takes less time than a map.
+// claimers returns the types whose families have samples with that suffix to their name.
 func claimers(suffix string, openMetrics bool) typeSet {
-	switch suffix {
-	case "_bucket":
-		return 1<<histogram | 1<<gaugeHistogram
-	case "_count", "_sum":
-		return 1<<histogram | 1<<summary
-	case "_gcount", "_gsum":
-		return 1 << gaugeHistogram
-	}
 	switch {
+	case suffix == "_bucket":
+		return 1<<histogram | 1<<gaugeHistogram
+	case suffix == "_count", suffix == "_sum":
+		return 1<<histogram | 1<<summary
+	case suffix == "_gcount", suffix == "_gsum":
+		return 1 << gaugeHistogram
 	case openMetrics && suffix == "_created":
 		return 1<<counter | 1<<histogram | 1<<summary
 	case openMetrics && suffix == "_total":
@@ -2123,40 +2026,35 @@ func (e *exposition) spelled(f form) []*exposition {
 	if e.quoted && !f.quoted {
 		l.bare = map[string]string{}
 	}
-	for i := range e.families {
-		own := &e.families[i]
-		if f.openMetrics && !e.openMetrics && e.losesSamples(own) {
+	for _, own := range e.families {
+		switch {
+		case f.openMetrics && !e.openMetrics && own.bare && isStartTime(own.metricType, e.text(own.name)):
 			known := len(l.e.families)
-			l.rewrite(e, own, true, true)
+			l.rewrite(e, &own, true, true)
 			for i := known; i < len(l.e.families); i++ {
 				l.e.families[i].metricType = unknown
 			}
-			continue
+		case own.quoted && !f.quoted, e.openMetrics != f.openMetrics && e.differs(&own):
+			l.rewrite(e, &own, false, false)
+		default:
+			if e.openMetrics && !f.openMetrics {
+				own.metricType, own.suffix, own.unit = own.metricType.inText(), 0, 0
+			}
+			alike.families = append(alike.families, own)
 		}
-		if own.quoted && !f.quoted || e.openMetrics != f.openMetrics && e.differs(own) {
-			l.rewrite(e, own, false, false)
-			continue
-		}
-		same := *own
-		if e.openMetrics && !f.openMetrics {
-			same.metricType, same.suffix, same.unit = same.metricType.inText(), 0, 0
-		}
-		alike.families = append(alike.families, same)
 	}
 	l.finish()
 	return []*exposition{alike, l.e}
 }
 
-// differs reports whether the other format has the samples of a family in another way, or in
-// families of their own.
+// differs reports whether the other format has the samples of a family in another way, or in families of their own.
 func (e *exposition) differs(f *family) bool {
-	return f.moments || e.openMetrics && (f.created || f.several && openMetricsSuffix(f.metricType, true) != "")
+	return f.moments || e.openMetrics && (f.created || f.several && suffixes[f.metricType] != "")
 }
 
-// losesSamples reports whether Prometheus would take samples of a text family for start times if
-// its type stood on a page of OpenMetrics.
-func (e *exposition) losesSamples(f *family) bool {
-	return f.bare && claimers("_created", true).has(f.metricType) && bytes.HasSuffix(e.text(f.name), []byte("_created"))
+// isStartTime reports whether samples of that name and type are start times to Prometheus in OpenMetrics.
+func isStartTime(t metricType, name []byte) bool {
+	return claimers("_created", true).has(t) && bytes.HasSuffix(name, []byte("_created"))
 }
 
 // inText returns the type that the text format has instead.
@@ -2172,8 +2070,7 @@ func (t metricType) inText() metricType {
 // as Prometheus 3 stores them for the type that is lost.
 func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 	l.anew, l.stored = true, untyped
-	known := len(l.e.families)
-	if split && exact {
+	if exact {
 		l.stored = f.metricType
 	}
 	respell := func(name []byte) []byte {
@@ -2182,27 +2079,26 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		}
 		return name
 	}
-	base, help := respell(from.text(f.base())), from.text(f.help)
-	if l.e.protobuf {
-		l.addMessage(base, help, from.unitText(f), f.metricType)
-		for l.p = parserOf(from.text(f.lines), from.format); l.p.next(); {
-			l.metric()
-		}
-		return
-	}
+	known, base, help := len(l.e.families), respell(from.text(f.base())), from.text(f.help)
 	whole := append(slices.Clone(base), from.text(f.name)[f.base().to-f.base().from:]...)
 	toText := from.openMetrics && !l.e.openMetrics
 	switch unit := respell(from.unitText(f)); {
+	case l.e.protobuf:
+		l.addMessage(base, help, from.unitText(f), f.metricType)
 	case split:
-	case !toText:
-		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit), true}
-	default:
+	case toText:
 		l.described = description{name: whole, help: help, metricType: f.metricType.inText(), typed: true}
+	default:
+		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit), true}
 	}
 	l.begin()
 	l.p = parserOf(from.text(f.lines), from.format)
 	var before, name []byte // of the last sample, as it was and as it is written here
 	for l.p.next() {
+		if l.p.protobuf {
+			l.metric()
+			continue
+		}
 		if bytes.Equal(l.p.name, before) {
 			l.p.name, l.p.repeated = name, true
 			l.sample()
@@ -2210,17 +2106,16 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		}
 		before, name = l.p.name, respell(l.p.name)
 		l.p.name = name
-		isWhole, isBase := bytes.Equal(name, whole), bytes.Equal(name, base)
-		alone := description{name: name, typed: true}
-		if isWhole || isBase {
-			alone.help = help
-		}
-		switch {
-		case split, toText && !isWhole && f.created && bytes.HasSuffix(name, []byte("_created")):
-			l.described = alone
-		case toText && !isWhole && openMetricsSuffix(f.metricType, true) != "": // a counter without _total
-			alone.metricType = f.metricType.inText()
-			l.described = alone
+		isWhole := bytes.Equal(name, whole)
+		isCreated := f.created && bytes.HasSuffix(name, []byte("_created"))
+		if split || toText && !isWhole && (isCreated || suffixes[f.metricType] != "") {
+			l.described = description{name: name, typed: true}
+			if isWhole || bytes.Equal(name, base) {
+				l.described.help = help
+			}
+			if !split && !isCreated { // a counter without _total
+				l.described.metricType = f.metricType.inText()
+			}
 		}
 		l.sample()
 	}
