@@ -346,6 +346,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{config: c, endpoints: map[string][]*source{}, told: map[string]int{}, dropped: new(atomic.Uint64),
 		started: time.Now(), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
+	p.pages.chunks.New = newChunk
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.version, p.revision = readBuild()
 	p.userAgent = ownName + "/" + p.version
@@ -1684,7 +1685,8 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 	}
 	control := http.NewResponseController(w)
 	uncut := context.AfterFunc(sp.ctx, func() { control.SetWriteDeadline(time.Now()) })
-	buf := make([]byte, chunkSize)
+	buf := p.pages.chunks.Get().(*chunk)
+	defer p.pages.chunks.Put(buf)
 	left := net.Buffers(slices.Clone(sent.chunks)) // it clears what it has read
 	var err error
 	for i := 0; len(left) > 0 && err == nil; i++ {
@@ -1693,7 +1695,7 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 		}
 		p.pages.progress(sp)
 		if err = sp.ctx.Err(); err == nil { // after the deadline, which the cut may have set before
-			n, _ := left.Read(buf)
+			n, _ := left.Read(buf[:])
 			_, err = w.Write(buf[:n])
 		}
 	}
@@ -1736,7 +1738,7 @@ func (p *program) render(
 		own.addFindings(told, m.findings)
 		m.renew(bodies[0][0], own.read(false).as(f)[0])
 	}
-	return m.write(ctx)
+	return m.write(ctx, &p.pages.chunks)
 }
 
 // about returns what the status metrics tell of the program.

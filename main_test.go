@@ -676,7 +676,7 @@ func pageOf(f form, expositions ...*exposition) *page {
 		bodies = append(bodies, e.as(f))
 	}
 	m, _ := merge(context.Background(), bodies, make([]string, len(bodies)), f)
-	pg, _ := m.write(context.Background())
+	pg, _ := m.write(context.Background(), &sync.Pool{New: newChunk})
 	return pg
 }
 

@@ -451,17 +451,22 @@ func (f *findings) add(about pair, family string) {
 type page struct {
 	chunks [][]byte
 	size   int
-	tail   []byte // the chunk being filled
+	tail   []byte     // the chunk being filled
+	own    []*chunk   // what the chunks of its own are in
+	pool   *sync.Pool // of chunks
 	form   form
 	*findings
 }
 
-// chunkSize is the size of the chunks that hold text of a page's own, and of its way to a reader.
-const chunkSize = 32 << 10
+// chunk is memory of a page, and of its way to a reader.
+type chunk [32 << 10]byte
 
-// write writes the page. It fails if ctx ends.
-func (m *merged) write(ctx context.Context) (*page, error) {
-	pg := &page{form: m.form, findings: m.findings}
+// newChunk returns a chunk for a pool.
+func newChunk() any { return new(chunk) }
+
+// write writes the page, in chunks of a pool where it holds text of its own. It fails if ctx ends.
+func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
+	pg := &page{form: m.form, findings: m.findings, pool: pool}
 	for _, g := range m.groups {
 		if err := ctx.Err(); err != nil {
 			return nil, err
@@ -494,7 +499,15 @@ func (pg *page) Write(text []byte) (int, error) {
 // nextChunk begins another chunk.
 func (pg *page) nextChunk() {
 	pg.flush()
-	pg.tail = make([]byte, 0, chunkSize)
+	pg.own = append(pg.own, pg.pool.Get().(*chunk))
+	pg.tail = pg.own[len(pg.own)-1][:0]
+}
+
+// free gives the chunks of the page's own back, once nobody reads it.
+func (pg *page) free() {
+	for _, own := range pg.own {
+		pg.pool.Put(own)
+	}
 }
 
 // addFamily adds one family. As it came, parts whose metadata has another name stand apart: those
@@ -1037,6 +1050,7 @@ type pages struct {
 	mu    sync.Mutex    // guards alive, and the readers and the compressed form of each page
 	alive []*sharedPage // in the order they were made
 
+	chunks sync.Pool    // of *chunk
 	zipper *gzip.Writer // for the one who has the turn: to make one takes 1.2 MB
 }
 
@@ -1205,6 +1219,10 @@ func (ps *pages) close(sp *sharedPage, client string) {
 	}
 	sp.cut()
 	ps.alive = slices.DeleteFunc(ps.alive, func(other *sharedPage) bool { return other == sp })
+	sp.free()
+	if sp.zipped != nil {
+		sp.zipped.free()
+	}
 	select {
 	case ps.freed <- struct{}{}:
 	default:
@@ -1216,7 +1234,7 @@ func (ps *pages) zip(ctx context.Context, sp *sharedPage) error {
 	if ps.zipper == nil {
 		ps.zipper, _ = gzip.NewWriterLevel(nil, gzip.BestSpeed)
 	}
-	zipped := &page{}
+	zipped := &page{pool: &ps.chunks}
 	ps.zipper.Reset(zipped)
 	defer ps.zipper.Reset(nil) // or it would hold the page
 	for _, chunk := range sp.chunks {
