@@ -648,9 +648,14 @@ type transcript struct {
 
 // compound is a metric that several samples make up.
 type compound struct {
-	fields, parts, stamp, lines []byte
-	has                         int
+	fields, parts, stamp []byte
+	lines                []span
+	has                  int
+	created              span // the line of its start time
 }
+
+// maxCompounds is how many metrics samples of one family make up. With more, they all stand alone.
+const maxCompounds = 1 << 16
 
 // What a metric has; hasInf is the bucket of +Inf, which is the last. The value of a counter is its sum.
 const hasSum, hasCount, hasInf, hasParts, hasCreated, isOdd = 1, 2, 4, 8, 16, 32
@@ -667,6 +672,7 @@ func (e *exposition) as(f form) []*exposition {
 		return e.spelled(f)
 	}
 	anew := &exposition{format: format{protobuf: true}, cameAsText: e.cameAsText, telling: e.telling}
+	anew.buf = make([]byte, 0, len(e.buf))
 	t := &transcript{labeller: newLabeller(anew, &addedLabels{})}
 	for _, part := range e.spelled(form{format: e.format, quoted: f.quoted}) {
 		for i := range part.families {
@@ -679,25 +685,31 @@ func (e *exposition) as(f form) []*exposition {
 
 // family writes a family: the metrics that samples make up, and then all other samples one by one.
 func (t *transcript) family(from *exposition, f *family) {
-	rest := from.text(f.lines)
+	lines := from.text(f.lines)
 	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
-	t.hasExemplars = f.moments && bytes.Contains(rest, []byte(" # {"))
-	if needs := protobufValues[f.metricType].needs; needs > hasSum || f.created {
-		t.metrics, t.index = t.metrics[:0], map[string]*compound{}
-		for t.p = parserOf(rest, from.format); t.p.next(); {
+	t.hasExemplars = f.moments && bytes.Contains(lines, []byte(" # {"))
+	t.metrics, t.index = t.metrics[:0], map[string]*compound{}
+	needs := protobufValues[f.metricType].needs
+	if needs > hasSum || f.created { // a histogram or a summary, or a counter with a start time
+		for t.p = parserOf(lines, from.format); len(t.metrics) <= maxCompounds && t.p.next(); {
 			t.collect()
 		}
+	}
+	if n := len(t.metrics); n > 0 && n <= maxCompounds {
 		t.rest = t.rest[:0]
 		for _, m := range t.metrics {
+			alone := m.lines
 			if m.has&(needs|isOdd) == needs {
 				t.write(from.text(f.name), f.metricType, m.fields, m.parts, m.stamp)
-			} else {
-				t.rest = append(t.rest, m.lines...)
+				alone = []span{m.created} // it is a sample, too, for scrapers that do without start times
+			}
+			for _, s := range alone {
+				t.rest = append(t.rest, lines[s.from:s.to]...)
 			}
 		}
-		rest = t.rest
+		lines = t.rest
 	}
-	for t.p = parserOf(rest, from.format); t.p.next(); {
+	for t.p = parserOf(lines, from.format); t.p.next(); {
 		t.single()
 	}
 }
@@ -709,7 +721,9 @@ func (t *transcript) collect() {
 	isCount := value >= 0 && value < 1<<63 && value == math.Trunc(value) && !math.Signbit(value)
 	switch suffix := string(bytes.TrimPrefix(t.p.name, t.from.text(t.of.base()))); {
 	case suffix == "_created" && !isBound:
-		role, part = hasCreated, appendTimestamp(part, protobufValues[kind].created, int64(value*1000))
+		if role = hasCreated; value > 0 && value < 1<<40 { // or it is no time
+			part = appendTimestamp(part, protobufValues[kind].created, int64(value*1000))
+		}
 	case kind == counter && len(suffix) == int(t.of.suffix):
 		role, part = hasSum, t.appendExemplar(appendFloat(part, 1, value), 2)
 	case suffix == "_sum" && !isBound:
@@ -732,14 +746,17 @@ func (t *transcript) collect() {
 	if m.has&role&^hasParts != 0 || role == hasParts && m.has&hasInf != 0 { // it has that already
 		role = isOdd
 	}
-	if role != hasCreated {
+	line := span{uint32(t.p.start), uint32(t.p.pos)}
+	if role == hasCreated {
+		m.created = line
+	} else {
 		if m.has&^hasCreated != 0 && !bytes.Equal(m.stamp, t.p.stamp) {
 			role = isOdd
 		}
 		m.stamp = t.p.stamp
 	}
 	m.has |= role
-	m.parts, m.lines = append(m.parts, part...), append(m.lines, t.p.buf[t.p.start:t.p.pos]...)
+	m.parts, m.lines = append(m.parts, part...), append(m.lines, line)
 	t.fields, t.part = fields, part
 }
 
@@ -749,7 +766,7 @@ func (t *transcript) single() {
 	switch own := t.of.metricType.inText(); {
 	case own == gauge, own == counter && !isCreated:
 		kind = own
-	case t.hasExemplars: // which no other type has
+	case t.hasExemplars && !isCreated: // which no other type has
 		kind = counter
 	}
 	t.fields, _, _ = t.appendLabels(t.fields[:0], false)

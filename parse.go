@@ -966,7 +966,7 @@ func (p *parser) walk(message byte, i, end int) (found [9]span) {
 // histogram checks a native histogram: Prometheus would refuse the page if something is wrong with one.
 func (p *parser) histogram(i, end int, found [9]span) {
 	var lengths, ints, floats [2]int // by side of zero, of all spans, and how many buckets there are
-	var last [2]int64                // bucket that deltas make
+	var last, ends [2]int64          // bucket that deltas make, and index after the last span
 	total, isOdd, start := p.integer(found[7]), false, i
 	p.isNative = total > 0 || p.float(found[6]) > 0
 	for i < end {
@@ -975,8 +975,11 @@ func (p *parser) histogram(i, end int, found [9]span) {
 		switch i = to; number {
 		case 9, 12:
 			span := p.walk('P', from, to)
-			isOdd = isOdd || lengths[side] > 0 && p.integer(span[1])&1 > 0 // it begins before the end of another one
-			lengths[side] += int(uint32(p.integer(span[2])))
+			offset, length := uint32(p.integer(span[1])), uint32(p.integer(span[2]))
+			isOdd = isOdd || lengths[side] > 0 && offset&1 > 0 // it begins before the end of another one
+			ends[side] += int64(int32(offset>>1)^-int32(offset&1)) + int64(length)
+			isOdd = isOdd || ends[side]-int64(length) < math.MinInt32 || ends[side] > math.MaxInt32
+			lengths[side] += int(length)
 			p.isNative = true
 		case 10, 13:
 			for delta := uint64(0); from < to && p.err == nil; ints[side]++ {
@@ -999,7 +1002,7 @@ func (p *parser) histogram(i, end int, found [9]span) {
 	case !p.isNative || p.err != nil:
 	case isFloat && lengths != floats || !isFloat && lengths != ints:
 		p.fail(start, "expected as many buckets of a native histogram as there are in its spans")
-	case isOdd || schema&1 == 0 && schema > 2*52 || schema&1 > 0 && schema > 2*4-1: // the last bit is the sign
+	case isOdd || schema&1 == 0 && schema > 2*8 || schema&1 > 0 && schema > 2*4-1: // the last bit is the sign
 		p.fail(start, "expected a native histogram with a known schema, spans in order, and no bucket below zero")
 	case !isFloat && (total > count || total < count && sum == sum): // a NaN is in no bucket
 		p.fail(start, "expected as many observations of a native histogram as there are in its buckets")
