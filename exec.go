@@ -909,9 +909,6 @@ func (in *intake) read(r *result, b *body, f format) *failure {
 	w.more = nil // it holds the result
 	in.windows.Put(w)
 	r.bytes += b.n
-	if b.n > 4<<20 && os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(30) // large bodies leave large garbage, and have no pointers: to collect it is cheap
-	}
 	switch {
 	case err == nil:
 		r.bodies = append(r.bodies, e)

@@ -18,6 +18,7 @@ import (
 	"math"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"runtime/metrics"
 	"slices"
 	"strconv"
@@ -1061,6 +1062,7 @@ func unixSeconds(t time.Time) float64 {
 
 // pages shares the pages of scrapes that would render the same.
 type pages struct {
+	slack int           // see collect; 0 before the first page
 	turn  turn          // to render and to compress, which take much memory
 	freed chan struct{} // has room for one who tells that a page was closed
 
@@ -1172,6 +1174,7 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 		return nil, err
 	}
 	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made}
+	ps.collect(pg.size)
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
@@ -1179,6 +1182,23 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	sp.read = time.Now()
 	ps.alive = append(ps.alive, sp)
 	return sp, nil
+}
+
+// collect sets how much garbage there may be, in percent of what lives, by the largest page so far. Little is
+// dear to collect: of an appliance's scrape, the second 100 % save a tenth of the CPU time and take 3 MiB. Much
+// comes of large bodies, which have no pointers: to collect it is cheap.
+func (ps *pages) collect(size int) {
+	slack := 200
+	switch {
+	case size > 8<<20:
+		slack = 30
+	case size > 2<<20:
+		slack = 100
+	}
+	if os.Getenv("GOGC") == "" && (ps.slack == 0 || slack < ps.slack) {
+		ps.slack = slack
+		debug.SetGCPercent(slack)
+	}
 }
 
 // cutOne cuts off the readers of a page if there is no room for another one: of the client that
