@@ -1174,7 +1174,7 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 		return nil, err
 	}
 	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made}
-	ps.collect(pg.size)
+	ps.collect(results)
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
@@ -1184,10 +1184,14 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	return sp, nil
 }
 
-// collect sets how much garbage there may be, in percent of what lives, by the largest page so far. Little is
-// dear to collect: of an appliance's scrape, the second 100 % save a tenth of the CPU time and take 3 MiB. Much
-// comes of large bodies, which have no pointers: to collect it is cheap.
-func (ps *pages) collect(size int) {
+// collect sets how much garbage there may be, in percent of what lives, by the most that bodies of one page had.
+// Little is dear to collect: of an appliance's scrape, the second 100 % save a tenth of the CPU time and take
+// 3 MiB. Much comes of large bodies, which have no pointers: to collect it is cheap.
+func (ps *pages) collect(results []*result) {
+	size := int64(0)
+	for _, r := range results {
+		size += r.bytes
+	}
 	slack := 200
 	switch {
 	case size > 8<<20:
