@@ -50,8 +50,7 @@ import (
 
 var update = flag.Bool("update", false, "rewrite testdata/format.txt and the want files of testdata/cases")
 
-// TestMain runs the test binary as the program itself where a test asks for it,
-// so that such tests are end to end.
+// TestMain runs the test binary as the program itself where a test asks for it, so that such tests are end to end.
 func TestMain(m *testing.M) {
 	if os.Getenv("RUN_AS_PROGRAM") != "" {
 		main()
@@ -569,8 +568,7 @@ func newAuthority(t testing.TB, dir, name string) *authority {
 	return a
 }
 
-// issue writes a certificate and its key to NAME.pem and NAME.key. The first that an authority
-// issues is its own.
+// issue writes a certificate and its key to NAME.pem and NAME.key. The first that an authority issues is its own.
 func (a *authority) issue(t testing.TB, dir, name string) (certFile, keyFile string) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
@@ -631,8 +629,7 @@ var (
 var plain = regexp.MustCompile(`^(?:# (?:HELP [a-z_]+ [\w .]*|TYPE [a-z_]+ [a-z]+)\n|` +
 	`[a-z_]+(?:\{[a-z]\w*="[\w .+-]*"\})? -?\d+(?: \d{1,12})?\n)*(?:# EOF\n)?$`)
 
-// wantPlain wants on both pages what is in bodies, as read without the parser under test, if
-// all of them are plain.
+// wantPlain wants on both pages what is in bodies, as read without the parser under test, if all of them are plain.
 func wantPlain(t *testing.T, bodies []*exposition, texts [][]byte, openMetrics ...bool) {
 	t.Helper()
 	var all []direct
@@ -843,9 +840,8 @@ func seeds(f *testing.F, add func(text []byte, openMetrics bool)) {
 	}
 }
 
-// wantPage merges bodies, and wants a page that is taken again, is the page of itself (as it came,
-// metadata without samples may stand elsewhere), and has so many samples but for those that it
-// counts as duplicates.
+// wantPage merges bodies, and wants a page that is taken again, is the page of itself (as it came, metadata without
+// samples may stand elsewhere), and has so many samples but for those that it counts as duplicates.
 func wantPage(t *testing.T, samples int, f form, bodies ...*exposition) (page string) {
 	t.Helper()
 	pg := pageOf(f, bodies...)
@@ -917,9 +913,8 @@ func leftOut(found *findings) (n int) {
 	return n
 }
 
-// worstCase is a body that costs more than others: many parts with so many samples each, $i
-// being the number of the part, and $c one of many letters that all are _ without quotes.
-// What stands around the parts is one more sample.
+// worstCase is a body that costs more than others: many parts with so many samples each, $i being the number of the
+// part, and $c one of many letters that all are _ without quotes. What stands around the parts is one more sample.
 type worstCase struct {
 	name              string
 	before, part, end string
@@ -956,8 +951,7 @@ func (c worstCase) body(n int) (body string, samples int) {
 	return string(b) + c.end, samples
 }
 
-// generate makes families of gauges, counters and histograms with about series samples each:
-// 100 of 100 are 1 MB.
+// generate makes families of gauges, counters and histograms with about series samples each: 100 of 100 are 1 MB.
 func generate(families, series int) []byte {
 	kinds := strings.Fields("gauge gauge gauge gauge counter counter counter histogram histogram histogram")
 	samples := map[string][]string{"gauge": {"{%s}"}, "counter": {"{%s}"}, "histogram": {"_sum{%s}", "_count{%s}"}}
@@ -1079,8 +1073,7 @@ func TestReadFaults(t *testing.T) {
 
 // ---- parse.go: Samples
 
-// TestManyLabels finds a repeated label name among few and among many, and takes no more
-// than maxLabels.
+// TestManyLabels finds a repeated label name among few and among many, and takes no more than maxLabels.
 func TestManyLabels(t *testing.T) {
 	for _, n := range []int{2, fewLabels - 1, fewLabels, fewLabels + 1, 500, maxLabels} {
 		labels := []byte("m{")
@@ -1934,8 +1927,7 @@ func (w *waterfall) waiters() (n int) {
 	return n
 }
 
-// TestFloodOverHTTP lets 1,000 scrapers over real connections, with gzip, at two endpoints,
-// share one run.
+// TestFloodOverHTTP lets 1,000 scrapers over real connections, with gzip, at two endpoints, share one run.
 func TestFloodOverHTTP(t *testing.T) {
 	p, _ := newTestProgram(t, "--exec", "x=true", "--path", "/metrics", "--path", "/other")
 	s := p.sources[0]
@@ -1971,10 +1963,9 @@ func TestFloodOverHTTP(t *testing.T) {
 
 // ---- exec.go: Taking turns
 
-// TestTurn serves those who wait for a turn: in order of arrival, but a client that waits once
-// before the others of one that waits often, of whom some are refused. In a scene each word is
-// one who comes, the first letter being the client; - after it means that it leaves, and > that
-// the turn is passed on.
+// TestTurn serves those who wait for a turn: in order of arrival, but a client that waits once before the others of
+// one that waits often, of whom some are refused. In a scene each word is one who comes, the first letter being the
+// client; - after it means that it leaves, and > that the turn is passed on.
 func TestTurn(t *testing.T) {
 	for scene, want := range map[string]string{
 		"a1 a2 a3 a4 > > > >":                      "a1 a2 a3 a4",
@@ -2251,8 +2242,7 @@ func TestFileFaults(t *testing.T) {
 	}
 }
 
-// TestHungFile leaves out the file of a glob whose read has cost an earlier fetch its time, until it
-// comes back.
+// TestHungFile leaves out the file of a glob whose read has cost an earlier fetch its time, until it comes back.
 func TestHungFile(t *testing.T) {
 	dir := t.TempDir()
 	for _, name := range []string{"a", "b", "c"} {
@@ -2319,8 +2309,7 @@ func TestManyFiles(t *testing.T) {
 	}
 }
 
-// TestFileChanges takes nothing of a file that is written while it is read, and
-// all of one that is renamed away.
+// TestFileChanges takes nothing of a file that is written while it is read, and all of one that is renamed away.
 func TestFileChanges(t *testing.T) {
 	text := strings.Repeat("metric 1\n", windowSize)
 	f := func(samples int, reason string, change func(path string) error) {
@@ -2381,8 +2370,7 @@ func TestSplitWords(t *testing.T) {
 	}
 }
 
-// TestOtherGroup ends a command that has gone to the group of its parent, though it ignores
-// SIGTERM.
+// TestOtherGroup ends a command that has gone to the group of its parent, though it ignores SIGTERM.
 func TestOtherGroup(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cmd := inGroup(ctx, []string{"sh", "-c", "trap '' TERM; echo; exec sleep 100"})
@@ -2398,8 +2386,7 @@ func TestOtherGroup(t *testing.T) {
 	}
 }
 
-// TestLatePipe reads what is left in a pipe whose deadline has passed, and tells whether more
-// could come.
+// TestLatePipe reads what is left in a pipe whose deadline has passed, and tells whether more could come.
 func TestLatePipe(t *testing.T) {
 	text := strings.Repeat("x", 60<<10)
 	for _, open := range []bool{true, false} {
@@ -2474,8 +2461,7 @@ func FuzzCommand(f *testing.F) {
 
 // ---- exec.go: Counts
 
-// TestFlapping logs each change of a source's state at once, and sums up those of one that
-// changes all the time.
+// TestFlapping logs each change of a source's state at once, and sums up those of one that changes all the time.
 func TestFlapping(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, log := newTestProgram(t, "--exec", "x=true")
@@ -2507,8 +2493,7 @@ func TestFlapping(t *testing.T) {
 	})
 }
 
-// TestOverviewSince has a state begin when it changes between up and down, and not when the
-// reason does.
+// TestOverviewSince has a state begin when it changes between up and down, and not when the reason does.
 func TestOverviewSince(t *testing.T) {
 	var st status
 	start := time.Now()
@@ -2532,10 +2517,9 @@ func TestOverviewSince(t *testing.T) {
 
 // ---- merge.go: Merging
 
-// TestCases merges the *.prom files of each folder of testdata/cases, each one a
-// source of its file's name, with the flags in the file flags, if there is one.
-// The strict page, without status metrics, and the failures are to be as in want; what
-// Prometheus gets is to be as in want.prometheus, which is there if that differs.
+// TestCases merges the *.prom files of each folder of testdata/cases, each one a source of its file's name, with the
+// flags in the file flags, if there is one. The strict page, without status metrics, and the failures are to be as in
+// want; what Prometheus gets is to be as in want.prometheus, which is there if that differs.
 func TestCases(t *testing.T) {
 	for _, dir := range glob(t, "testdata/cases/*") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
@@ -2969,8 +2953,7 @@ func TestWaitingForPages(t *testing.T) {
 	})
 }
 
-// TestRenderEnds stops a render whose scraper has no more time, wherever it is, and leaves
-// nothing of it.
+// TestRenderEnds stops a render whose scraper has no more time, wherever it is, and leaves nothing of it.
 func TestRenderEnds(t *testing.T) {
 	o := newOpener(t)
 	p := o.p
@@ -3112,9 +3095,8 @@ func TestEarlySignal(t *testing.T) {
 	}
 }
 
-// TestEmptyRoot runs the program and a command, itself once more, in a root that
-// holds nothing else: no shell, no /dev/null, no /proc, no /etc/hosts, no /tmp. It does
-// so as root and as somebody who may write nothing.
+// TestEmptyRoot runs the program and a command, itself once more, in a root that holds nothing else: no shell, no
+// /dev/null, no /proc, no /etc/hosts, no /tmp. It does so as root and as somebody who may write nothing.
 func TestEmptyRoot(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("only root can change its root")
@@ -3406,8 +3388,7 @@ func TestCrowd(t *testing.T) {
 	}
 }
 
-// pipes is a listener for connections within the process, which know no other time
-// than that of the test.
+// pipes is a listener for connections within the process, which know no other time than that of the test.
 type pipes struct {
 	conns  chan net.Conn
 	closed context.Context

@@ -1,10 +1,9 @@
 // This file turns one body of the Prometheus text format, of OpenMetrics or of protobuf into an
 // exposition: its lines with the labels of their source, by metric family.
 //
-// The parser finds the lines. Its states follow in the order of the grammar: each takes the
-// index in the window at which it begins, and returns the index after what it scanned, or -1
-// after a fault. A labeller appends what the parser finds to an exposition, which never
-// changes again, and writes what a page of the other format has otherwise.
+// The parser finds the lines. Its states follow in the order of the grammar: each takes the index in the window at
+// which it begins, and returns the index after what it scanned, or -1 after a fault. A labeller appends what the
+// parser finds to an exposition, which never changes again, and writes what a page of the other format has otherwise.
 //
 // Names, labels and values are slices of the window: nothing is allocated per line, and
 // nothing is copied but quoted names that have to be respelled. The window ends in a
