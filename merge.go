@@ -2,7 +2,7 @@
 //
 // merge puts any number of expositions on one page. It moves families and refers to their
 // lines as ranges of bytes, so that its work grows with the number of families, not of samples;
-// but for what a page of the other format has otherwise, and what sources really dispute.
+// but for what a page of another format has otherwise, and what sources really dispute.
 
 package main
 
@@ -71,7 +71,7 @@ func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) 
 	}
 	m := &merged{form: f, names: names}
 	m.findings = &findings{map[string]int{}, map[string]int{}, map[pair]*concern{}}
-	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)), f.strict)
+	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)), f.strict || f.protobuf)
 	m.groups = groups
 	if !f.protobuf { // there, families of one name and several types stand beside each other
 		if err := m.settle(ctx, judge(m.groups, f)); err != nil {
@@ -533,7 +533,8 @@ func (pg *page) addFamily(g group) {
 }
 
 // addMessages adds a message for each type that a family has, untyped first, as Prometheus keeps the last.
-// Exemplars of native histograms need one for each part, or Prometheus would lose some.
+// Exemplars of native histograms need one for each part, or Prometheus would lose some. Who shows no escaping
+// gets one, for Telegraf keeps the last of a name.
 func (pg *page) addMessages(g group) {
 	for t := untyped; t <= gaugeHistogram; t++ {
 		isOther := func(p *part) bool { return p.metricType != t || p.run.from == p.run.to }
@@ -1091,7 +1092,7 @@ type pageRequest struct {
 // form returns the form that the scraper gets a page of these results in. Without a body in
 // OpenMetrics, nor a name that needs quotes, it is text 0.0.4, unless it is protobuf.
 func (want *pageRequest) form(results []*result) form {
-	f := form{strict: want.takes.escaping == "" && !want.takes.protobuf}
+	f := form{strict: want.takes.escaping == ""}
 	f.protobuf = want.takes.protobuf
 	f.openMetrics = !f.strict && want.takes.openMetrics && slices.ContainsFunc(results, (*result).openMetrics)
 	f.quoted = want.takes.escaping == "allow-utf-8" && slices.ContainsFunc(results, (*result).quoted)

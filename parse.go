@@ -3,10 +3,10 @@
 //
 // The parser finds the lines. Its states follow in the order of the grammar: each takes the index in the window at
 // which it begins, and returns the index after what it scanned, or -1 after a fault. A labeller appends what the
-// parser finds to an exposition, which never changes again, and writes what a page of the other format has otherwise.
+// parser finds to an exposition, which never changes again, and writes what a page of another format has otherwise.
 //
 // Names, labels and values are slices of the window: nothing is allocated per line, and
-// nothing is copied but quoted names that have to be respelled. The window ends in a
+// nothing is copied but quoted names that have to be respelled. Of text, the window ends in a
 // newline, so loops that skip one kind of byte need not look for its end. Names, label values
 // and numbers are scanned eight bytes at a time: without, an appliance's scrape takes 5 to 8 % more.
 //
@@ -45,7 +45,7 @@ const (
 type lineKind uint8
 
 const (
-	sampleLine lineKind = iota // name, labels, valueText, stamp, exemplar, repeated, plain, tail
+	sampleLine lineKind = iota // name, labels, valueText, stamp, exemplar, repeated, plain, tail; of protobuf labels, samples
 	helpLine                   // name, text
 	typeLine                   // name, metricType
 	unitLine                   // name, text
@@ -97,7 +97,7 @@ type line struct {
 	value      int    // where the value begins in the window, or what a metric of protobuf consists of
 	stamp      []byte // timestamp as written: milliseconds, in OpenMetrics seconds; empty if there is none
 	exemplar   []byte // as written, from the # on; empty if there is none
-	quotes     bool   // a label name of the exemplar has quotes
+	quotes     bool   // a label name of the exemplar, or in protobuf of the metric, needs quotes
 	repeated   bool   // the line before was a sample of this name; may be missed
 	plain      bool   // tail is as the format's own encoder would write it
 }
@@ -105,7 +105,7 @@ type line struct {
 // label is where one label of a sample stands, in bytes from the start of the line.
 type label struct {
 	name, nameEnd int32
-	value, end    int32 // end is after the closing quote
+	value, end    int32 // end is after the closing quote, in protobuf one after the value
 }
 
 // A syntaxError says where a body breaks the format, and how.
@@ -1941,7 +1941,7 @@ type family struct {
 	bare       bool // a sample has the family's name
 	several    bool // a sample has another name
 	created    bool // and ends in _created
-	moments    bool // a sample has a timestamp or an exemplar
+	moments    bool // a sample has a timestamp or an exemplar; in protobuf, is a native histogram
 	dropped    bool // it is left out
 	lined      bool // it has samples
 
@@ -2012,7 +2012,7 @@ func claimers(suffix string, openMetrics bool) typeSet {
 // form is how a page is written.
 type form struct {
 	format
-	strict bool // the strictest parsers take it, and no label value is changed
+	strict bool // the strictest parsers take it, and no label value is changed; see addMessages
 	quoted bool // names that need quotes have them, not underscores
 }
 
