@@ -143,6 +143,14 @@ func fetchOnce(s *source) *result {
 	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, result: &result{limit: s.timeout}})
 }
 
+// must returns a value that a test cannot do without.
+func must[T any](value T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return value
+}
+
 // writeFile writes a file of a test and returns its path.
 func writeFile(t testing.TB, dir, name, text string) string {
 	t.Helper()
@@ -571,10 +579,7 @@ func newAuthority(t testing.TB, dir, name string) *authority {
 // issue writes a certificate and its key to NAME.pem and NAME.key. The first that an authority issues is its own.
 func (a *authority) issue(t testing.TB, dir, name string) (certFile, keyFile string) {
 	t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
+	key := must(ecdsa.GenerateKey(elliptic.P256(), cryptorand.Reader))
 	cert := &x509.Certificate{
 		SerialNumber: big.NewInt(time.Now().UnixNano()),
 		Subject:      pkix.Name{CommonName: name},
@@ -587,10 +592,7 @@ func (a *authority) issue(t testing.TB, dir, name string) (certFile, keyFile str
 		cert.Subject.CommonName = "authority" // all have one name, so that clients show what another one signed
 		a.cert, a.key = cert, key
 	}
-	signed, err := x509.CreateCertificate(cryptorand.Reader, cert, a.cert, &key.PublicKey, a.key)
-	if err != nil {
-		t.Fatal(err)
-	}
+	signed := must(x509.CreateCertificate(cryptorand.Reader, cert, a.cert, &key.PublicKey, a.key))
 	if cert.IsCA {
 		a.cert, _ = x509.ParseCertificate(signed)
 	}
@@ -1019,8 +1021,7 @@ func TestParserWindow(t *testing.T) {
 		}
 		text := strings.TrimSuffix(body, "\n")
 		for _, src := range []io.Reader{
-			strings.NewReader(text),
-			iotest.OneByteReader(strings.NewReader(text)),
+			strings.NewReader(text), iotest.OneByteReader(strings.NewReader(text)),
 			iotest.DataErrReader(iotest.HalfReader(strings.NewReader(text))),
 		} {
 			e, err := labelBody(src, format{}, told("x"), &workspace{}, math.MaxInt32)
@@ -1122,10 +1123,7 @@ func TestAllocations(t *testing.T) {
 			}
 			used := &workspace{likely: 3 * len(b)}
 			return testing.AllocsPerRun(5, func() {
-				e, err := labelBody(bytes.NewReader(b), format{openMetrics: c.openMetrics}, added, used, math.MaxInt32)
-				if err != nil {
-					t.Fatal(err)
-				}
+				e := must(labelBody(bytes.NewReader(b), format{openMetrics: c.openMetrics}, added, used, math.MaxInt32))
 				if pages {
 					pageOf(openMetricsForm, e)
 					pageOf(textForm, e)
@@ -1147,7 +1145,8 @@ func BenchmarkScrape(b *testing.B) {
 	for _, w := range all {
 		for i, body := range w.bodies {
 			w.bodies = slices.Clone(w.bodies)
-			w.bodies[i] = []byte(pageText(pageOf(protobufForm, mustRead(b, string(body), endsOpenMetrics(body), &addedLabels{}))))
+			e := mustRead(b, string(body), endsOpenMetrics(body), &addedLabels{})
+			w.bodies[i] = []byte(pageText(pageOf(protobufForm, e)))
 		}
 		all = append(all, workload{w.name + "_protobuf", w.bodies})
 	}
@@ -1159,10 +1158,7 @@ func BenchmarkScrape(b *testing.B) {
 			for b.Loop() {
 				for _, body := range w.bodies {
 					f := format{endsOpenMetrics(body), strings.HasSuffix(w.name, "_protobuf")}
-					e, err := labelBody(bytes.NewReader(body), f, told("x"), used, 1<<30)
-					if err != nil {
-						b.Fatal(err)
-					}
+					e := must(labelBody(bytes.NewReader(body), f, told("x"), used, 1<<30))
 					used.likely = len(e.buf) + 2<<10
 				}
 			}
@@ -1193,7 +1189,11 @@ func TestFormat(t *testing.T) {
 			if e, err := readProtobuf(append(binary.AppendUvarint(nil, uint64(len(message))), message...)); err != nil {
 				fmt.Fprintf(&got, "fault %q\n", err.Error())
 			} else {
-				fmt.Fprintf(&got, "page with %d samples, quoted names: %v\n", e.samples, e.quoted)
+				page, bare := pageText(pageOf(protobufForm, e)), form{format: format{protobuf: true}}
+				fmt.Fprintf(&got, "page with %d samples: %s", e.samples, inWords(page))
+				if strict := pageText(pageOf(bare, e)); strict != page {
+					fmt.Fprintf(&got, "strict %s", inWords(strict))
+				}
 			}
 		}
 		body, openMetrics, ok := formatCase(t, line)
@@ -1243,10 +1243,12 @@ func formatCase(t testing.TB, line string) (body string, openMetrics, ok bool) {
 }
 
 // fieldNames are the names of the fields in messages of protobuf, by number.
-var fieldNames = map[byte]string{'F': "name help type metric unit", 'L': "name value", 'G': "value", 'E': "label value timestamp",
-	'M': "label gauge counter summary untyped timestamp_ms histogram", 'C': "value exemplar created", 'T': "seconds nanos",
-	'S': "count sum quantile created", 'Q': "quantile value", 'B': "count bound exemplar float_count", 'P': "offset length",
-	'H': "count sum bucket float_count schema threshold zeros float_zeros negative_span negative_delta negative_count span delta bucket_count created exemplar"}
+var fieldNames = map[byte]string{'F': "name help type metric unit", 'L': "name value", 'G': "value",
+	'E': "label value timestamp", 'M': "label gauge counter summary untyped timestamp_ms histogram",
+	'C': "value exemplar created", 'T': "seconds nanos", 'S': "count sum quantile created", 'Q': "quantile value",
+	'B': "count bound exemplar float_count", 'P': "offset length",
+	'H': "count sum bucket float_count schema threshold zeros float_zeros negative_span negative_delta " +
+		"negative_count span delta bucket_count created exemplar"}
 
 // encode reads a message that ends with a brace: names of fields, each with its value.
 func encode(message byte, words []string) (out []byte, rest []string) {
@@ -1267,6 +1269,55 @@ func encode(message byte, words []string) (out []byte, rest []string) {
 	return out, words[min(1, len(words)):]
 }
 
+// oddText finds text that is not one word.
+var oddText = regexp.MustCompile(`^$|[^\pL\w.:+/-]`)
+
+// decode writes the fields of a message as encode reads them, but odd text in quotes, and packed numbers in brackets.
+func decode(p *parser, message byte, i, end int) (out []byte) {
+	for i < end {
+		before, after := "", ""
+		if p.buf[i]&7 == bytesWire {
+			before, after = "[ ", "] "
+		}
+		kind, number, from, to := p.field(message, i, end)
+		if i = to; kind == ' ' {
+			return append(out, "? "...) // no such field
+		}
+		out = fmt.Appendf(out, "%s ", strings.Fields(fieldNames[message])[number-1])
+		if text := p.buf[from:to]; kind == 's' && oddText.Match(text) {
+			out = fmt.Appendf(out, "%q ", text)
+		} else if kind == 's' {
+			out = fmt.Appendf(out, "%s ", text)
+		} else if kind == 'm' || kind < 'Z' {
+			out = fmt.Appendf(out, "{ %s} ", decode(p, []byte{kind, 'M'}[kind/'m'], from, to))
+		} else {
+			for out = append(out, before...); from < to; {
+				if kind == 'v' || kind == 'i' {
+					var value uint64
+					value, from = p.varint(from, to)
+					out = fmt.Appendf(out, "%d ", int64(value))
+				} else {
+					out = fmt.Appendf(out, "%v ", p.float(span{uint32(from), uint32(to)}))
+					from += 8
+				}
+			}
+			out = append(out, after...)
+		}
+	}
+	return out
+}
+
+// inWords returns a page of protobuf as decode writes it, each message on a line.
+func inWords(page string) (lines string) {
+	p := parserOf([]byte(page), format{protobuf: true})
+	for i := 0; i < len(page); {
+		size, from := p.varint(i, len(page))
+		i = from + int(size)
+		lines += strings.TrimSpace(string(decode(&p, 'F', from, i))) + "\n"
+	}
+	return lines
+}
+
 // readProtobuf reads a body of protobuf.
 func readProtobuf(body []byte) (*exposition, error) {
 	return labelBody(bytes.NewReader(body), format{protobuf: true}, told("x"), &workspace{}, 1<<20)
@@ -1283,7 +1334,8 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte, openMetrics bool) {
 		e, err := read(string(text), openMetrics, told("0"))
 		if e, err := readProtobuf(text); err == nil { // it may be that as well
-			if again, err := readProtobuf([]byte(pageText(pageOf(protobufForm, e)))); err != nil || again.samples != e.samples {
+			page := pageText(pageOf(protobufForm, e))
+			if again, err := readProtobuf([]byte(page)); err != nil || again.samples != e.samples {
 				t.Fatalf("%v on the page of protobuf", err)
 			}
 		}
@@ -2519,7 +2571,8 @@ func TestOverviewSince(t *testing.T) {
 
 // TestCases merges the *.prom files of each folder of testdata/cases, each one a source of its file's name, with the
 // flags in the file flags, if there is one. The strict page, without status metrics, and the failures are to be as in
-// want; what Prometheus gets is to be as in want.prometheus, which is there if that differs.
+// want; what Prometheus gets is to be as in want.prometheus, which is there if that differs. Where there is a
+// want.protobuf, the page of protobuf is to be as in it, in words.
 func TestCases(t *testing.T) {
 	for _, dir := range glob(t, "testdata/cases/*") {
 		t.Run(filepath.Base(dir), func(t *testing.T) {
@@ -2536,6 +2589,9 @@ func TestCases(t *testing.T) {
 			wantFile(t, dir+"/want", strict)
 			if _, err := os.Stat(dir + "/want.prometheus"); err == nil || exact != strict {
 				wantFile(t, dir+"/want.prometheus", exact)
+			}
+			if _, err := os.Stat(dir + "/want.protobuf"); err == nil {
+				wantFile(t, dir+"/want.protobuf", inWords(mergeCase(p, dir, protobufForm)))
 			}
 		})
 	}
@@ -2650,22 +2706,19 @@ func BenchmarkMerge(b *testing.B) {
 
 // FuzzMerge merges two bodies, with and without a label that tells them apart, in both formats.
 func FuzzMerge(f *testing.F) {
-	others := []struct {
-		text        string
-		openMetrics bool
-	}{
-		{"# HELP h Other.\n# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_count 1\n", false},
-		{"# TYPE a gauge\na 1\n# TYPE h_count counter\nh_count 2\n", false},
-		{"h_bucket{le=\"x\"} 1\na{b=\"c\"} 1\n{\"a.b\"} 1\na_b 2\n", false},
-		{"# TYPE foo counter\nfoo_total 1 5 # {a=\"b\"} 1\nfoo_created 2\n# TYPE h info\nh_info 1\n# EOF\n", true},
-		{"# TYPE foo gauge\nfoo 1\n# TYPE foo_total gauge\nfoo_total 1 1700000000123\n" +
-			"# TYPE h_created gauge\nh_created 1\n", false},
-		{"foo_total 1\n# TYPE a_total counter\na_total -1\n# TYPE s stateset\ns{s=\"a\"} 1\n# EOF\n", true},
+	others := []string{
+		"# HELP h Other.\n# TYPE h histogram\nh_bucket{le=\"1\"} 1\nh_count 1\n",
+		"# TYPE a gauge\na 1\n# TYPE h_count counter\nh_count 2\n",
+		"h_bucket{le=\"x\"} 1\na{b=\"c\"} 1\n{\"a.b\"} 1\na_b 2\n",
+		"# TYPE foo counter\nfoo_total 1 5 # {a=\"b\"} 1\nfoo_created 2\n# TYPE h info\nh_info 1\n# EOF\n",
+		"# TYPE foo gauge\nfoo 1\n# TYPE foo_total gauge\nfoo_total 1 1700000000123\n" +
+			"# TYPE h_created gauge\nh_created 1\n",
+		"foo_total 1\n# TYPE a_total counter\na_total -1\n# TYPE s stateset\ns{s=\"a\"} 1\n# EOF\n",
 	}
 	i := 0
 	seeds(f, func(text []byte, openMetrics bool) {
-		other := others[i%len(others)]
-		f.Add(text, openMetrics, []byte(other.text), other.openMetrics)
+		other := []byte(others[i%len(others)])
+		f.Add(text, openMetrics, other, endsOpenMetrics(other))
 		i++
 	})
 	own := ownMetrics{}
@@ -2731,12 +2784,8 @@ func newOpener(t *testing.T, args ...string) *opener {
 // open opens a page as a scrape does.
 func (o *opener) open(ctx context.Context, r *result, takes accept, gzip bool) (*sharedPage, error) {
 	return o.p.pages.open(ctx, &pageRequest{
-		client:  o.client,
-		came:    o.came,
-		sources: o.sources,
-		takes:   takes,
-		gzip:    gzip,
-		newest:  func() []*result { return []*result{r} },
+		client: o.client, came: o.came, sources: o.sources, takes: takes, gzip: gzip,
+		newest: func() []*result { return []*result{r} },
 		render: func(ctx context.Context, results []*result, f form) (*page, error) {
 			o.renders.Add(1)
 			return o.p.render(ctx, o.sources, results, f, o.p.processNow())
@@ -2897,10 +2946,7 @@ func TestPagesDiffer(t *testing.T) {
 		{0, quoted, "dots", 3}, {0, quoted, "allow-utf-8", 4}, {0, quoted, "dots", 3}, {0, quoted, "", 5},
 	} {
 		o.sources = o.p.sources[want.source : want.source+1]
-		sp, err := o.open(t.Context(), want.r, accept{escaping: want.escaping}, false)
-		if err != nil {
-			t.Fatal(err)
-		}
+		sp := must(o.open(t.Context(), want.r, accept{escaping: want.escaping}, false))
 		i := slices.Index(opened, sp)
 		if i < 0 {
 			i = len(opened)
@@ -3330,11 +3376,8 @@ func TestConnections(t *testing.T) {
 				}
 				time.Sleep(time.Second / 2)
 			}
-			if strings.TrimSpace(closed) != want {
-				t.Errorf("%s: closed %s, want %s", scene, closed, want)
-			}
-			if len(cs.all) > 3 {
-				t.Errorf("%s: %d connections", scene, len(cs.all))
+			if strings.TrimSpace(closed) != want || len(cs.all) > 3 {
+				t.Errorf("%s: closed %s, want %s, %d connections", scene, closed, want, len(cs.all))
 			}
 		})
 	}
@@ -3349,10 +3392,7 @@ type namedConn struct {
 
 func (c *namedConn) RemoteAddr() net.Addr { return &net.UnixAddr{Name: c.addr} }
 
-func (c *namedConn) Close() error {
-	*c.closed += c.name
-	return nil
-}
+func (c *namedConn) Close() error { *c.closed += c.name; return nil }
 
 func TestClientOf(t *testing.T) {
 	for addr, want := range map[string]string{
@@ -3373,10 +3413,7 @@ func TestCrowd(t *testing.T) {
 	}
 	s := start(t, programCommand("", nil, backup))
 	for i := range 10_000 {
-		conn, err := net.Dial("tcp", s.addr)
-		if err != nil {
-			t.Fatal(err)
-		}
+		conn := must(net.Dial("tcp", s.addr))
 		defer conn.Close()
 		if i%2 == 0 {
 			io.WriteString(conn, "G")
@@ -3835,35 +3872,17 @@ func TestOverviewKept(t *testing.T) {
 // ---- The built program
 
 // built builds the program with the command of README, and returns its path.
-var built = sync.OnceValues(func() (string, error) {
-	readme, err := os.ReadFile("README.md")
-	if err != nil {
-		return "", err
-	}
-	_, command, _ := strings.Cut(string(readme), "```sh\nCGO_ENABLED=0 ")
+var built = sync.OnceValue(func() string {
+	_, command, _ := strings.Cut(string(must(os.ReadFile("README.md"))), "```sh\nCGO_ENABLED=0 ")
 	command, _, _ = strings.Cut(command, "\n")
-	dir, err := os.MkdirTemp("", "reverse_exporter")
-	if err != nil {
-		return "", err
-	}
-	path := filepath.Join(dir, "reverse_exporter")
+	path := filepath.Join(must(os.MkdirTemp("", "reverse_exporter")), "reverse_exporter")
 	cmd := exec.Command("sh", "-c", command+" -o "+path+" .")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%s: %w: %s", command, err, out)
+		panic(fmt.Errorf("%s: %w: %s", command, err, out))
 	}
-	return path, nil
+	return path
 })
-
-// startBuilt starts the built program.
-func startBuilt(b *testing.B, args ...string) *started {
-	b.Helper()
-	path, err := built()
-	if err != nil {
-		b.Fatal(err)
-	}
-	return start(b, exec.Command(path, args...))
-}
 
 // usage returns the milliseconds that a process has computed, and its memory in MiB by the
 // names of /proc. It skips where there is no /proc.
@@ -3944,10 +3963,7 @@ func BenchmarkProgram(b *testing.B) {
 		families int // 0 if the exporters are real
 		clients  int
 	}{
-		{8, "real", 0, 1},
-		{40, "real", 0, 1},
-		{100, "1MB", 100, 1},
-		{2, "10MB", 1000, 1000},
+		{8, "real", 0, 1}, {40, "real", 0, 1}, {100, "1MB", 100, 1}, {2, "10MB", 1000, 1000},
 	} {
 		b.Run(fmt.Sprintf("%dx%s/c=%d", c.sources, c.size, c.clients), func(b *testing.B) {
 			bodies := readFiles(b, glob(b, "testdata/scrapes/*.prom")...)
@@ -3959,7 +3975,7 @@ func BenchmarkProgram(b *testing.B) {
 			for i := range c.sources {
 				args = append(args, "--http", fmt.Sprintf("source%d=%s/%[1]d", i, url))
 			}
-			load(b, startBuilt(b, args...), c.clients)
+			load(b, start(b, exec.Command(built(), args...)), c.clients)
 		})
 	}
 }
@@ -3967,12 +3983,9 @@ func BenchmarkProgram(b *testing.B) {
 // BenchmarkStart is the time from the start of the built program to its first answer. It
 // reports the memory before that, also without what the binary has, and the binary's size.
 func BenchmarkStart(b *testing.B) {
-	path, err := built() // before the first is timed
-	if err != nil {
-		b.Fatal(err)
-	}
+	path := built() // before the first start is timed
 	for b.Loop() {
-		s := startBuilt(b, "--file", "node=testdata/scrapes/node_exporter.prom")
+		s := start(b, exec.Command(path, "--file", "node=testdata/scrapes/node_exporter.prom"))
 		_, memory := usage(b, s.Process.Pid)
 		b.ReportMetric(memory["VmRSS"], "idle-MiB")
 		b.ReportMetric(memory["RssAnon"], "own-MiB")
