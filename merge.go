@@ -553,11 +553,12 @@ func (pg *page) addMessages(g group) {
 func (pg *page) addMessage(g group, help []byte) {
 	head := appendBytes(appendBytes(nil, 1, g.name()), 2, help)
 	head = appendInteger(head, 3, uint64(slices.Index(protobufTypes[:], g[0].metricType)))
+	hasUnit := func(p *part) bool { return p.unit > 0 }
+	if i := slices.IndexFunc(g, hasUnit); i >= 0 {
+		head = appendBytes(head, 5, g[i].body.unitText(g[i].family))
+	}
 	size := 0
-	for _, p := range slices.Backward(g) { // the last unit counts
-		if unit := p.body.unitText(p.family); len(unit) > 0 {
-			head = appendBytes(head, 5, unit)
-		}
+	for _, p := range g {
 		size += len(p.text(p.run))
 	}
 	pg.tail = append(binary.AppendUvarint(pg.tail, uint64(len(head)+size)), head...)
@@ -790,11 +791,12 @@ func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []
 		t.name, t.kind = name, kind
 	}
 	t.series = appendBytes(append(t.series[:0], labels...), protobufValues[kind].number, value)
-	if millis := floatOf(stamp); len(stamp) > 0 {
+	if len(stamp) > 0 {
+		millis, _ := strconv.ParseInt(string(stamp), 10, 64)
 		if t.from.openMetrics {
-			millis *= 1000
+			millis = int64(floatOf(stamp) * 1000)
 		}
-		t.series = appendInteger(t.series, 6, uint64(cmp.Or(int64(millis), 1))) // 0 would be none
+		t.series = appendInteger(t.series, 6, uint64(cmp.Or(millis, 1))) // 0 would be none
 	}
 	t.addMetric(t.series)
 }
