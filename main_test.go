@@ -3655,7 +3655,7 @@ func FuzzAccept(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, header, encoding string) {
 		escapes := func(headers []string) bool { return accepted(headers).escaping != "" }
-		openMetrics := func(headers []string) bool { return accepted(headers).openMetrics }
+		better := func(headers []string) bool { return accepted(headers).format != format{} }
 		for _, c := range []struct {
 			header       string
 			accepts      func([]string) bool
@@ -3663,7 +3663,7 @@ func FuzzAccept(f *testing.F) {
 			sure, refuse string
 		}{
 			{header, escapes, escapings, "text/plain;escaping=dots", ""},
-			{header, openMetrics, []string{"application/openmetrics-text"}, "application/openmetrics-text", ""},
+			{header, better, []string{"application/openmetrics-text", "protobuf"}, "application/openmetrics-text", ""},
 			{encoding, acceptsGzip, []string{"gzip", "*"}, "gzip;q=1", "gzip;q=0"},
 		} {
 			if strings.ContainsFunc(c.header, func(c rune) bool { return c >= utf8.RuneSelf }) {
