@@ -1197,7 +1197,7 @@ func (ps *pages) collect(results []*result) {
 	}
 	slack := 200
 	switch {
-	case size > 8<<20:
+	case size > 4<<20:
 		slack = 30
 	case size > 2<<20:
 		slack = 100
