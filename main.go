@@ -316,7 +316,6 @@ type program struct {
 	version     string               // of the build
 	revision    string               // of the build
 	sources     []*source            // in the order of the flags
-	exporters   []*exporter          // those of the http sources
 	endpoints   map[string][]*source // by path
 	started     time.Time
 	pages       pages
@@ -360,7 +359,6 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 		s := newSource(life, sc, &p.shared)
 		p.sources = append(p.sources, s)
 		if e, ok := s.fetcher.(*exporter); ok {
-			p.exporters = append(p.exporters, e)
 			p.watched = append(p.watched, e.watched...)
 		}
 		for _, path := range s.paths {
@@ -469,18 +467,20 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 	look, reconnect := time.Tick(5*time.Second), time.Tick(5*time.Minute)
 	for {
-		exporters := p.exporters
+		followed := p.sources
 		select {
 		case <-ctx.Done():
 			return
 		case <-look:
-			exporters = nil
+			followed = nil
 		case <-reconnect:
 		case <-hangup:
 			p.log.Info("SIGHUP: the files that flags name are read anew; changed flags want a restart")
 		}
-		for _, e := range exporters {
-			e.reconnect()
+		for _, s := range followed {
+			if e, ok := s.fetcher.(*exporter); ok {
+				e.reconnect()
+			}
 		}
 		for _, w := range p.watched {
 			go w.refresh() // in a goroutine of its own, for its disk may hang
@@ -1463,7 +1463,7 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		ps.right.Store(digest, true)
 		return http.StatusOK
 	})
-	if code > 1 {
+	if code > 1 { // or ctx is done
 		return code
 	}
 	_, another := ps.left.LoadOrStore(client, nil)

@@ -1254,7 +1254,7 @@ var fieldNames = map[byte]string{'F': "name help type metric unit", 'L': "name v
 func encode(message byte, words []string) (out []byte, rest []string) {
 	for len(words) > 1 && words[0] != "}" {
 		number := 1 + slices.Index(strings.Fields(fieldNames[message]), words[0])
-		kind, contents := strings.Replace(fields[message], "m", "M", 1)[number], []byte(words[1])
+		kind, contents := strings.Replace(fieldTypes[message], "m", "M", 1)[number], []byte(words[1])
 		if words = words[2:]; string(contents) == "{" {
 			contents, words = encode(kind, words)
 		}
@@ -2182,36 +2182,36 @@ func TestSameAuthority(t *testing.T) {
 // each answer if a header says so.
 func TestReconnect(t *testing.T) {
 	closed := make(chan bool, 1)
-	exporter := httptest.NewUnstartedServer(answer("a 1\n"))
-	exporter.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+	server := httptest.NewUnstartedServer(answer("a 1\n"))
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
 		if state == http.StateClosed {
 			closed <- true
 		}
 	}
-	exporter.Start()
-	defer exporter.Close()
-	p, _ := newTestProgram(t, "--http", "x="+exporter.URL,
-		"--http", "single="+exporter.URL, "--header", "single:Connection: close")
+	server.Start()
+	defer server.Close()
+	p, _ := newTestProgram(t, "--http", "x="+server.URL,
+		"--http", "single="+server.URL, "--header", "single:Connection: close")
 	for _, s := range p.sources {
 		if r := fetchOnce(s); r.failure != nil {
 			t.Fatal(r.failure.err)
 		}
 	}
 	<-closed // of the second
-	p.exporters[0].reconnect()
+	p.sources[0].fetcher.(*exporter).reconnect()
 	<-closed
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		hangup := make(chan os.Signal)
 		go p.follow(ctx, hangup)
 		for _, wait := range []time.Duration{4 * time.Minute, 0, 5*time.Minute - 1} {
-			before := p.exporters[0].transport.Load()
+			before := p.sources[0].fetcher.(*exporter).transport.Load()
 			if wait == 0 {
 				hangup <- syscall.SIGHUP
 			}
 			time.Sleep(wait)
 			synctest.Wait()
-			if p.exporters[0].transport.Load() == before != (wait == 4*time.Minute) {
+			if p.sources[0].fetcher.(*exporter).transport.Load() == before != (wait == 4*time.Minute) {
 				t.Errorf("after %v: connections are kept or not against the rule", wait)
 			}
 		}
@@ -2242,7 +2242,7 @@ func TestAddresses(t *testing.T) {
 	}
 	p, _ := newTestProgram(t, "--http", fmt.Sprintf("x=http://many.test:%d", port), "--timeout", "3s")
 	var known []netip.Addr
-	p.exporters[0].lookup = func(ctx context.Context, version, host string) ([]netip.Addr, error) {
+	p.sources[0].fetcher.(*exporter).lookup = func(ctx context.Context, version, host string) ([]netip.Addr, error) {
 		if version == "ip4" && known != nil {
 			return known, nil
 		}
@@ -2257,7 +2257,7 @@ func TestAddresses(t *testing.T) {
 		t.Errorf("after 9 others: %v", r.failure.err)
 	}
 	known = nil
-	p.exporters[0].reconnect()
+	p.sources[0].fetcher.(*exporter).reconnect()
 	wantContains(t, get(t, p, "/metrics").Body.String(),
 		"down: x: connect: lookup many.test: no answer; does the name server answer?\n")
 }

@@ -691,9 +691,10 @@ func (t *transcript) family(from *exposition, f *family) {
 	lines := from.text(f.lines)
 	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
 	t.hasExemplars = f.moments && bytes.Contains(lines, []byte(" # {"))
-	t.metrics, t.index = t.metrics[:0], map[string]*compound{}
+	t.metrics = t.metrics[:0]
 	needs := protobufValues[f.metricType].needs
 	if needs > hasSum || f.created { // a histogram or a summary, or a counter with a start time
+		t.index = map[string]*compound{}
 		for t.p = parserOf(lines, from.format); len(t.metrics) <= maxCompounds && t.p.next(); {
 			t.collect()
 		}
@@ -787,7 +788,7 @@ func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []
 		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
 			help, unit = plainText(t.from.text(t.of.help)), t.from.unitText(t.of)
 		}
-		t.addMessage(plainText(name), help, unit, kind)
+		t.beginMessage(plainText(name), help, unit, kind)
 		t.name, t.kind = name, kind
 	}
 	t.series = appendBytes(append(t.series[:0], labels...), protobufValues[kind].number, value)
@@ -1065,7 +1066,7 @@ func unixSeconds(t time.Time) float64 {
 
 // pages shares the pages of scrapes that would render the same.
 type pages struct {
-	slack int           // see collect; 0 before the first page
+	slack int           // see boundGarbage; 0 before the first page
 	turn  turn          // to render and to compress, which take much memory
 	freed chan struct{} // has room for one who tells that a page was closed
 
@@ -1177,7 +1178,7 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 		return nil, err
 	}
 	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made}
-	ps.collect(results)
+	ps.boundGarbage(results)
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
@@ -1187,10 +1188,10 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	return sp, nil
 }
 
-// collect sets how much garbage there may be, in percent of what lives, by the most that bodies of one page had.
+// boundGarbage sets how much garbage there may be, in percent of what lives, by the most that bodies of one page had.
 // Little is dear to collect: of an appliance's scrape, the second 100 % save a tenth of the CPU time and take
 // 3 MiB. Much comes of large bodies, which have no pointers: to collect it is cheap.
-func (ps *pages) collect(results []*result) {
+func (ps *pages) boundGarbage(results []*result) {
 	size := int64(0)
 	for _, r := range results {
 		size += r.bytes

@@ -45,12 +45,14 @@ const (
 type lineKind uint8
 
 const (
-	sampleLine lineKind = iota // name, labels, valueText, stamp, exemplar, repeated, plain, tail; of protobuf labels, samples
-	helpLine                   // name, text
-	typeLine                   // name, metricType
-	unitLine                   // name, text
-	eofLine                    // checked, but not handed out
-	headLine                   // name, text, metricType, unit: what a message of protobuf says of its metrics
+	// sampleLine has name, labels, valueText, stamp, exemplar, repeated, plain and tail, or is a metric of
+	// protobuf, with labels, samples and isNative.
+	sampleLine lineKind = iota
+	helpLine            // name, text
+	typeLine            // name, metricType
+	unitLine            // name, text
+	eofLine             // checked, but not handed out
+	headLine            // name, text, metricType, unit: what a message of protobuf says of its metrics
 )
 
 // metadataWords are what metadata begins with after the #.
@@ -833,9 +835,9 @@ var protobufTypes = [...]metricType{counter, gauge, summary, untyped, histogram,
 // boundLabels are the labels that bound a bucket or a quantile.
 var boundLabels = [conflicting]string{histogram: "le", gaugeHistogram: "le", summary: "quantile"}
 
-// fields has for each message the types of its fields, by number: v is an integer, f a float, i and d are any
+// fieldTypes has for each message the types of its fields, by number: v is an integer, f a float, i and d are any
 // number of integers and floats, s is text, a capital letter a message, m one that is left alone, a blank anything.
-var fields = [...]string{
+var fieldTypes = [...]string{
 	'F': " ssvms", 'M': " LGCSGvH", 'L': " ss", // MetricFamily, Metric, LabelPair
 	'G': " f", 'C': " fET", 'S': " vfQT", 'Q': " ff", // Gauge and Untyped, Counter, Summary, Quantile
 	'H': " vfBfvfvfPidPidTE", 'B': " vfEf", 'P': " vv", // Histogram, Bucket, BucketSpan
@@ -887,8 +889,9 @@ func (p *parser) head() bool {
 	}
 	p.kind, p.pos, p.end = headLine, from, from+int(size)
 	found := p.walk('F', from, p.end)
-	e, number := exposition{buf: p.buf}, p.integer(found[3])
-	p.name, p.text, p.unit = e.text(found[1]), e.text(found[2]), e.text(found[5])
+	text := func(s span) []byte { return p.buf[s.from:s.to] }
+	p.name, p.text, p.unit = text(found[1]), text(found[2]), text(found[5])
+	number := p.integer(found[3])
 	switch {
 	case p.err != nil:
 	case len(p.name) == 0 || number >= uint64(len(protobufTypes)):
@@ -917,7 +920,7 @@ func (p *parser) field(message byte, i, end int) (kind byte, number, from, to in
 		size = 4
 	}
 	kind, number = ' ', int(tag>>3)
-	if types := fields[message]; number < len(types) {
+	if types := fieldTypes[message]; number < len(types) {
 		kind = types[number]
 	}
 	switch {
@@ -966,7 +969,7 @@ func (p *parser) walk(message byte, i, end int) (found [9]span) {
 func (p *parser) histogram(i, end int, found [9]span) {
 	var lengths, ints, floats [2]int // by side of zero, of all spans, and how many buckets there are
 	var last, ends [2]int64          // bucket that deltas make, and index after the last span
-	total, isOdd, start := p.integer(found[7]), false, i
+	total, isBroken, start := p.integer(found[7]), false, i
 	p.isNative = total > 0 || p.float(found[6]) > 0
 	for i < end {
 		_, number, from, to := p.field(0, i, end)
@@ -975,9 +978,9 @@ func (p *parser) histogram(i, end int, found [9]span) {
 		case 9, 12:
 			span := p.walk('P', from, to)
 			offset, length := uint32(p.integer(span[1])), uint32(p.integer(span[2]))
-			isOdd = isOdd || lengths[side] > 0 && offset&1 > 0 // it begins before the end of another one
+			isBroken = isBroken || lengths[side] > 0 && offset&1 > 0 // it begins before the end of another one
 			ends[side] += int64(int32(offset>>1)^-int32(offset&1)) + int64(length)
-			isOdd = isOdd || ends[side]-int64(length) < math.MinInt32 || ends[side] > math.MaxInt32
+			isBroken = isBroken || ends[side]-int64(length) < math.MinInt32 || ends[side] > math.MaxInt32
 			lengths[side] += int(length)
 			p.isNative = true
 		case 10, 13:
@@ -985,23 +988,23 @@ func (p *parser) histogram(i, end int, found [9]span) {
 				delta, from = p.varint(from, to)
 				last[side] += int64(delta>>1) ^ -int64(delta&1)
 				total += uint64(last[side])
-				isOdd = isOdd || last[side] < 0
+				isBroken = isBroken || last[side] < 0
 			}
 		case 11, 14:
 			for ; from < to; from += 8 {
-				isOdd = isOdd || p.float(span{uint32(from), uint32(to)}) < 0
+				isBroken = isBroken || p.float(span{uint32(from), uint32(to)}) < 0
 				floats[side]++
 			}
 		}
 	}
 	isFloat := p.float(found[4]) > 0 || p.float(found[8]) > 0 || floats != [2]int{}
-	isOdd = isOdd || isFloat && (p.float(found[4]) < 0 || p.float(found[8]) < 0)
+	isBroken = isBroken || isFloat && (p.float(found[4]) < 0 || p.float(found[8]) < 0)
 	count, schema, sum := p.integer(found[1]), p.integer(found[5]), p.float(found[2])
 	switch {
 	case !p.isNative || p.err != nil:
 	case isFloat && lengths != floats || !isFloat && lengths != ints:
 		p.fail(start, "expected as many buckets of a native histogram as there are in its spans")
-	case isOdd || schema&1 == 0 && schema > 2*8 || schema&1 > 0 && schema > 2*4-1: // the last bit is the sign
+	case isBroken || schema&1 == 0 && schema > 2*8 || schema&1 > 0 && schema > 2*4-1: // the last bit is the sign
 		p.fail(start, "expected a native histogram with a known schema, spans in order, and no bucket below zero")
 	case !isFloat && (total > count || total < count && sum == sum): // a NaN is in no bucket
 		p.fail(start, "expected as many observations of a native histogram as there are in its buckets")
@@ -1337,7 +1340,7 @@ func (l *labeller) readLines(more func(wanted, limit int) int, limit int) error 
 	for l.p.next() {
 		switch {
 		case l.p.kind == headLine:
-			l.addMessage(l.p.name, l.p.text, l.p.unit, l.p.metricType)
+			l.beginMessage(l.p.name, l.p.text, l.p.unit, l.p.metricType)
 		case l.p.kind != sampleLine:
 			l.describe()
 		case l.p.protobuf:
@@ -1788,8 +1791,8 @@ func appendRespelled(dst, text []byte, escapes string) []byte {
 	return dst
 }
 
-// addMessage adds the family that the metrics of a message belong to.
-func (l *labeller) addMessage(name, help, unit []byte, t metricType) {
+// beginMessage adds the family that the metrics of a message belong to.
+func (l *labeller) beginMessage(name, help, unit []byte, t metricType) {
 	_, slot := l.find(name)
 	l.at = l.add(l.e.append(name), slot)
 	f := &l.e.families[l.at]
@@ -2086,7 +2089,7 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 	toText := from.openMetrics && !l.e.openMetrics
 	switch unit := respell(from.unitText(f)); {
 	case l.e.protobuf:
-		l.addMessage(base, help, from.unitText(f), f.metricType)
+		l.beginMessage(base, help, from.unitText(f), f.metricType)
 	case split:
 	case toText:
 		l.described = description{name: whole, help: help, metricType: f.metricType.inText(), typed: true}

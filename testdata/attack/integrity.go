@@ -200,7 +200,8 @@ type integrity struct {
 
 // generations prepares the streams.
 func generations(a *arena) []string {
-	file, glob := &stream{name: "file", size: 5000, shares: true, isFile: true}, &stream{name: "glob", size: 300, isFile: true}
+	file := &stream{name: "file", size: 5000, shares: true, isFile: true}
+	glob := &stream{name: "glob", size: 300, isFile: true}
 	pipe := &stream{name: "exec", size: 1500}
 	exporters := []*stream{
 		{name: "text", size: 5000, shares: true},
@@ -293,7 +294,8 @@ func readAll(ctx context.Context, a *arena) (o outcome, faults []error) {
 		in.memory, in.files = append(in.memory, a.memory("VmRSS")), append(in.files, len(files))
 		if second%60 == 0 {
 			now := a.cpu()
-			fmt.Printf(row, time.Since(begun).Round(time.Second), in.pages, in.samples, in.joined, in.lag.Round(10*time.Microsecond),
+			fmt.Printf(row, time.Since(begun).Round(time.Second),
+				in.pages, in.samples, in.joined, in.lag.Round(10*time.Microsecond),
 				in.faults, fmt.Sprintf("%d MB", slices.Max(in.memory[second-60:])), slices.Max(in.files[second-60:]),
 				fmt.Sprintf("%.0f %%", (now-before).Seconds()/0.6))
 			before = now
@@ -377,7 +379,8 @@ func (in *integrity) readAs(ctx context.Context, a *arena, i int) {
 		if err == nil {
 			err = found.check(page)
 		}
-		fresh := slices.ContainsFunc(found.asked, func(s *stream) bool { return s.kept == 0 }) // or another's page may serve
+		// If all results are kept, another's page may serve.
+		fresh := slices.ContainsFunc(found.asked, func(s *stream) bool { return s.kept == 0 })
 		if err == nil && fresh && found.scrapes < scrapes {
 			err = fmt.Errorf("stale: %d scrapes are counted, there were %d before", found.scrapes, scrapes)
 		}
@@ -546,7 +549,8 @@ func (re *reading) checkAges() error {
 		case s.isFile:
 			continue
 		case replaced > 0:
-			return fmt.Errorf("stale: the run of %s after generation %d began %v before the scrape", s.name, n, replaced)
+			return fmt.Errorf("stale: the run of %s after generation %d began %v before the scrape",
+				s.name, n, replaced)
 		case ended > s.kept+slack:
 			return fmt.Errorf("stale: generation %d of %s ended %v before the scrape", n, s.name, ended)
 		case s.kept == 0 && g.began.Before(re.began):

@@ -442,7 +442,8 @@ func revoke(a *arena, n int) {
 
 // isRevoked checks that the user is known as long as the file cannot be read, and 6 s after that no more.
 func isRevoked(a *arena, n int, page string) error {
-	code, want := newClient(a, 1).ask(a.ctx, "/-/none", func(r *http.Request) { r.SetBasicAuth("revoked", password) }), 0
+	revoked := func(r *http.Request) { r.SetBasicAuth("revoked", password) }
+	code, want := newClient(a, 1).ask(a.ctx, "/-/none", revoked), 0
 	switch {
 	case n < 4:
 		want = http.StatusNotFound
