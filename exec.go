@@ -249,11 +249,12 @@ type key struct {
 	expiry  *time.Timer      // drops newest, or its bodies, once they are older than --max-age
 }
 
-// fetch is one run, from when it is queued.
+// fetch is one run, from when it is queued. It does not hold its result: who waits is given newer ones.
 type fetch struct {
 	key       *key
-	waiters   int     // tickets that wait for it
-	result    *result // that it is to yield, nil while it waits
+	waiters   int           // tickets that wait for it
+	started   time.Time     // zero while it waits
+	limit     time.Duration // that the source is told
 	cancel    context.CancelFunc
 	overdue   *time.Timer
 	ended     bool // its outcome is known
@@ -342,7 +343,7 @@ func (w *waterfall) makeRoom() bool {
 func (w *waterfall) enter(t *ticket) {
 	i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return f.key == t.key })
 	switch f := t.key.running; {
-	case f != nil && !f.ended && !f.cancelled && t.enough(f.result):
+	case f != nil && !f.ended && !f.cancelled && t.enough(f.limit, f.started):
 		t.fetch = f
 	case i >= 0:
 		t.fetch = w.waiting[i]
@@ -358,12 +359,11 @@ func (w *waterfall) enter(t *ticket) {
 }
 
 // enough reports whether a run was told at least half of what it would be for this scrape: with less, probes fail.
-func (t *ticket) enough(r *result) bool {
-	start := r.start
+func (t *ticket) enough(limit time.Duration, start time.Time) bool {
 	if start.Before(t.came) {
 		start = t.came
 	}
-	return 2*r.limit >= t.tells(start, t.until)
+	return 2*limit >= t.tells(start, t.until)
 }
 
 // tells returns how long a source is told that it has: less than it has, so that who answers when told is in time.
@@ -396,7 +396,7 @@ func (t *ticket) wait(ctx context.Context) {
 func (t *ticket) result() *result {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.got == nil && t.fetch.result == nil {
+	if t.got == nil && t.fetch.started.IsZero() {
 		return queued
 	}
 	return cmp.Or(t.got, late)
@@ -408,7 +408,7 @@ func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	f := t.fetch
-	if t.got == refused || expired && t.got == nil && f.result == nil {
+	if t.got == refused || expired && t.got == nil && f.started.IsZero() {
 		t.status.addFailure("busy")
 	}
 	if t.key == nil {
@@ -416,11 +416,11 @@ func (t *ticket) leave(expired bool) {
 	}
 	delete(t.key.tickets, t)
 	if f != nil && !f.ended {
-		if f.waiters--; f.waiters == 0 && (f.result == nil || t.maxAge == 0) {
-			if f.result == nil {
+		if f.waiters--; f.waiters == 0 && (f.started.IsZero() || t.maxAge == 0) {
+			if f.started.IsZero() {
 				t.waiting = slices.DeleteFunc(t.waiting, func(other *fetch) bool { return other == f })
 			} else {
-				f.cancelled, f.expired = true, expired && time.Since(f.result.start) >= time.Second
+				f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
 				f.cancel()
 			}
 		}
@@ -440,12 +440,12 @@ func (w *waterfall) advance() {
 		f := w.waiting[i]
 		w.waiting = slices.Delete(w.waiting, i, i+1)
 		w.running++
-		start := time.Now()
-		f.key.running, f.result = f, &result{start: start, limit: w.tells(start, f.until())}
+		f.key.running, f.started = f, time.Now()
+		f.limit = w.tells(f.started, f.until())
 		ctx, cancel := context.WithTimeout(w.life, w.timeout)
 		f.cancel = cancel
 		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() { // it cannot be ended, on a dead disk say
-			w.finish(f, &result{failure: w.timedOut(), start: start, end: time.Now(), limit: f.result.limit})
+			w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), limit: f.limit})
 		})
 		w.runs.Go(func() { w.run(ctx, f) })
 	}
@@ -478,7 +478,7 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 
 // guard fetches, with what all fetches have in common: times, the deadline, the budget.
 func (w *waterfall) guard(ctx context.Context, f *fetch) *result {
-	r := f.result
+	r := &result{start: f.started, limit: f.limit}
 	if !f.key.standard {
 		r.budget = w.budget
 		r.budget.draw(r, w.budget.likely())
@@ -540,7 +540,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 		w.keep(f.key, r)
 		for t := range f.key.tickets { // whatever they waited for, it is the newest
 			switch {
-			case w.keeps(r), !r.end.Before(t.came) && t.enough(r):
+			case w.keeps(r), !r.end.Before(t.came) && t.enough(r.limit, r.start):
 				t.got = r
 				t.wake.Signal()
 			case t.fetch == f: // it came between the end of the run and this moment

@@ -46,6 +46,7 @@ import (
 	"testing/synctest"
 	"time"
 	"unicode/utf8"
+	"weak"
 )
 
 var update = flag.Bool("update", false, "rewrite testdata/format.txt and the want files of testdata/cases")
@@ -140,7 +141,7 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 // fetchOnce fetches a source, past its waterfall.
 func fetchOnce(s *source) *result {
 	standard, _ := s.arguments(nil, prometheus3)
-	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, result: &result{limit: s.timeout}})
+	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, limit: s.timeout})
 }
 
 // must returns a value that a test cannot do without.
@@ -177,11 +178,7 @@ func replaceFile(t testing.TB, dir, name, text string) string {
 func readFiles(t testing.TB, files ...string) (bodies [][]byte) {
 	t.Helper()
 	for _, file := range files {
-		body, err := os.ReadFile(file)
-		if err != nil {
-			t.Fatal(err)
-		}
-		bodies = append(bodies, body)
+		bodies = append(bodies, must(os.ReadFile(file)))
 	}
 	return bodies
 }
@@ -1904,8 +1901,14 @@ func TestTooLate(t *testing.T) {
 		if second.result().end.Before(second.came) || s.keysRun() != "a a" {
 			t.Errorf("the second got %v", second.result())
 		}
+		old, third := weak.Make(second.result()), s.join(sceneVisit("a"))
+		s.end("a", 3)
+		if runtime.GC(); old.Value() != nil { // or a thousand who wait would hold a thousand results
+			t.Error("who has got a newer result holds the old one")
+		}
 		first.leave(false)
 		second.leave(false)
+		third.leave(false)
 		s.empty(t)
 	})
 }
@@ -2264,14 +2267,11 @@ func TestAddresses(t *testing.T) {
 
 // TestSilentHandshake ends a fetch of an exporter that says nothing in the handshake of TLS.
 func TestSilentHandshake(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0") // it accepts no connection, but the system does
-	if err != nil {
-		t.Fatal(err)
-	}
+	l := must(net.Listen("tcp", "127.0.0.1:0")) // it accepts no connection, but the system does
 	defer l.Close()
 	p, _ := newTestProgram(t, "--http", "x=https://"+l.Addr().String()+"/", "--timeout", "100ms")
 	wantContains(t, get(t, p, "/metrics").Body.String(), "down: x: timeout: ")
-	err = &net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}
+	err := &net.OpError{Op: "dial", Err: syscall.ETIMEDOUT}
 	if f := p.sources[0].fetcher.(*exporter).failure(err); f.reason != "connect" {
 		t.Errorf("%s: %v", f.reason, f.err)
 	}
