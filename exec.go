@@ -87,8 +87,8 @@ type shared struct {
 // newSource makes a source of flags that are good. All its fetches end with life.
 func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 	s := &source{intake: intake{sourceConfig: c, shared: sh, budget: budget{most: 4 * c.maxBytes}}}
-	s.waterfall = waterfall{sourceConfig: c, life: life, places: 16, keys: map[string]*key{}}
-	s.budget = &s.intake.budget
+	s.waterfall = waterfall{sourceConfig: c, life: life, places: 16, budget: &s.intake.budget, keys: map[string]*key{}}
+	s.status.failures = map[string]uint64{}
 	added := &s.intake.added
 	added.drop, added.idle = c.drop, &sh.idle
 	for _, glob := range c.drop {
@@ -142,9 +142,6 @@ type result struct {
 
 // samples counts the samples of all bodies.
 func (r *result) samples() int { return r.sum(func(e *exposition) int { return e.samples }) }
-
-// dropped counts the metric families that were left out.
-func (r *result) dropped() int { return r.sum(func(e *exposition) int { return e.dropped }) }
 
 // sum adds up what each body has.
 func (r *result) sum(of func(e *exposition) int) int {
@@ -409,7 +406,7 @@ func (t *ticket) leave(expired bool) {
 	defer t.mu.Unlock()
 	f := t.fetch
 	if t.got == refused || expired && t.got == nil && f.started.IsZero() {
-		t.status.addFailure("busy")
+		t.status.failures["busy"]++
 	}
 	if t.key == nil {
 		return
@@ -2254,7 +2251,7 @@ func (st *status) count(standard bool, r *result) (changes int) {
 		for _, varies := range []string{`"`, " (", "line ", "current time", "read udp"} { // from there on
 			state, _, _ = strings.Cut(state, varies)
 		}
-		st.addFailure(r.failure.reason)
+		st.failures[r.failure.reason]++
 	} else {
 		st.lastSuccess = r.end
 	}
@@ -2282,14 +2279,6 @@ func (st *status) count(standard bool, r *result) (changes int) {
 
 // More changes of a source's state than flapping within flappingTime are summed up in the log.
 const flapping, flappingTime = 5, 10 * time.Minute
-
-// addFailure counts a failure.
-func (st *status) addFailure(reason string) {
-	if st.failures == nil {
-		st.failures = map[string]uint64{}
-	}
-	st.failures[reason]++
-}
 
 // logFetch logs changes of a source's state for all to see, and once that it gives a series twice.
 func logFetch(log *slog.Logger, twice *sync.Once, r *result, changes int) {

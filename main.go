@@ -345,7 +345,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p := &program{config: c, endpoints: map[string][]*source{}, told: map[string]int{}, dropped: new(atomic.Uint64),
 		started: time.Now(), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
-	p.pages.chunks.New = newChunk
+	p.pages.chunks.New = func() any { return new(chunk) }
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.version, p.revision = readBuild()
 	p.userAgent = ownName + "/" + p.version
@@ -1518,13 +1518,13 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		}
 	}
 	limit := p.timeLimit(want.sources, r.Header.Get(timeoutHeader))
-	tickets, err := askAll(want.sources, query, want.takes, time.Now().Add(limit-margin(limit)))
+	want.tickets, err = askAll(want.sources, query, want.takes, time.Now().Add(limit-margin(limit)))
 	if err != nil {
 		p.refuse(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	began := time.Now()
-	sp, err := p.openPage(r.Context(), want, tickets, limit)
+	sp, err := p.openPage(r.Context(), want, limit)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
@@ -1550,34 +1550,23 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 }
 
 // openPage waits for what the sources have for a scrape, then for a page of it, no longer than limit.
-func (p *program) openPage(
-	ctx context.Context, want *pageRequest, tickets []*ticket, limit time.Duration,
-) (*sharedPage, error) {
+func (p *program) openPage(ctx context.Context, want *pageRequest, limit time.Duration) (*sharedPage, error) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	waiting, stopWaiting := context.WithTimeout(ctx, limit-margin(limit))
 	defer stopWaiting()
 	defer context.AfterFunc(p.stopping, stopWaiting)()
-	for _, t := range tickets {
+	for _, t := range want.tickets {
 		t.wait(waiting)
 	}
 	expired := waiting.Err() == context.DeadlineExceeded
-	for _, t := range tickets {
+	for _, t := range want.tickets {
 		defer t.leave(expired)
-	}
-	want.newest = func() (results []*result) {
-		for _, t := range tickets {
-			results = append(results, t.result())
-		}
-		return results
 	}
 	if err := ctx.Err(); err != nil { // or one that has gone could take a turn
 		return nil, err
 	}
-	process := p.processNow()
-	want.render = func(ctx context.Context, results []*result, f form) (*page, error) {
-		return p.render(ctx, want.sources, results, f, process)
-	}
+	want.program, want.process = p.about(), p.processNow()
 	return p.pages.open(ctx, want)
 }
 
@@ -1703,42 +1692,6 @@ func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest
 		p.log.Debug("a scraper was cut off", "err", err)
 		panic(http.ErrAbortHandler)
 	}
-}
-
-// render merges results with the status metrics that tell of them and those of the process. It fails if ctx ends.
-func (p *program) render(
-	ctx context.Context, sources []*source, results []*result, f form, process *exposition,
-) (*page, error) {
-	var told []sourceView
-	for i, s := range sources {
-		told = append(told, sourceView{s, results[i], s.snapshot()})
-	}
-	own := &ownMetrics{}
-	own.addSources(told)
-	own.addProgram(p.about())
-	written := len(own.text)
-	own.addFindings(told, &findings{})
-	status := own.read(false)
-	bodies, names := [][]*exposition{status.as(f), process.as(f)}, []string{ownName, ownName}
-	for i, r := range results {
-		for _, e := range r.bodies {
-			if err := ctx.Err(); err != nil { // samples may have to be written anew
-				return nil, err
-			}
-			bodies = append(bodies, e.as(f))
-			names = append(names, sources[i].name)
-		}
-	}
-	m, err := merge(ctx, bodies, names, f)
-	if err != nil {
-		return nil, err
-	}
-	if len(m.pairs) > 0 {
-		own.text = own.text[:written]
-		own.addFindings(told, m.findings)
-		m.renew(bodies[0][0], own.read(false).as(f)[0])
-	}
-	return m.write(ctx, &p.pages.chunks)
 }
 
 // about returns what the status metrics tell of the program.
@@ -2300,8 +2253,9 @@ func (p *program) once(stdout io.Writer) int {
 		return 1
 	}
 	limit := p.timeLimit(sources, "")
-	tickets, _ := askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit))) // all have defaults
-	sp, err := p.openPage(context.Background(), &pageRequest{sources: sources}, tickets, limit)
+	want := &pageRequest{sources: sources}
+	want.tickets, _ = askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit))) // all have defaults
+	sp, err := p.openPage(context.Background(), want, limit)
 	if err != nil {
 		p.log.Error("no page before the deadline", "err", err)
 		return 1

@@ -672,7 +672,7 @@ func pageOf(f form, expositions ...*exposition) *page {
 		bodies = append(bodies, e.as(f))
 	}
 	m, _ := merge(context.Background(), bodies, make([]string, len(bodies)), f)
-	pg, _ := m.write(context.Background(), &sync.Pool{New: newChunk})
+	pg, _ := m.write(context.Background(), &sync.Pool{New: func() any { return new(chunk) }})
 	return pg
 }
 
@@ -882,7 +882,7 @@ func samplesOf(t *testing.T, text string, openMetrics bool) []string {
 		}
 		stamp := string(p.stamp)
 		if openMetrics && stamp != "" {
-			stamp = string(appendMillis(nil, p.stamp))
+			stamp = strconv.FormatInt(int64(max(0, min(floatOf(p.stamp)*1000, 1<<62))), 10)
 		}
 		samples = append(samples, fmt.Sprintf("%s %s %s", line, p.valueText(), strings.TrimLeft(stamp, "0")))
 	}
@@ -1380,6 +1380,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	t.Cleanup(end)
 	config := &sourceConfig{kind: "exec", timeout: time.Hour}
 	s.waterfall = waterfall{sourceConfig: config, places: 16, life: life, keys: map[string]*key{}}
+	s.status.failures = map[string]uint64{}
 	if !serial {
 		s.kind, s.places = "http", 128
 	}
@@ -2547,7 +2548,7 @@ func TestFlapping(t *testing.T) {
 
 // TestOverviewSince has a state begin when it changes between up and down, and not when the reason does.
 func TestOverviewSince(t *testing.T) {
-	var st status
+	st := status{failures: map[string]uint64{}}
 	start := time.Now()
 	for i, step := range []struct {
 		failure *failure
@@ -2766,14 +2767,13 @@ func wantOwn(t *testing.T, own *exposition, samples int, f form, bodies []*expos
 
 // ---- merge.go: Sharing pages
 
-// opener opens pages of a result for a test, and counts how often one is rendered.
+// opener opens pages of a result for a test.
 type opener struct {
 	*testing.T
 	client  string
 	came    time.Time
 	p       *program
 	sources []*source
-	renders atomic.Int32
 }
 
 func newOpener(t *testing.T, args ...string) *opener {
@@ -2785,11 +2785,8 @@ func newOpener(t *testing.T, args ...string) *opener {
 func (o *opener) open(ctx context.Context, r *result, takes accept, gzip bool) (*sharedPage, error) {
 	return o.p.pages.open(ctx, &pageRequest{
 		client: o.client, came: o.came, sources: o.sources, takes: takes, gzip: gzip,
-		newest: func() []*result { return []*result{r} },
-		render: func(ctx context.Context, results []*result, f form) (*page, error) {
-			o.renders.Add(1)
-			return o.p.render(ctx, o.sources, results, f, o.p.processNow())
-		},
+		tickets: []*ticket{{waterfall: &o.sources[0].waterfall, got: r}},
+		program: o.p.about(), process: o.p.processNow(),
 	})
 }
 
@@ -2881,13 +2878,12 @@ func TestPageIsShared(t *testing.T) {
 		o := newOpener(t)
 		p, r := o.p, &result{}
 		first, second := o.page(r, false), o.page(r, false)
-		if first != second || first.zipped != nil || o.renders.Load() != 1 {
-			t.Errorf("two plain scrapes: one page %v, compressed %v, rendered %d times",
-				first == second, first.zipped != nil, o.renders.Load())
+		if first != second || first.zipped != nil {
+			t.Errorf("two plain scrapes: one page %v, compressed %v", first == second, first.zipped != nil)
 		}
 		time.Sleep(readTime)
 		third, fourth := o.page(r, true), o.page(r, true)
-		if third != first || fourth != first || o.renders.Load() != 1 {
+		if third != first || fourth != first {
 			t.Error("compressed scrapes have another page")
 		}
 		if o.came = first.made.Add(time.Second); o.page(r, false) != first { // it is half a second old
@@ -2968,17 +2964,17 @@ func TestWaitingForPages(t *testing.T) {
 		o := newOpener(t)
 		p, r := o.p, &result{}
 		p.pages.turn.wait(t.Context(), "") // somebody renders
-		var mu sync.Mutex                  // guards opened and compressed
+		var mu sync.Mutex                  // guards opened and pages
 		var opened []*sharedPage
-		compressed := map[*page]bool{}
+		pages := map[*page]bool{} // plain and compressed
 		for i := range 100 {
 			go func() {
 				sp := o.page(r, i%2 == 0)
 				mu.Lock()
 				defer mu.Unlock()
 				opened = append(opened, sp)
-				if i%2 == 0 {
-					compressed[sp.zipped] = true
+				if pages[sp.page] = true; i%2 == 0 {
+					pages[sp.zipped] = true
 				}
 			}()
 			synctest.Wait()
@@ -2988,9 +2984,8 @@ func TestWaitingForPages(t *testing.T) {
 		}
 		p.pages.turn.pass()
 		synctest.Wait()
-		if len(opened) != 100 || o.renders.Load() != 1 || len(compressed) != 1 {
-			t.Errorf("%d scrapes have a page, rendered %d times, compressed %d times",
-				len(opened), o.renders.Load(), len(compressed))
+		if len(opened) != 100 || len(pages) != 2 {
+			t.Errorf("%d scrapes have a page, of %d, compressed or not", len(opened), len(pages))
 		}
 		for _, sp := range opened {
 			p.pages.close(sp, "")
@@ -3600,7 +3595,7 @@ func TestGone(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	for range 20 {
-		if _, err := p.openPage(ctx, &pageRequest{}, nil, time.Minute); err != context.Canceled {
+		if _, err := p.openPage(ctx, &pageRequest{}, time.Minute); err != context.Canceled {
 			t.Fatalf("opened a page: %v", err)
 		}
 	}

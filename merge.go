@@ -462,9 +462,6 @@ type page struct {
 // chunk is memory of a page, and of its way to a reader.
 type chunk [32 << 10]byte
 
-// newChunk returns a chunk for a pool.
-func newChunk() any { return new(chunk) }
-
 // write writes the page, in chunks of a pool where it holds text of its own. It fails if ctx ends.
 func (m *merged) write(ctx context.Context, pool *sync.Pool) (*page, error) {
 	pg := &page{form: m.form, findings: m.findings, pool: pool}
@@ -907,7 +904,7 @@ type sourceView struct {
 func (m *ownMetrics) addSources(sources []sourceView) {
 	each := func(name string, t metricType, help string, value func(s sourceView) float64) {
 		for _, s := range sources {
-			if v := value(s); v == v {
+			if v := value(s); !math.IsNaN(v) {
 				m.add(ownName+"_source_"+name, t, help, v, "exporter_name", s.name)
 			}
 		}
@@ -932,7 +929,7 @@ func (m *ownMetrics) addSources(sources []sourceView) {
 		if len(s.drop) == 0 {
 			return math.NaN()
 		}
-		return float64(s.result.dropped())
+		return float64(s.result.sum(func(e *exposition) int { return e.dropped }))
 	})
 	each("exit_status", gauge, "Exit status of the command.", func(s sourceView) float64 {
 		if s.result.exit == nil {
@@ -1086,10 +1083,19 @@ type pageRequest struct {
 	client  string // see clientOf
 	came    time.Time
 	sources []*source
+	tickets []*ticket // one for each source
 	takes   accept
-	gzip    bool             // it takes the page compressed
-	newest  func() []*result // the newest results of the sources
-	render  func(ctx context.Context, results []*result, f form) (*page, error)
+	gzip    bool // it takes the page compressed
+	program *about
+	process *exposition // the metrics of the process
+}
+
+// newest returns the newest results of the sources.
+func (want *pageRequest) newest() (results []*result) {
+	for _, t := range want.tickets {
+		results = append(results, t.result())
+	}
+	return results
 }
 
 // form returns the form that the scraper gets a page of these results in. Without a body in
@@ -1173,7 +1179,7 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 		}
 	}
 	made, results := time.Now(), want.newest()
-	pg, err := want.render(ctx, results, want.form(results))
+	pg, err := want.write(ctx, results, &ps.chunks)
 	if err != nil {
 		return nil, err
 	}
@@ -1188,21 +1194,50 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	return sp, nil
 }
 
-// boundGarbage sets how much garbage there may be, in percent of what lives, by the most that bodies of one page had.
-// Little is dear to collect: of an appliance's scrape, the second 100 % save a tenth of the CPU time and take
-// 3 MiB. Much comes of large bodies, which have no pointers: to collect it is cheap.
+// write merges results with the status metrics that tell of them and those of the process. It fails if ctx ends.
+func (want *pageRequest) write(ctx context.Context, results []*result, pool *sync.Pool) (*page, error) {
+	f := want.form(results)
+	var told []sourceView
+	for i, s := range want.sources {
+		told = append(told, sourceView{s, results[i], s.snapshot()})
+	}
+	own := &ownMetrics{}
+	own.addSources(told)
+	own.addProgram(want.program)
+	written := len(own.text)
+	own.addFindings(told, &findings{})
+	status := own.read(false).as(f)
+	bodies, names := [][]*exposition{status, want.process.as(f)}, []string{ownName, ownName}
+	for i, r := range results {
+		for _, e := range r.bodies {
+			if err := ctx.Err(); err != nil { // samples may have to be written anew
+				return nil, err
+			}
+			bodies = append(bodies, e.as(f))
+			names = append(names, want.sources[i].name)
+		}
+	}
+	m, err := merge(ctx, bodies, names, f)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.pairs) > 0 {
+		own.text = own.text[:written]
+		own.addFindings(told, m.findings)
+		m.renew(status[0], own.read(false).as(f)[0])
+	}
+	return m.write(ctx, pool)
+}
+
+// boundGarbage sets how much garbage there may be, in percent of what lives: the less, the more the bodies of a page
+// have had. Little is dear to collect: of an appliance's scrape, the second 100 % save a tenth of the CPU time and
+// take 3 MiB. Much comes of large bodies, which have no pointers: to collect it is cheap.
 func (ps *pages) boundGarbage(results []*result) {
-	size := int64(0)
+	size := int64(1)
 	for _, r := range results {
 		size += r.bytes
 	}
-	slack := 200
-	switch {
-	case size > 4<<20:
-		slack = 30
-	case size > 2<<20:
-		slack = 100
-	}
+	slack := int(max(30, min(400<<20/size, 200)))
 	if os.Getenv("GOGC") == "" && (ps.slack == 0 || slack < ps.slack) {
 		ps.slack = slack
 		debug.SetGCPercent(slack)

@@ -45,8 +45,8 @@ const (
 type lineKind uint8
 
 const (
-	// sampleLine has name, labels, valueText, stamp, exemplar, repeated, plain and tail, or is a metric of
-	// protobuf, with labels, samples and isNative.
+	// sampleLine has name, labels, valueText, stamp, exemplar, repeated and plain, or is a metric of protobuf,
+	// with labels, samples and isNative.
 	sampleLine lineKind = iota
 	helpLine            // name, text
 	typeLine            // name, metricType
@@ -101,7 +101,7 @@ type line struct {
 	exemplar   []byte // as written, from the # on; empty if there is none
 	quotes     bool   // a label name of the exemplar, or in protobuf of the metric, needs quotes
 	repeated   bool   // the line before was a sample of this name; may be missed
-	plain      bool   // tail is as the format's own encoder would write it
+	plain      bool   // it is written as the format's own encoder would
 }
 
 // label is where one label of a sample stands, in bytes from the start of the line.
@@ -295,9 +295,9 @@ func (p *parser) comment(i int) bool {
 	}
 	word := p.blanks(i + 1)
 	name := min(word+len("HELP"), end)
-	kind := lineKind(max(0, slices.Index(metadataWords[:], string(p.buf[word:name])))) // 0 for none
+	kind := lineKind(max(0, slices.Index(metadataWords[:], string(p.buf[word:name])))) // or sampleLine
 	if p.openMetrics {
-		if kind == 0 || string(p.buf[p.start:word]) != "# " || p.buf[name] != ' ' {
+		if kind == sampleLine || string(p.buf[p.start:word]) != "# " || p.buf[name] != ' ' {
 			p.fail(p.start, "OpenMetrics allows no comments, only # HELP, # TYPE, # UNIT and # EOF")
 			return false
 		}
@@ -305,7 +305,8 @@ func (p *parser) comment(i int) bool {
 		return true
 	}
 	next := p.blanks(name)
-	if kind == 0 || kind == unitLine || word == i+1 || next == name || p.buf[next] == '\n' || p.buf[next] == '\r' {
+	if kind == sampleLine || kind == unitLine || word == i+1 ||
+		next == name || p.buf[next] == '\n' || p.buf[next] == '\r' {
 		return false
 	}
 	p.metadata(kind, next)
@@ -807,15 +808,6 @@ func (p *parser) labelNamed(name []byte) []byte {
 // valueText returns the value of the sample, as written.
 func (p *parser) valueText() []byte { return p.buf[p.value:wordEnd(p.buf, p.value)] }
 
-// tail returns what follows the name of a plain sample and its brace, newline included.
-func (p *parser) tail() []byte {
-	i := p.start + len(p.name)
-	if len(p.labels) > 0 {
-		i += len("{")
-	}
-	return p.buf[i:p.pos]
-}
-
 // ---- Protobuf
 
 // message is what a parser knows of a message of protobuf, and of the last metric in it. A body is a row of
@@ -1006,7 +998,7 @@ func (p *parser) histogram(i, end int, found [9]span) {
 		p.fail(start, "expected as many buckets of a native histogram as there are in its spans")
 	case isBroken || schema&1 == 0 && schema > 2*8 || schema&1 > 0 && schema > 2*4-1: // the last bit is the sign
 		p.fail(start, "expected a native histogram with a known schema, spans in order, and no bucket below zero")
-	case !isFloat && (total > count || total < count && sum == sum): // a NaN is in no bucket
+	case !isFloat && (total > count || total < count && !math.IsNaN(sum)): // a NaN is in no bucket
 		p.fail(start, "expected as many observations of a native histogram as there are in its buckets")
 	}
 }
@@ -1574,14 +1566,16 @@ func (f *family) contradict(p *parser) {
 
 // relay appends a plain sample as it came, after its name and the added labels.
 func (l *labeller) relay() {
-	out := append(l.e.buf, l.prefix...)
-	if len(l.p.labels) == 0 {
+	out, rest := append(l.e.buf, l.prefix...), l.p.start+len(l.p.name)
+	switch {
+	case len(l.p.labels) > 0:
+		rest += len("{")
+	case len(l.added.text) > 0: // and not a comma
+		out[len(out)-1] = '}'
+	default: // and no brace
 		out = out[:len(out)-1]
-		if len(l.added.text) > 0 {
-			out = append(out, '}')
-		}
 	}
-	l.e.buf = append(out, l.p.tail()...)
+	l.e.buf = append(out, l.p.buf[rest:l.p.pos]...)
 }
 
 // relabel appends a sample that is not plain, or whose labels get other names.
@@ -1635,7 +1629,8 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 	case l.p.openMetrics == l.e.openMetrics:
 		dst = append(append(dst, ' '), l.p.stamp...)
 	case l.p.openMetrics:
-		dst = appendMillis(append(dst, ' '), l.p.stamp)
+		millis := floatOf(l.p.stamp) * 1000 // as in Prometheus, or the nearest that the text format has
+		dst = strconv.AppendInt(append(dst, ' '), int64(max(0, min(millis, 1<<62))), 10)
 	default:
 		dst = appendSeconds(append(dst, ' '), l.p.stamp)
 	}
@@ -1643,11 +1638,6 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 		dst = append(append(dst, ' '), l.p.exemplar...)
 	}
 	return dst
-}
-
-// appendMillis appends the milliseconds that Prometheus makes of seconds, or the nearest that the text format has.
-func appendMillis(dst, seconds []byte) []byte {
-	return strconv.AppendInt(dst, int64(max(0, min(floatOf(seconds)*1000, 1<<62))), 10)
 }
 
 // appendSeconds appends milliseconds as seconds. Prometheus, which multiplies floats, would
@@ -1688,7 +1678,7 @@ func appendBound(dst, bound []byte) []byte {
 		return appendRespelled(dst, bound, `\"n`)
 	}
 	if value == 0 {
-		value = 0 // without a sign
+		value = math.Abs(value) // -0 is stored as 0
 	}
 	from := len(dst)
 	dst = strconv.AppendFloat(dst, value, 'g', -1, 64)
