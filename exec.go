@@ -82,6 +82,7 @@ type shared struct {
 	windows   sync.Pool  // of *workspace
 	idle      sync.Map   // globs of --drop that have matched nothing yet
 	starts    sync.Mutex // held while a command is started: one at a time
+	watched   []*watched // the files that flags name
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
@@ -794,6 +795,13 @@ type watched struct {
 	broken  atomic.Bool // there is a fault
 }
 
+// watch adds files that are reread, if the flag is given.
+func (sh *shared) watch(set func(files []flagFile) error, changed func(), files ...flagFile) {
+	if len(files) > 0 && files[0].name != "" {
+		sh.watched = append(sh.watched, &watched{files: files, set: set, changed: changed, log: sh.log})
+	}
+}
+
 // refresh rereads the files. If the disk still keeps an earlier call waiting, it returns at once.
 func (w *watched) refresh() {
 	if !w.looking.CompareAndSwap(false, true) {
@@ -1016,7 +1024,6 @@ type exporter struct {
 	headers   atomic.Pointer[http.Header]
 	token     atomic.Pointer[string] // nil without a token file
 	tls       tlsFiles
-	watched   []*watched // what these are read from
 }
 
 // accept is what a scraper takes beside the text format.
@@ -1080,13 +1087,11 @@ func newExporter(in *intake) *exporter {
 	}
 	e.headers.Store(&e.fixed)
 	watch := func(flag string, set func(files []flagFile) error, names ...string) {
-		w := &watched{set: set, changed: e.reconnect, log: e.log}
+		var files []flagFile
 		for _, name := range names {
-			w.files = append(w.files, flagFile{flag: "--" + flag + " " + c.name, name: name})
+			files = append(files, flagFile{flag: "--" + flag + " " + c.name, name: name})
 		}
-		if len(names) > 0 && names[0] != "" {
-			e.watched = append(e.watched, w)
-		}
+		e.watch(set, e.reconnect, files...)
 	}
 	watch("header", e.setHeaders, c.headerFiles...)
 	watch("bearer-token-file", e.setToken, c.tokenFile)

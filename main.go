@@ -326,7 +326,6 @@ type program struct {
 	found       sync.Map // by path: the *findings of its last page
 	tls         tlsFiles
 	passwords   passwords
-	watched     []*watched     // the files that flags name
 	dropped     *atomic.Uint64 // lines of the log that could not be written
 
 	stopping context.Context // done when scrapes are to be answered with what has arrived
@@ -358,23 +357,15 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	for _, sc := range c.sources {
 		s := newSource(life, sc, &p.shared)
 		p.sources = append(p.sources, s)
-		if e, ok := s.fetcher.(*exporter); ok {
-			p.watched = append(p.watched, e.watched...)
-		}
 		for _, path := range s.paths {
 			p.endpoints[path] = append(p.endpoints[path], s)
 		}
 	}
-	watch := func(set func(files []flagFile) error, changed func(), files ...flagFile) {
-		if files[0].name != "" {
-			p.watched = append(p.watched, &watched{files: files, set: set, changed: changed, log: p.log})
-		}
-	}
-	watch(p.tls.setCert, func() {}, flagFile{flag: "--web.tls-cert-file", name: c.tlsCert},
+	p.watch(p.tls.setCert, func() {}, flagFile{flag: "--web.tls-cert-file", name: c.tlsCert},
 		flagFile{flag: "--web.tls-key-file", name: c.tlsKey})
-	watch(p.tls.setCAs, p.connections.end, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
+	p.watch(p.tls.setCAs, p.connections.end, flagFile{flag: "--web.tls-client-ca-file", name: c.tlsClientCA})
 	p.passwords.key, p.passwords.turn.most = []byte(rand.Text()), 16
-	watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
+	p.watch(p.passwords.set, p.connections.end, flagFile{flag: "--web.basic-auth-file", name: c.basicAuth})
 	return p
 }
 
