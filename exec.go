@@ -1236,21 +1236,21 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response, may
 	begin := func(text string) string { // parameters are broken in many ways
 		return strings.ToLower(text[:len(text)-len(strings.TrimLeft(text, wordBytes+"/+"))])
 	}
-	kind, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
+	media, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
 	_, version, _ := strings.Cut(contentType, "version=")
 	version = begin(strings.Trim(version, `"`))
 	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
-	case kind == "protobuf" && !mayBeProtobuf:
+	case media == "protobuf" && !mayBeProtobuf:
 		return fail("content_type", "the exporter answered %s, which it was not asked for", shown)
-	case kind == "OpenMetrics" && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
+	case media == "OpenMetrics" && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
 		return fail("content_type", "the exporter answered OpenMetrics %s: only 1.0.0 and 0.0.1 are known",
 			hide(version, resp.Request)).advise("--header NAME:'Accept: text/plain' asks for text")
 	case unreadable != "":
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
 	in := &body{ctx: ctx, src: resp.Body, size: max(resp.ContentLength, 0)}
-	f := format{openMetrics: kind == "OpenMetrics", protobuf: kind == "protobuf"}
+	f := format{openMetrics: media == "OpenMetrics", protobuf: media == "protobuf"}
 	hasEnd := zipped || f != format{} || len(resp.TransferEncoding) > 0
 	in.untilClose = resp.ContentLength < 0 && !hasEnd
 	if zipped {
@@ -1263,7 +1263,7 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response, may
 	}
 	fault := e.intake.read(r, in, f)
 	switch {
-	case kind != "":
+	case media != "":
 		return fault
 	case fault == nil && r.samples() == 0:
 		r.bodies = nil
@@ -1607,13 +1607,13 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 			failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", len(names)-i))
 			break
 		}
-		part := fs.readApart(ctx, r, name)
-		r.bodies, r.files = append(r.bodies, part.bodies...), append(r.files, part.files...)
-		r.bytes, r.held = part.bytes, part.held
-		if failed != nil && part.failure != nil {
+		one := fs.readApart(ctx, r, name)
+		r.bodies, r.files = append(r.bodies, one.bodies...), append(r.files, one.files...)
+		r.bytes, r.held = one.bytes, one.held
+		if failed != nil && one.failure != nil {
 			more++
 		}
-		failed = cmp.Or(failed, part.failure)
+		failed = cmp.Or(failed, one.failure)
 	}
 	if more > 0 {
 		failed.err = fmt.Errorf("%w; and %d more", failed.err, more)
@@ -1636,13 +1636,13 @@ func (fs *files) readApart(ctx context.Context, r *result, name string) *result 
 	if hangs {
 		return missing
 	}
-	part, back := &result{bytes: r.bytes, held: r.held}, make(chan *result, 2)
+	one, back := &result{bytes: r.bytes, held: r.held}, make(chan *result, 2)
 	go func() {
-		part.failure = recovered(part, func() *failure { return fs.read(ctx, part, name) })
+		one.failure = recovered(one, func() *failure { return fs.read(ctx, one, name) })
 		fs.mu.Lock()
 		delete(fs.hangs, name)
 		fs.mu.Unlock()
-		back <- part
+		back <- one
 	}()
 	defer context.AfterFunc(ctx, func() {
 		time.Sleep(overdueAfter / 2) // what does not hang ends with ctx

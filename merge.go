@@ -636,34 +636,33 @@ type transcript struct {
 	from         *exposition
 	of           *family
 	name         []byte     // of the family that is written
-	kind         metricType // likewise
+	metricType   metricType // likewise
 	bound        string     // the label that bounds buckets or quantiles, "" for none
 	hasExemplars bool       // samples have them, perhaps
 	metrics      []*compound
 	index        map[string]*compound // by labels
 	rest         []byte               // lines of samples that make up no metric
 	fields       []byte               // labels of the sample
-	part         []byte               // what the sample is in protobuf
+	value        []byte               // its value, in protobuf
 }
 
 // compound is a metric that several samples make up.
 type compound struct {
-	fields, parts, stamp []byte
-	lines                []span
-	has                  int
-	created              span // the line of its start time
+	fields, pieces, stamp []byte
+	lines                 []span
+	has                   int
+	created               span // the line of its start time
 }
 
 // maxCompounds is how many metrics samples of one family make up. With more, they all stand alone.
 const maxCompounds = 1 << 16
 
 // What a metric has; hasInf is the bucket of +Inf, which is the last. The value of a counter is its sum.
-const hasSum, hasCount, hasInf, hasParts, hasCreated, isOdd = 1, 2, 4, 8, 16, 32
+const hasSum, hasCount, hasInf, hasPieces, hasCreated, isOdd = 1, 2, 4, 8, 16, 32
 
-// protobufValues are the numbers of the fields for values and their start times, and what a value needs.
-var protobufValues = [conflicting]struct{ number, created, needs int }{
-	untyped: {number: 5}, gauge: {number: 2}, counter: {3, 3, hasSum},
-	summary: {4, 4, hasSum | hasCount}, histogram: {7, 15, hasSum | hasCount | hasInf},
+// protobufValues are the numbers of the fields for start times of values, and what a value needs.
+var protobufValues = [conflicting]struct{ created, needs int }{
+	counter: {3, hasSum}, summary: {4, hasSum | hasCount}, histogram: {15, hasSum | hasCount | hasInf},
 }
 
 // as returns the exposition for pages of a form, in protobuf with what Prometheus would store of it.
@@ -701,7 +700,7 @@ func (t *transcript) family(from *exposition, f *family) {
 		for _, m := range t.metrics {
 			alone := m.lines
 			if m.has&(needs|isOdd) == needs {
-				t.write(from.text(f.name), f.metricType, m.fields, m.parts, m.stamp)
+				t.write(from.text(f.name), f.metricType, m.fields, m.pieces, m.stamp)
 				alone = []span{m.created} // it is a sample, too, for scrapers that do without start times
 			}
 			for _, s := range alone {
@@ -718,33 +717,33 @@ func (t *transcript) family(from *exposition, f *family) {
 // collect adds the sample to the metric that it belongs to.
 func (t *transcript) collect() {
 	fields, bound, isBound := t.appendLabels(t.fields[:0], true)
-	kind, part, role, value := t.of.metricType, t.part[:0], isOdd, floatOf(t.p.valueText())
+	own, piece, role, value := t.of.metricType, t.value[:0], isOdd, floatOf(t.p.valueText())
 	isCount := value >= 0 && value < 1<<63 && value == math.Trunc(value) && !math.Signbit(value)
 	switch suffix := string(bytes.TrimPrefix(t.p.name, t.from.text(t.of.base()))); {
 	case suffix == "_created" && !isBound:
 		if role = hasCreated; value > 0 && value < 1<<40 { // or it is no time
-			part = appendTimestamp(part, protobufValues[kind].created, int64(value*1000))
+			piece = appendTimestamp(piece, protobufValues[own].created, int64(value*1000))
 		}
-	case kind == counter && len(suffix) == int(t.of.suffix):
-		role, part = hasSum, t.appendExemplar(appendFloat(part, 1, value), 2)
+	case own == counter && len(suffix) == int(t.of.suffix):
+		role, piece = hasSum, t.appendExemplar(appendFloat(piece, 1, value), 2)
 	case suffix == "_sum" && !isBound:
-		role, part = hasSum, appendFloat(part, 2, value)
+		role, piece = hasSum, appendFloat(piece, 2, value)
 	case suffix == "_count" && !isBound && isCount:
-		role, part = hasCount, appendInteger(part, 1, uint64(value))
-	case suffix == "_bucket" && isBound && isCount && kind == histogram:
-		if role = hasParts; math.IsInf(bound, 1) {
+		role, piece = hasCount, appendInteger(piece, 1, uint64(value))
+	case suffix == "_bucket" && isBound && isCount && own == histogram:
+		if role = hasPieces; math.IsInf(bound, 1) {
 			role = hasInf
 		}
-		part = appendBytes(part, 3, t.appendExemplar(appendFloat(appendInteger(nil, 1, uint64(value)), 2, bound), 3))
-	case suffix == "" && isBound && kind == summary:
-		role, part = hasParts, appendBytes(part, 3, appendFloat(appendFloat(nil, 1, bound), 2, value))
+		piece = appendBytes(piece, 3, t.appendExemplar(appendFloat(appendInteger(nil, 1, uint64(value)), 2, bound), 3))
+	case suffix == "" && isBound && own == summary:
+		role, piece = hasPieces, appendBytes(piece, 3, appendFloat(appendFloat(nil, 1, bound), 2, value))
 	}
 	m := t.index[string(fields)]
 	if m == nil {
 		m = &compound{fields: bytes.Clone(fields)}
 		t.index[string(fields)], t.metrics = m, append(t.metrics, m)
 	}
-	if m.has&role&^hasParts != 0 || role == hasParts && m.has&hasInf != 0 { // it has that already
+	if m.has&role&^hasPieces != 0 || role == hasPieces && m.has&hasInf != 0 { // it has that already
 		role = isOdd
 	}
 	line := span{uint32(t.p.start), uint32(t.p.pos)}
@@ -757,38 +756,38 @@ func (t *transcript) collect() {
 		m.stamp = t.p.stamp
 	}
 	m.has |= role
-	m.parts, m.lines = append(m.parts, part...), append(m.lines, line)
-	t.fields, t.part = fields, part
+	m.pieces, m.lines = append(m.pieces, piece...), append(m.lines, line)
+	t.fields, t.value = fields, piece
 }
 
 // single writes a sample as a metric.
 func (t *transcript) single() {
-	kind, isCreated := untyped, t.of.created && bytes.HasSuffix(t.p.name, []byte("_created"))
+	as, isCreated := untyped, t.of.created && bytes.HasSuffix(t.p.name, []byte("_created"))
 	switch own := t.of.metricType.inText(); {
 	case own == gauge, own == counter && !isCreated:
-		kind = own
+		as = own
 	case t.hasExemplars && !isCreated: // which no other type has
-		kind = counter
+		as = counter
 	}
 	t.fields, _, _ = t.appendLabels(t.fields[:0], false)
-	t.part = appendFloat(t.part[:0], 1, floatOf(t.p.valueText()))
-	if kind == counter {
-		t.part = t.appendExemplar(t.part, 2)
+	t.value = appendFloat(t.value[:0], 1, floatOf(t.p.valueText()))
+	if as == counter {
+		t.value = t.appendExemplar(t.value, 2)
 	}
-	t.write(t.p.name, kind, t.fields, t.part, t.p.stamp)
+	t.write(t.p.name, as, t.fields, t.value, t.p.stamp)
 }
 
 // write writes a metric with a value.
-func (t *transcript) write(name []byte, kind metricType, labels, value, stamp []byte) {
-	if kind != t.kind || !bytes.Equal(name, t.name) {
+func (t *transcript) write(name []byte, as metricType, labels, value, stamp []byte) {
+	if as != t.metricType || !bytes.Equal(name, t.name) {
 		var help, unit []byte
-		if kind == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
+		if as == t.of.metricType.inText() || bytes.Equal(name, t.from.text(t.of.name)) {
 			help, unit = plainText(t.from.text(t.of.help)), t.from.unitText(t.of)
 		}
-		t.beginMessage(plainText(name), help, unit, kind)
-		t.name, t.kind = name, kind
+		t.beginMessage(plainText(name), help, unit, as)
+		t.name, t.metricType = name, as
 	}
-	t.series = appendBytes(append(t.series[:0], labels...), protobufValues[kind].number, value)
+	t.series = appendBytes(append(t.series[:0], labels...), valueFields[as], value)
 	if len(stamp) > 0 {
 		millis, _ := strconv.ParseInt(string(stamp), 10, 64)
 		if t.from.openMetrics {

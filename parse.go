@@ -791,6 +791,9 @@ type message struct {
 // protobufTypes are the types of metric families, by their numbers in protobuf.
 var protobufTypes = [...]metricType{counter, gauge, summary, untyped, histogram, gaugeHistogram}
 
+// valueFields are the numbers of the fields that hold the value of a metric, by its type.
+var valueFields = [conflicting]int{untyped: 5, counter: 3, gauge: 2, summary: 4, histogram: 7, gaugeHistogram: 7}
+
 // boundLabels are the labels that bound a bucket or a quantile.
 var boundLabels = [conflicting]string{histogram: "le", gaugeHistogram: "le", summary: "quantile"}
 
@@ -816,20 +819,23 @@ func (p *parser) scanMessage() bool {
 	}
 	p.kind, p.plain, p.quotes, p.labels, p.seen = sampleLine, true, false, p.labels[:0], 0
 	p.message = message{end: p.end}
-	kind, _, from, to := p.field('F', p.pos, p.end)
+	fieldType, _, from, to := p.field('F', p.pos, p.end)
 	p.value, p.pos = from, to
-	if p.err != nil || kind != 'm' {
+	if p.err != nil || fieldType != 'm' {
 		return false
 	}
-	p.walk('M', from, to)
-	bound := boundLabels[p.metricType]
+	found, bound := p.walk('M', from, to), boundLabels[p.metricType]
 	if p.samples += 2; bound == "" || p.isNative {
 		p.samples = 1
 	} else if bound == "le" && !p.isInfinite {
 		p.samples++
 	}
-	if p.samples != 2 && p.labelNamed([]byte(bound)) != nil || len(p.labels) >= fewLabels && p.repeatsLabel() {
+	switch {
+	case p.err != nil:
+	case p.samples != 2 && p.labelNamed([]byte(bound)) != nil, len(p.labels) >= fewLabels && p.repeatsLabel():
 		p.fail(from, "duplicate label name")
+	case found[valueFields[p.metricType]].from == 0: // Prometheus would take that of the metric before
+		p.fail(from, "expected a value of the family's type")
 	}
 	return true
 }
@@ -865,7 +871,7 @@ func (p *parser) head() bool {
 }
 
 // field finds the contents of the field at i of a message, and checks that it is written as its type is.
-func (p *parser) field(message byte, i, end int) (kind byte, number, from, to int) {
+func (p *parser) field(message byte, i, end int) (fieldType byte, number, from, to int) {
 	tag, from := p.varint(i, end)
 	size, wire := uint64(8), int(tag&7)
 	switch {
@@ -878,18 +884,18 @@ func (p *parser) field(message byte, i, end int) (kind byte, number, from, to in
 	case wire == fixed32Wire:
 		size = 4
 	}
-	kind, number = ' ', int(tag>>3)
+	fieldType, number = ' ', int(tag>>3)
 	if types := fieldTypes[message]; number < len(types) {
-		kind = types[number]
+		fieldType = types[number]
 	}
 	switch {
 	case p.err != nil:
-	case tag < 1<<3 || tag >= 1<<32 || wires[kind]>>wire&1 == 0 || kind == 'd' && size%8 != 0:
+	case tag < 1<<3 || tag >= 1<<32 || wires[fieldType]>>wire&1 == 0 || fieldType == 'd' && size%8 != 0:
 		p.fail(i, "expected a field of another type")
 	case size > uint64(end-from):
 		p.fail(i, "expected a field that ends before its message")
 	default:
-		return kind, number, from, from + int(size)
+		return fieldType, number, from, from + int(size)
 	}
 	return ' ', 0, 0, 0
 }
@@ -898,25 +904,25 @@ func (p *parser) field(message byte, i, end int) (kind byte, number, from, to in
 func (p *parser) walk(message byte, i, end int) (found [9]span) {
 	var inner [9]span
 	for i < end && p.err == nil {
-		kind, number, from, to := p.field(message, i, end)
-		if 'A' <= kind && kind <= 'Z' {
-			inner = p.walk(kind, from, to)
+		fieldType, number, from, to := p.field(message, i, end)
+		if 'A' <= fieldType && fieldType <= 'Z' {
+			inner = p.walk(fieldType, from, to)
 		}
 		if i = to; number < len(found) {
 			found[number] = span{uint32(from), uint32(to)}
 		}
 		switch name, value := inner[1], inner[2]; {
 		case p.err != nil:
-		case kind == 's' && !utf8.Valid(p.buf[from:to]):
+		case fieldType == 's' && !utf8.Valid(p.buf[from:to]):
 			p.fail(from, "invalid UTF-8")
-		case kind == 'L' && name.from == name.to && message == 'M':
+		case fieldType == 'L' && name.from == name.to && message == 'M':
 			p.fail(from, "expected a label name")
-		case kind == 'L' && message == 'M':
+		case fieldType == 'L' && message == 'M':
 			p.quotes = p.quotes || !isBareLabel(p.buf[name.from:name.to])
 			p.addLabel(int(name.from), int(name.to), int(value.from), int(value.to)+1) // as if there was a quote
-		case kind == 'H':
+		case fieldType == 'H':
 			p.histogram(from, to, inner)
-		case kind == 'Q', kind == 'B' && !p.isInfinite:
+		case fieldType == 'Q', fieldType == 'B' && !p.isInfinite:
 			p.samples++
 			p.isInfinite = math.IsInf(p.float(value), 1)
 		}
