@@ -280,7 +280,7 @@ func complain(stderr io.Writer, status int, faults ...string) int {
 
 // printing returns what do returns, or 1 if what it printed could not be written.
 func printing(ctx context.Context, stdout, stderr io.Writer, do func(stdout io.Writer) int) int {
-	return unlessDone(ctx, func() int {
+	return unlessDone(ctx, 1, func() int {
 		out := bufio.NewWriter(stdout)
 		status := do(out)
 		if err := out.Flush(); err != nil {
@@ -290,13 +290,13 @@ func printing(ctx context.Context, stdout, stderr io.Writer, do func(stdout io.W
 	})
 }
 
-// unlessDone returns what do returns, or 1 once ctx is done: a wait for a pipe, disk or process cannot be cancelled.
-func unlessDone(ctx context.Context, do func() int) int {
+// unlessDone returns what do returns, or instead once ctx is done: a wait for a pipe or a disk cannot be cancelled.
+func unlessDone(ctx context.Context, instead int, do func() int) int {
 	code := make(chan int, 1)
 	go func() { code <- do() }()
 	select {
 	case <-ctx.Done():
-		return 1
+		return instead
 	case code := <-code:
 		return code
 	}
@@ -306,7 +306,7 @@ func unlessDone(ctx context.Context, do func() int) int {
 func within(d time.Duration, do func()) {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
-	unlessDone(ctx, func() int { do(); return 0 })
+	unlessDone(ctx, 0, func() int { do(); return 0 })
 }
 
 // program is what runs.
@@ -1439,7 +1439,8 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		return http.StatusOK
 	}
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	code := unlessDone(ctx, func() int {
+	const left = 0
+	code := unlessDone(ctx, left, func() int {
 		defer cancel()
 		if ps.turn.wait(own, client) != nil {
 			return http.StatusServiceUnavailable
@@ -1454,7 +1455,7 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		ps.right.Store(digest, true)
 		return http.StatusOK
 	})
-	if code > 1 { // or ctx is done
+	if code != left {
 		return code
 	}
 	_, another := ps.left.LoadOrStore(client, nil)
