@@ -135,7 +135,7 @@ type result struct {
 	exit       *int   // status of a command that ended by itself
 	stderr     string // the end of a command's, for the log only
 	start, end time.Time
-	limit      time.Duration // that the source was told
+	told       time.Duration // how long the source had
 	fresh      time.Time     // until then the bodies are served to scrapes that come later
 	budget     *budget       // that it draws on; nil with default arguments
 	drawn      int64         // bytes, see budget
@@ -252,7 +252,7 @@ type fetch struct {
 	key       *key
 	waiters   int           // tickets that wait for it
 	started   time.Time     // zero while it waits
-	limit     time.Duration // that the source is told
+	told      time.Duration // how long the source has
 	cancel    context.CancelFunc
 	overdue   *time.Timer
 	ended     bool // its outcome is known
@@ -341,7 +341,7 @@ func (w *waterfall) makeRoom() bool {
 func (w *waterfall) enter(t *ticket) {
 	i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return f.key == t.key })
 	switch f := t.key.running; {
-	case f != nil && !f.ended && !f.cancelled && t.enough(f.limit, f.started):
+	case f != nil && !f.ended && !f.cancelled && t.enough(f.told, f.started):
 		t.fetch = f
 	case i >= 0:
 		t.fetch = w.waiting[i]
@@ -357,11 +357,11 @@ func (w *waterfall) enter(t *ticket) {
 }
 
 // enough reports whether a run was told at least half of what it would be for this scrape: with less, probes fail.
-func (t *ticket) enough(limit time.Duration, start time.Time) bool {
+func (t *ticket) enough(told time.Duration, start time.Time) bool {
 	if start.Before(t.came) {
 		start = t.came
 	}
-	return 2*limit >= t.tells(start, t.until)
+	return 2*told >= t.tells(start, t.until)
 }
 
 // tells returns how long a source is told that it has: less than it has, so that who answers when told is in time.
@@ -439,11 +439,11 @@ func (w *waterfall) advance() {
 		w.waiting = slices.Delete(w.waiting, i, i+1)
 		w.running++
 		f.key.running, f.started = f, time.Now()
-		f.limit = w.tells(f.started, f.until())
+		f.told = w.tells(f.started, f.until())
 		ctx, cancel := context.WithTimeout(w.life, w.timeout)
 		f.cancel = cancel
 		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() { // it cannot be ended, on a dead disk say
-			w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), limit: f.limit})
+			w.finish(f, &result{failure: w.timedOut(), start: f.started, end: time.Now(), told: f.told})
 		})
 		w.runs.Go(func() { w.run(ctx, f) })
 	}
@@ -476,7 +476,7 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 
 // guard fetches, with what all fetches have in common: times, the deadline, the budget.
 func (w *waterfall) guard(ctx context.Context, f *fetch) *result {
-	r := &result{start: f.started, limit: f.limit}
+	r := &result{start: f.started, told: f.told}
 	if !f.key.standard {
 		r.budget = w.budget
 		r.budget.draw(r, w.budget.likely())
@@ -538,7 +538,7 @@ func (w *waterfall) finish(f *fetch, r *result) {
 		w.keep(f.key, r)
 		for t := range f.key.tickets { // whatever they waited for, it is the newest
 			switch {
-			case w.keeps(r), !r.end.Before(t.came) && t.enough(r.limit, r.start):
+			case w.keeps(r), !r.end.Before(t.came) && t.enough(r.told, r.start):
 				t.got = r
 				t.wake.Signal()
 			case t.fetch == f: // it came between the end of the run and this moment
@@ -1168,7 +1168,7 @@ func (e *exporter) fetch(ctx context.Context, r *result, values []string) *failu
 		"Accept":          {values[1]},
 		"Accept-Encoding": {"identity"},
 		"User-Agent":      {e.userAgent},
-		timeoutHeader:     {seconds(r.limit)},
+		timeoutHeader:     {seconds(r.told)},
 	}
 	maps.Copy(header, *e.headers.Load())
 	if token := e.token.Load(); token != nil {
@@ -1239,7 +1239,7 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response, may
 	media, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
 	_, version, _ := strings.Cut(contentType, "version=")
 	version = begin(strings.Trim(version, `"`))
-	zipped, unreadable := judgeEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
+	zipped, unreadable := contentEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
 	case media == "protobuf" && !mayBeProtobuf:
 		return fail("content_type", "the exporter answered %s, which it was not asked for", shown)
@@ -1288,8 +1288,8 @@ var formats = map[string]string{
 // wordBytes are what the names of parameters, and the words of media types, consist of.
 const wordBytes = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-."
 
-// judgeEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it that cannot be read.
-func judgeEncoding(header string) (zipped bool, unreadable string) {
+// contentEncoding reports whether a Content-Encoding means gzip, and returns an encoding in it that cannot be read.
+func contentEncoding(header string) (zipped bool, unreadable string) {
 	for encoding := range strings.SplitSeq(strings.ToLower(header), ",") {
 		switch encoding = strings.TrimSpace(encoding); encoding {
 		case "gzip", "x-gzip":
@@ -2072,7 +2072,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	ctx, end := context.WithCancel(ctx)
 	defer end()
 	cmd := inGroup(ctx, c.args(values))
-	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(r.limit))
+	cmd.Env = append(os.Environ(), "SCRAPE_TIMEOUT_SECONDS="+seconds(r.told))
 	out, errs, err := c.start(cmd)
 	defer out.Close() // to close a pipe that there is not does no harm
 	defer errs.Close()

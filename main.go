@@ -1509,14 +1509,14 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 			p.tell(slog.LevelInfo, 20, name, "no source takes this parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
-	limit := p.timeLimit(want.sources, r.Header.Get(timeoutHeader))
-	want.tickets, err = askAll(want.sources, query, want.takes, time.Now().Add(limit-margin(limit)))
+	timeout := p.scrapeTimeout(want.sources, r.Header.Get(timeoutHeader))
+	want.tickets, err = askAll(want.sources, query, want.takes, time.Now().Add(timeout-margin(timeout)))
 	if err != nil {
 		p.refuse(w, err.Error(), http.StatusBadRequest)
 		return
 	}
 	began := time.Now()
-	sp, err := p.openPage(r.Context(), want, limit)
+	sp, err := p.openPage(r.Context(), want, timeout)
 	if err != nil && r.Context().Err() != nil {
 		panic(http.ErrAbortHandler) // the client has left; nothing would look like an empty page
 	}
@@ -1538,14 +1538,14 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		p.found.Store(r.URL.Path, found)
 	}
 	p.send(w, r, want, sp)
-	p.report(found)
+	p.logFindings(found)
 }
 
-// openPage waits for what the sources have for a scrape, then for a page of it, no longer than limit.
-func (p *program) openPage(ctx context.Context, want *pageRequest, limit time.Duration) (*sharedPage, error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+// openPage waits for what the sources have for a scrape, then for a page of it, no longer than timeout.
+func (p *program) openPage(ctx context.Context, want *pageRequest, timeout time.Duration) (*sharedPage, error) {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	waiting, stopWaiting := context.WithTimeout(ctx, limit-margin(limit))
+	waiting, stopWaiting := context.WithTimeout(ctx, timeout-margin(timeout))
 	defer stopWaiting()
 	defer context.AfterFunc(p.stopping, stopWaiting)()
 	for _, t := range want.tickets {
@@ -1581,9 +1581,9 @@ func selected(sources []*source, names []string) []*source {
 	return slices.DeleteFunc(slices.Clone(sources), func(s *source) bool { return !slices.Contains(names, s.name) })
 }
 
-// timeLimit returns how long a scrape may take until its answer begins. If the scraper announces
+// scrapeTimeout returns how long a scrape may take until its answer begins. If the scraper announces
 // no deadline, the sources get what a run under way and one of its own may take.
-func (p *program) timeLimit(sources []*source, header string) time.Duration {
+func (p *program) scrapeTimeout(sources []*source, header string) time.Duration {
 	longest := time.Second // to render the program's own metrics, if they are all
 	if len(sources) > 0 {
 		longest = slices.MaxFunc(sources, func(a, b *source) int { return cmp.Compare(a.timeout, b.timeout) }).timeout
@@ -1705,8 +1705,8 @@ func (p *program) about() *about {
 	return a
 }
 
-// report logs what could not be merged, once for each pair of sources.
-func (p *program) report(found *findings) {
+// logFindings logs what could not be merged, once for each pair of sources.
+func (p *program) logFindings(found *findings) {
 	for pair, c := range found.pairs {
 		p.tell(slog.LevelWarn, 1000, pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one,
 			"other", pair.other, "families", c.families, "first", c.first[0])
@@ -2026,10 +2026,10 @@ func (r row) appendLine(dst []byte) []byte {
 	if r.state != onDemand {
 		name = fmt.Sprintf(`<a href=".%s?exporter_name=%s">%[2]s</a>`, html(r.paths[0]), name)
 	}
-	age, took, limit, samples, size := "", "–", "–", "–", "–"
+	age, took, timeout, samples, size := "", "–", "–", "–", "–"
 	if !r.since.IsZero() {
 		age, took = ageText(r.since), durationText(r.last.duration)
-		limit = fmt.Sprintf("<meter aria-label=time max=%.4g high=%.4g value=%.3g></meter> %s", r.timeout.Seconds(),
+		timeout = fmt.Sprintf("<meter aria-label=time max=%.4g high=%.4g value=%.3g></meter> %s", r.timeout.Seconds(),
 			0.8*r.timeout.Seconds(), r.last.duration.Seconds(), durationText(r.timeout))
 		if r.state != isDown || r.last.samples > 0 {
 			samples, size = grouped(uint64(r.last.samples)), fmt.Sprintf("%.1f KiB", float64(r.last.bytes)/(1<<10))
@@ -2041,7 +2041,7 @@ func (r row) appendLine(dst []byte) []byte {
 	}
 	dst = fmt.Appendf(dst, "\n<tr class=%s id=%s><td>%s <a href=\"?refresh=0#%[2]s\">%[4]s</a> <i>%s</i>",
 		look.class, r.name, look.mark, look.name, age)
-	return append(dst, "<td>"+strings.Join([]string{name, html(from), took, limit, samples, size, ago(r.lastSuccess),
+	return append(dst, "<td>"+strings.Join([]string{name, html(from), took, timeout, samples, size, ago(r.lastSuccess),
 		grouped(failures)}, "<td>")...)
 }
 
@@ -2244,16 +2244,16 @@ func (p *program) once(stdout io.Writer) int {
 		p.log.Error("no source is served there, and there are several other endpoints", "path", path)
 		return 1
 	}
-	limit := p.timeLimit(sources, "")
+	timeout := p.scrapeTimeout(sources, "")
 	want := &pageRequest{sources: sources}
-	want.tickets, _ = askAll(sources, nil, prometheus3, time.Now().Add(limit-margin(limit))) // all have defaults
-	sp, err := p.openPage(context.Background(), want, limit)
+	want.tickets, _ = askAll(sources, nil, prometheus3, time.Now().Add(timeout-margin(timeout))) // all have defaults
+	sp, err := p.openPage(context.Background(), want, timeout)
 	if err != nil {
 		p.log.Error("no page before the deadline", "err", err)
 		return 1
 	}
 	(*net.Buffers)(&sp.chunks).WriteTo(stdout)
-	p.report(sp.findings)
+	p.logFindings(sp.findings)
 	if slices.ContainsFunc(sp.results, func(r *result) bool { return r.failure != nil }) {
 		return 1
 	}
@@ -2262,8 +2262,8 @@ func (p *program) once(stdout io.Writer) int {
 
 // isHealthy says why no healthy reverse_exporter listens on the address. It does not verify who
 // answers, for the request reveals nothing.
-func (a address) isHealthy(limit time.Duration) error {
-	client := http.Client{Timeout: limit, Transport: &http.Transport{
+func (a address) isHealthy(timeout time.Duration) error {
+	client := http.Client{Timeout: timeout, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, a.network, a.addr)
 		},

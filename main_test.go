@@ -141,7 +141,7 @@ func get(t testing.TB, p *program, path string, headers ...string) *httptest.Res
 // fetchOnce fetches a source, past its waterfall.
 func fetchOnce(s *source) *result {
 	standard, _ := s.arguments(nil, prometheus3)
-	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, limit: s.timeout})
+	return s.guard(context.Background(), &fetch{key: &key{arguments: standard}, told: s.timeout})
 }
 
 // must returns a value that a test cannot do without.
@@ -1398,7 +1398,7 @@ func newStand(t *testing.T, serial, obedient bool) *stand {
 	s.do = func(ctx context.Context, r *result, values []string) (f *failure) {
 		s.mu.Lock()
 		s.begun = append(s.begun, cmp.Or(values[0], "-"))
-		s.told = append(s.told, r.limit.String())
+		s.told = append(s.told, r.told.String())
 		released := make(chan int, 1)
 		s.release[values[0]] = released
 		s.active++
@@ -1893,7 +1893,7 @@ func TestTooLate(t *testing.T) {
 		end := time.Now()
 		time.Sleep(time.Nanosecond)
 		second := s.join(sceneVisit("a"))
-		s.finish(first.fetch, &result{start: first.came, end: end, limit: time.Hour})
+		s.finish(first.fetch, &result{start: first.came, end: end, told: time.Hour})
 		if first.result().end != end || second.result() != queued {
 			t.Errorf("the first got %v, the second %v", first.result(), second.result())
 		}
@@ -3615,8 +3615,8 @@ func TestTimeLimit(t *testing.T) {
 		"+Inf": 7 * time.Second, "1e400": 7 * time.Second,
 		"1": time.Second, "10": 10 * time.Second, "1e12": 1e6 * time.Second,
 	} {
-		if limit := p.timeLimit(p.sources, header); limit != want {
-			t.Errorf("%q: %v, want %v", header, limit, want)
+		if timeout := p.scrapeTimeout(p.sources, header); timeout != want {
+			t.Errorf("%q: %v, want %v", header, timeout, want)
 		}
 	}
 }

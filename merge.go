@@ -280,7 +280,7 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 				rest = append(rest, p)
 			case verdicts[i] == joins:
 				joined = append(joined, p.joining())
-			case p.several || !m.form.strict && (p.metricType == histogram || p.metricType == summary):
+			case p.otherName || !m.form.strict && (p.metricType == histogram || p.metricType == summary):
 				lists = append(lists, p.split(!m.form.strict))
 			default:
 				f := *p.family
@@ -306,7 +306,7 @@ func (p *part) joining() *part {
 	f := *p.family
 	f.name.to = f.name.from + uint32(bytes.LastIndexByte(p.text(f.name), '_'))
 	f.help.to = f.help.from // it says what h_count is, not what h is
-	f.unit, f.several = 0, true
+	f.unit, f.otherName = 0, true
 	return p.with(f)
 }
 
@@ -1196,15 +1196,15 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 // write merges results with the status metrics that tell of them and those of the process. It fails if ctx ends.
 func (want *pageRequest) write(ctx context.Context, results []*result, pool *sync.Pool) (*page, error) {
 	f := want.form(results)
-	var told []sourceView
+	var views []sourceView
 	for i, s := range want.sources {
-		told = append(told, sourceView{s, results[i], s.snapshot()})
+		views = append(views, sourceView{s, results[i], s.snapshot()})
 	}
 	own := &ownMetrics{}
-	own.addSources(told)
+	own.addSources(views)
 	own.addProgram(want.program)
 	written := len(own.text)
-	own.addFindings(told, &findings{})
+	own.addFindings(views, &findings{})
 	status := own.read(false).as(f)
 	bodies, names := [][]*exposition{status, want.process.as(f)}, []string{ownName, ownName}
 	for i, r := range results {
@@ -1222,7 +1222,7 @@ func (want *pageRequest) write(ctx context.Context, results []*result, pool *syn
 	}
 	if len(m.pairs) > 0 {
 		own.text = own.text[:written]
-		own.addFindings(told, m.findings)
+		own.addFindings(views, m.findings)
 		m.renew(status[0], own.read(false).as(f)[0])
 	}
 	return m.write(ctx, pool)

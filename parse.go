@@ -1415,9 +1415,9 @@ func (l *labeller) enter() {
 	}
 	f := &l.e.families[l.at]
 	if bytes.Equal(name, l.e.text(f.name)) {
-		f.bare = true
+		f.sameName = true
 	} else {
-		f.several = true
+		f.otherName = true
 		f.created = f.created || bytes.HasSuffix(name, []byte("_created"))
 	}
 	l.prefix = append(append(l.prefix[:0], name...), '{')
@@ -1841,8 +1841,8 @@ type family struct {
 	suffix     uint8  // length of what the name has after the one in metadata as it came: _total, _info or nothing
 	metricType metricType
 	quoted     bool // the family's name or one in its lines needs quotes
-	bare       bool // a sample has the family's name
-	several    bool // a sample has another name
+	sameName   bool // a sample has the family's name
+	otherName  bool // a sample has another name
 	created    bool // and ends in _created
 	moments    bool // a sample has a timestamp or an exemplar; in protobuf, is a native histogram
 	dropped    bool // it is left out
@@ -1933,7 +1933,7 @@ func (e *exposition) spelled(f form) []*exposition {
 	}
 	for _, own := range e.families {
 		switch {
-		case f.openMetrics && !e.openMetrics && own.bare && isStartTime(own.metricType, e.text(own.name)):
+		case f.openMetrics && !e.openMetrics && own.sameName && isStartTime(own.metricType, e.text(own.name)):
 			known := len(l.e.families)
 			l.rewrite(e, &own, true, true)
 			for i := known; i < len(l.e.families); i++ {
@@ -1954,7 +1954,7 @@ func (e *exposition) spelled(f form) []*exposition {
 
 // differs reports whether the other format has the samples of a family in another way, or in families of their own.
 func (e *exposition) differs(f *family) bool {
-	return f.moments || e.openMetrics && (f.created || f.several && suffixes[f.metricType] != "")
+	return f.moments || e.openMetrics && (f.created || f.otherName && suffixes[f.metricType] != "")
 }
 
 // isStartTime reports whether samples of that name and type are start times to Prometheus in OpenMetrics.
