@@ -802,8 +802,9 @@ func (sh *shared) watch(set func(files []flagFile) error, changed func(), files 
 	}
 }
 
-// refresh rereads the files. If the disk still keeps an earlier call waiting, it returns at once.
-func (w *watched) refresh() {
+// refresh rereads the files, and with again tells once more what is wrong. If the disk still keeps an
+// earlier call waiting, it returns at once.
+func (w *watched) refresh(again bool) {
 	if !w.looking.CompareAndSwap(false, true) {
 		return
 	}
@@ -811,7 +812,7 @@ func (w *watched) refresh() {
 	switch err := w.load(); {
 	case err == nil:
 		w.fault = ""
-	case err.Error() != w.fault:
+	case again || err.Error() != w.fault:
 		w.fault = err.Error()
 		w.log.Error("failed to reload a changed file: what it held before stays in use", "err", err)
 	}
@@ -934,8 +935,8 @@ type budget struct {
 	spent atomic.Int64
 }
 
-// likely returns how many bytes the next result is likely to take.
-func (b *budget) likely() int64 { return max(b.last.Load(), b.most/256) }
+// likely returns how many bytes the next result is likely to take, but no more than there can be.
+func (b *budget) likely() int64 { return min(max(b.last.Load(), b.most/256), b.most) }
 
 // draw makes bytes what a result takes of the budget, and changes nothing if there is less.
 func (b *budget) draw(r *result, bytes int64) bool {
@@ -992,7 +993,7 @@ const byteOrderMark = "\ufeff"
 func (c *sourceConfig) readFailure(err error, size int64) *failure {
 	switch {
 	case errors.Is(err, errTooLarge), errors.Is(err, errTooMuch):
-		return fail("too_large", "%w (%.4g MiB; %.4g MiB so far)", err,
+		return fail("too_large", "%w (%.4g MiB; the body has %.4g MiB or more)", err,
 			float64(c.maxBytes)/(1<<20), float64(size)/(1<<20))
 	case errors.As(err, new(*syntaxError)):
 		return fail("parse", "%w", err)
@@ -1155,8 +1156,7 @@ func (e *exporter) arguments(query url.Values, takes accept) (arguments, error) 
 		}
 	}
 	values := []string{forwarded.Encode(), takes.header()}
-	standard := values[0] == "" && (takes == prometheus3 || takes == prometheusNative ||
-		takes.escaping == "" && !takes.protobuf)
+	standard := values[0] == "" && (takes == prometheus3 || takes == prometheusNative || takes.escaping == "")
 	return arguments{strings.Join(values, " "), values, standard}, nil
 }
 
@@ -1735,7 +1735,8 @@ func (fs *files) read(ctx context.Context, r *result, name string) *failure {
 	openMetrics := endsOpenMetrics(end)
 	// Gzip and UTF-16 end in a NUL byte: the parser knows them.
 	if len(end) > 0 && end[len(end)-1] != '\n' && end[len(end)-1] != 0 && !openMetrics {
-		return fail("file", "%s does not end in a newline: it may be half written", name)
+		return fail("file", "%s does not end in a newline: it may be half written", name).
+			advise("write it elsewhere, with a newline at its end, and rename it")
 	}
 	in := &body{ctx: ctx, src: file, size: before.Size()}
 	if f := fs.intake.read(r, in, format{openMetrics: openMetrics}); f != nil {

@@ -458,7 +458,7 @@ func (p *program) serve(ctx context.Context, hangup <-chan os.Signal, listeners 
 func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 	look, reconnect := time.Tick(5*time.Second), time.Tick(5*time.Minute)
 	for {
-		followed := p.sources
+		followed, again := p.sources, false
 		select {
 		case <-ctx.Done():
 			return
@@ -466,6 +466,7 @@ func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 			followed = nil
 		case <-reconnect:
 		case <-hangup:
+			again = true
 			p.log.Info("SIGHUP: the files that flags name are read anew; changed flags want a restart")
 		}
 		for _, s := range followed {
@@ -474,7 +475,7 @@ func (p *program) follow(ctx context.Context, hangup <-chan os.Signal) {
 			}
 		}
 		for _, w := range p.watched {
-			go w.refresh() // in a goroutine of its own, for its disk may hang
+			go w.refresh(again) // in a goroutine of its own, for its disk may hang
 		}
 	}
 }

@@ -1637,6 +1637,11 @@ func TestBudget(t *testing.T) {
 	if spent := s.budget.spent.Load(); spent > 4<<20 || spent < 1<<20 {
 		t.Errorf("what is kept takes %d bytes", spent)
 	}
+	waiting.Add(1)
+	s.budget.last.Store(5 << 20)
+	if r := scrape(url.Values{"b": {""}}); r.failure != nil {
+		t.Errorf("after a result with default arguments that took more than there is for others: %v", r.failure)
+	}
 }
 
 // TestPlaces gives an exporter more places for chosen arguments than what runs one at a time.
@@ -2107,7 +2112,7 @@ func TestRefresh(t *testing.T) {
 	f := func(want string, logged int) {
 		t.Helper()
 		for range 3 {
-			w.refresh()
+			w.refresh(false)
 		}
 		if n := strings.Count(log.String(), "\n"); last != want || n != logged || w.broken.Load() != (fault != nil) {
 			t.Errorf("has %q, want %q, broken %v, %d lines, want %d:\n%s", last, want, w.broken.Load(), n, logged, log)
@@ -2130,8 +2135,10 @@ func TestRefresh(t *testing.T) {
 	f("three", 3)
 	fault = errors.New("is broken")
 	f("three", 4)
+	w.refresh(true) // at SIGHUP
+	f("three", 5)
 	fault = nil
-	f("four", 5)
+	f("four", 6)
 }
 
 // ---- exec.go: Reading a body
@@ -3504,7 +3511,7 @@ func TestPasswordFlood(t *testing.T) {
 	f("other", "right", 200, "after the flood")
 	text, _ := os.ReadFile(auth)
 	replaceFile(t, dir, "auth", string(text)+"third:"+string(appendHash(nil, "x", minIterations))+"\n")
-	p.watched[0].refresh()
+	p.watched[0].refresh(false)
 	stretching.wait(t.Context(), "")
 	f("known", "right", 200, "after another user came")
 }
@@ -3581,7 +3588,7 @@ func TestWhoMayAsk(t *testing.T) {
 		closed, name := "", filepath.Base(p.watched[i].files[0].name)
 		p.connections.changed(&namedConn{name: "conn", addr: "@", closed: &closed}, http.StateNew)
 		replaceFile(t, dir, name, string(readFiles(t, dir+"/"+name)[0])+"\n")
-		if p.watched[i].refresh(); closed != want {
+		if p.watched[i].refresh(false); closed != want {
 			t.Errorf("after a change of %s: closed %q, want %q", name, closed, want)
 		}
 	}

@@ -671,7 +671,7 @@ func (e *exposition) as(f form) []*exposition {
 		return e.spelled(f)
 	}
 	anew := &exposition{format: format{protobuf: true}, cameAsText: e.cameAsText, telling: e.telling}
-	anew.buf = make([]byte, 0, len(e.buf))
+	anew.buf = make([]byte, 0, len(e.buf)*3/2) // as samples without labels of their own take; more would be garbage
 	t := &transcript{labeller: newLabeller(anew, &addedLabels{})}
 	for _, part := range e.spelled(form{format: e.format, quoted: f.quoted}) {
 		for i := range part.families {
@@ -1178,12 +1178,12 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 		}
 	}
 	made, results := time.Now(), want.newest()
+	ps.boundGarbage(results)
 	pg, err := want.write(ctx, results, &ps.chunks)
 	if err != nil {
 		return nil, err
 	}
 	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made}
-	ps.boundGarbage(results)
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
