@@ -498,7 +498,7 @@ func (p *parser) label(i int, keep bool) int {
 			i++
 		}
 		if nameEnd = i; i == name || class[b[name]]&digit != 0 {
-			return p.fail(name, "expected a label name")
+			return p.fail(name, "expected a label name or }")
 		}
 	}
 	if i = p.gap(i); b[i] != '=' {
