@@ -1236,21 +1236,21 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response, may
 	begin := func(text string) string { // parameters are broken in many ways
 		return strings.ToLower(text[:len(text)-len(strings.TrimLeft(text, wordBytes+"/+"))])
 	}
-	media, shown := formats[begin(contentType)], begin(hide(contentType, resp.Request))
+	f, known := formats[begin(contentType)]
+	shown := begin(hide(contentType, resp.Request))
 	_, version, _ := strings.Cut(contentType, "version=")
 	version = begin(strings.Trim(version, `"`))
 	zipped, unreadable := contentEncoding(strings.Join(resp.Header.Values("Content-Encoding"), ","))
 	switch {
-	case media == "protobuf" && !mayBeProtobuf:
+	case f.protobuf && !mayBeProtobuf:
 		return fail("content_type", "the exporter answered %s, which it was not asked for", shown)
-	case media == "OpenMetrics" && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
+	case f.openMetrics && !slices.Contains([]string{"", "0.0.1", "1.0.0"}, version):
 		return fail("content_type", "the exporter answered OpenMetrics %s: only 1.0.0 and 0.0.1 are known",
 			hide(version, resp.Request)).advise("--header NAME:'Accept: text/plain' asks for text")
 	case unreadable != "":
 		return fail("encoding", "the exporter answered in the encoding %s, which it was not asked for", unreadable)
 	}
 	in := &body{ctx: ctx, src: resp.Body, size: max(resp.ContentLength, 0)}
-	f := format{openMetrics: media == "OpenMetrics", protobuf: media == "protobuf"}
 	hasEnd := zipped || f != format{} || len(resp.TransferEncoding) > 0
 	in.untilClose = resp.ContentLength < 0 && !hasEnd
 	if zipped {
@@ -1263,7 +1263,7 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response, may
 	}
 	fault := e.intake.read(r, in, f)
 	switch {
-	case media != "":
+	case known:
 		return fault
 	case fault == nil && r.samples() == 0:
 		r.bodies = nil
@@ -1276,13 +1276,13 @@ func (e *exporter) read(ctx context.Context, r *result, resp *http.Response, may
 
 // formats are those that media types stand for. A body of another type may be text all the same:
 // PHP scripts and static files serve metrics as text/html and the like.
-var formats = map[string]string{
-	"":                                "text",
-	"text/plain":                      "text",
-	"application/openmetrics-text":    "OpenMetrics",
-	"application/vnd.google.protobuf": "protobuf",
-	"application/protobuf":            "protobuf",
-	"application/x-protobuf":          "protobuf",
+var formats = map[string]format{
+	"":                                {},
+	"text/plain":                      {},
+	"application/openmetrics-text":    {openMetrics: true},
+	"application/vnd.google.protobuf": {protobuf: true},
+	"application/protobuf":            {protobuf: true},
+	"application/x-protobuf":          {protobuf: true},
 }
 
 // wordBytes are what the names of parameters, and the words of media types, consist of.
