@@ -64,6 +64,7 @@ type source struct {
 	fetcher
 	waterfall // with the sourceConfig
 	intake    intake
+	line      commandLine // empty, and so without parameters, unless it is a command
 }
 
 // fetcher is what differs between the kinds of source.
@@ -110,7 +111,8 @@ func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 		s.fetcher = &files{intake: &s.intake, hangs: map[string]bool{}}
 	case "exec":
 		line, _ := parseCommand(c.target)
-		s.fetcher = &command{&s.intake, *line}
+		s.line = *line
+		s.fetcher = &command{&s.intake, s.line}
 	}
 	s.do = s.fetcher.fetch
 	log, twice := sh.log.With("exporter_name", c.name), new(sync.Once)
@@ -120,9 +122,8 @@ func newSource(life context.Context, c *sourceConfig, sh *shared) *source {
 
 // takes reports whether a scraper chooses a value of the URL parameter.
 func (s *source) takes(name string) bool {
-	c, isCommand := s.fetcher.(*command)
 	return slices.Contains(s.params, "*") || slices.Contains(s.params, name) ||
-		isCommand && slices.ContainsFunc(c.params, func(p param) bool { return p.name == name })
+		slices.ContainsFunc(s.line.params, func(p param) bool { return p.name == name })
 }
 
 // result is what one fetch yields. It does not change once a scrape can see it.

@@ -1925,13 +1925,12 @@ func (p *program) rows() []row {
 	var rows []row
 	for _, s := range p.sources {
 		r := row{s, s.snapshot(), neverAsked}
-		c, isCommand := s.fetcher.(*command)
 		switch {
 		case r.last.failure != nil:
 			r.state = isDown
 		case !r.since.IsZero():
 			r.state = isUp
-		case isCommand && c.needs() != "":
+		case s.line.needs() != "":
 			r.state = onDemand // it cannot be run without a parameter
 		}
 		rows = append(rows, r)
@@ -2063,7 +2062,7 @@ func (r row) appendDetails(dst []byte, curl string) []byte {
 	}
 	dst = fmt.Appendf(dst, "<code>%s '%s%s?exporter_name=%s", curl, originMark, html(r.paths[0]), r.name)
 	if r.state == onDemand {
-		dst = fmt.Appendf(dst, "&amp;%s=VALUE", r.fetcher.(*command).needs())
+		dst = fmt.Appendf(dst, "&amp;%s=VALUE", r.line.needs())
 	}
 	dst = append(dst, "'</code>"...)
 	for _, c := range r.changes[:flapping] {
@@ -2202,10 +2201,8 @@ func (p *program) check(stdout io.Writer) int {
 	}
 	for _, s := range p.sources {
 		params := ""
-		if c, ok := s.fetcher.(*command); ok {
-			for _, p := range c.params {
-				params += " {" + p.name + "}"
-			}
+		for _, p := range s.line.params {
+			params += " {" + p.name + "}"
 		}
 		fmt.Fprintf(stdout, "%s %s: %s%s, at %s, timeout %v\n",
 			s.kind, s.name, printable(s.String()), params, strings.Join(s.paths, " "), s.timeout)
