@@ -1100,9 +1100,8 @@ func (want *pageRequest) newest() (results []*result) {
 // form returns the form that the scraper gets a page of these results in. Without a body in
 // OpenMetrics, nor a name that needs quotes, it is text 0.0.4, unless it is protobuf.
 func (want *pageRequest) form(results []*result) form {
-	f := form{strict: want.takes.escaping == ""}
-	f.protobuf = want.takes.protobuf
-	f.openMetrics = !f.strict && want.takes.openMetrics && slices.ContainsFunc(results, (*result).openMetrics)
+	f := form{format: want.takes.format, strict: want.takes.escaping == ""}
+	f.openMetrics = f.openMetrics && !f.strict && slices.ContainsFunc(results, (*result).openMetrics)
 	f.quoted = want.takes.escaping == "allow-utf-8" && slices.ContainsFunc(results, (*result).quoted)
 	return f
 }
@@ -1131,19 +1130,18 @@ func (ps *pages) open(ctx context.Context, want *pageRequest) (*sharedPage, erro
 		return nil, err
 	}
 	defer ps.turn.pass()
-	var err error
 	sp := ps.join(want, false)
 	if sp == nil {
+		var err error
 		if sp, err = ps.render(ctx, want); err != nil {
 			return nil, err
 		}
 	}
 	if want.gzip && sp.zipped == nil {
-		err = ps.zip(ctx, sp)
-	}
-	if err != nil {
-		ps.close(sp, want.client)
-		return nil, err
+		if err := ps.zip(ctx, sp); err != nil {
+			ps.close(sp, want.client)
+			return nil, err
+		}
 	}
 	return sp, nil
 }
@@ -1183,12 +1181,11 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 	if err != nil {
 		return nil, err
 	}
-	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made}
+	sp := &sharedPage{page: pg, sources: want.sources, results: results, made: made, read: time.Now()}
 	sp.readers = map[string]int{want.client: 1}
 	sp.ctx, sp.cut = context.WithCancel(context.Background())
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	sp.read = time.Now()
 	ps.alive = append(ps.alive, sp)
 	return sp, nil
 }
