@@ -1396,15 +1396,12 @@ func (ps *passwords) set(files []flagFile) error {
 	return nil
 }
 
-// errNotHash says how to make a line of a password file.
-var errNotHash = errors.New("want user:HASH (bcrypt is not supported); " +
-	`make a line by: echo "user:$(printf %s "$PASSWORD" | reverse_exporter --hash-password)"`)
-
 // parseHash parses pbkdf2-sha256$ITERATIONS$SALT$KEY.
 func parseHash(hash string) (*user, error) {
 	parts := strings.Split(hash, "$")
 	if len(parts) != 4 || parts[0] != "pbkdf2-sha256" {
-		return nil, errNotHash
+		return nil, errors.New("want user:HASH (bcrypt is not supported); " +
+			`make a line by: echo "user:$(printf %s "$PASSWORD" | reverse_exporter --hash-password)"`)
 	}
 	iterations, err1 := strconv.Atoi(parts[1])
 	salt, err2 := base64.RawStdEncoding.DecodeString(parts[2])
