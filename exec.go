@@ -1481,7 +1481,7 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 		return nil, "", errors.New("an @ after the host: write %40; in a password, %2F for /, %3F for ?, %23 for #")
 	case strings.Count(host, ":") > 1 && (host[0] != '[' || strings.Contains(strings.ReplaceAll(host, "%25", ""), "%")):
 		return nil, "", errors.New("an IPv6 address in a URL is written like [::1], with a zone like [fe80::1%25eth0]")
-	case len(port) < len(host) && !isPort(port, true):
+	case len(port) < len(host) && port != "" && !isPort(port):
 		return nil, "", errors.New("the port in the URL is not a number from 0 to 65535")
 	case err != nil && strings.Contains(text, "$"):
 		return nil, "", errors.New("this is not a URL: nothing expands $ here")
@@ -1501,10 +1501,10 @@ func parseURL(text string) (u *url.URL, socket string, err error) {
 // maxSocketPath is the longest path that a Unix socket may have on every system, in bytes.
 const maxSocketPath = 103
 
-// isPort reports whether text is a port, or is empty if it may be.
-func isPort(text string, mayBeEmpty bool) bool {
+// isPort reports whether text is the number of a port.
+func isPort(text string) bool {
 	_, err := strconv.ParseUint(text, 10, 16)
-	return err == nil || text == "" && mayBeEmpty
+	return err == nil
 }
 
 // parseHeader parses a header line for an exporter. Its error does not quote it.

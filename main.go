@@ -1072,13 +1072,13 @@ func (c *config) setListen(text string) error {
 		a.network, a.addr = "unix", file
 	case strings.HasPrefix(addr, "/"):
 		return fmt.Errorf("a socket is written unix:%s", addr)
-	case isPort(strings.Trim(addr, "*:"), false) && addr != ":"+port:
+	case isPort(strings.Trim(addr, "*:")) && addr != ":"+port:
 		return fmt.Errorf("a port of every address is written :%s", strings.Trim(addr, "*:"))
 	case hasPath:
 		return fmt.Errorf("an address has no path: leave out /%s (--path sets where the metrics are)", path)
 	case err != nil:
 		return errors.New("want an address like :9998, 127.0.0.1:9998, [::1]:9998 or unix:/run/re.sock")
-	case !isPort(port, false):
+	case !isPort(port):
 		return fmt.Errorf("the port %s is not a number from 0 to 65535", port)
 	case host == "0.0.0.0": // by "tcp" it would be IPv6 as well
 		a.network = "tcp4"
