@@ -78,12 +78,12 @@ type fetcher interface {
 
 // shared is what all sources share.
 type shared struct {
-	log       *slog.Logger
-	userAgent string
-	windows   sync.Pool  // of *workspace
-	idle      sync.Map   // globs of --drop that have matched nothing yet
-	starts    sync.Mutex // held while a command is started: one at a time
-	watched   []*watched // the files that flags name
+	log        *slog.Logger
+	userAgent  string
+	workspaces sync.Pool  // of *workspace
+	idle       sync.Map   // globs of --drop that have matched nothing yet
+	starts     sync.Mutex // held while a command is started: one at a time
+	watched    []*watched // the files that flags name
 }
 
 // newSource makes a source of flags that are good. All its fetches end with life.
@@ -486,8 +486,8 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) *result {
 	r.end = time.Now()
 	r.budget.draw(r, r.held)
 	// Starting a process fails with EBADF, as its files cannot be given other numbers.
-	if f := r.failure; f != nil && (errors.Is(f.err, syscall.EMFILE) || errors.Is(f.err, syscall.EBADF)) {
-		f.err = fmt.Errorf("%w: raise the limit of open files (ulimit -n)", f.err)
+	if why := r.failure; why != nil && (errors.Is(why.err, syscall.EMFILE) || errors.Is(why.err, syscall.EBADF)) {
+		why.err = fmt.Errorf("%w: raise the limit of open files (ulimit -n)", why.err)
 	}
 	if r.failure != nil && r.failure.reason != "internal" && ctx.Err() == context.DeadlineExceeded {
 		r.failure = w.timedOut()
@@ -891,7 +891,7 @@ type intake struct {
 // read reads one more body into a result.
 func (in *intake) read(r *result, b *body, f format) *failure {
 	b.limit = in.maxBytes - r.bytes
-	w, ok := in.windows.Get().(*workspace)
+	w, ok := in.workspaces.Get().(*workspace)
 	if !ok {
 		w = &workspace{}
 	}
@@ -914,7 +914,7 @@ func (in *intake) read(r *result, b *body, f format) *failure {
 	}
 	e, err := labelBody(src, f, &in.added, w, int(room))
 	w.more = nil // it holds the result
-	in.windows.Put(w)
+	in.workspaces.Put(w)
 	r.bytes += b.n
 	switch {
 	case err == nil:
@@ -1368,7 +1368,8 @@ func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, er
 	host, port, _ := net.SplitHostPort(addr)
 	if e.socket != "" {
 		return dialer.DialContext(ctx, "unix", e.socket)
-	} else if _, err := netip.ParseAddr(host); err == nil { // it may have a zone, which no lookup keeps
+	}
+	if _, err := netip.ParseAddr(host); err == nil { // it may have a zone, which no lookup keeps
 		return dialer.DialContext(ctx, network, addr)
 	}
 	var refused, unknown error // the first of each

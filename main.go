@@ -209,7 +209,7 @@ func run(ctx context.Context, hangup <-chan os.Signal, args []string, stdin io.R
 	case c.modes["healthcheck"]:
 		mode = func(stdout io.Writer) int {
 			a := c.listen[0]
-			if err := a.isHealthy(4 * time.Second); err != nil { // Docker waits 5 s, and would show nothing of this
+			if err := a.checkHealth(4 * time.Second); err != nil { // Docker waits 5 s, and would show nothing of this
 				return complain(stderr, 1, fmt.Sprintf("no healthy program at %s: %v; "+
 					"give --healthcheck the same --web.* flags as the program", a.addr, err))
 			}
@@ -1105,7 +1105,7 @@ func (p *program) listenAll() ([]net.Listener, error) {
 			for _, l := range listeners {
 				l.Close()
 			}
-			if errors.Is(err, syscall.EADDRINUSE) && a.isHealthy(time.Second) == nil {
+			if errors.Is(err, syscall.EADDRINUSE) && a.checkHealth(time.Second) == nil {
 				err = fmt.Errorf("%w, most likely by another reverse_exporter", err)
 			}
 			return nil, fmt.Errorf("failed to listen, see --web.listen-address: %w", err)
@@ -1636,7 +1636,7 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 	var lines []string
 	for i, s := range sources {
 		if f := results[i].failure; f != nil && (empty || s.require) {
-			lines = append(lines, fmt.Sprintf("down: %s: %s: %s", s.name, f.reason, printable(fmt.Sprint(f))))
+			lines = append(lines, fmt.Sprintf("down: %s: %s: %s", s.name, f.reason, printable(f.String())))
 		}
 	}
 	return strings.Join(lines, "\n")
@@ -2255,9 +2255,9 @@ func (p *program) once(stdout io.Writer) int {
 	return 0
 }
 
-// isHealthy says why no healthy reverse_exporter listens on the address. It does not verify who
+// checkHealth returns an error if no healthy reverse_exporter listens on the address. It does not verify who
 // answers, for the request reveals nothing.
-func (a address) isHealthy(timeout time.Duration) error {
+func (a address) checkHealth(timeout time.Duration) error {
 	client := http.Client{Timeout: timeout, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, a.network, a.addr)

@@ -2293,7 +2293,7 @@ func TestFileFaults(t *testing.T) {
 	writeFile(t, dir, "a.prom", "a 1\n")
 	for _, pattern := range []string{"/a.prom", "/*.prom"} {
 		p, _ := newTestProgram(t, "--file", "x="+dir+pattern)
-		p.windows.New = func() any { panic("as told") }
+		p.workspaces.New = func() any { panic("as told") }
 		r := fetchOnce(p.sources[0])
 		f := r.failure
 		if f == nil || f.reason != "internal" || len(r.bodies) > 0 || !strings.Contains(f.detail, "goroutine") {
@@ -2312,7 +2312,7 @@ func TestHungFile(t *testing.T) {
 		p, _ := newTestProgram(t, "--file", "x="+dir+"/*.prom")
 		disk := make(chan bool)
 		var reads atomic.Int32
-		p.windows.New = func() any {
+		p.workspaces.New = func() any {
 			if reads.Add(1) == 1 {
 				<-disk
 			}
