@@ -251,7 +251,6 @@ type key struct {
 // fetch is one run, from when it is queued. It does not hold its result: who waits is given newer ones.
 type fetch struct {
 	key       *key
-	waiters   int           // tickets that wait for it
 	started   time.Time     // zero while it waits
 	told      time.Duration // how long the source has
 	cancel    context.CancelFunc
@@ -353,7 +352,6 @@ func (w *waterfall) enter(t *ticket) {
 		t.fetch = &fetch{key: t.key}
 		w.waiting = append(w.waiting, t.fetch)
 	}
-	t.fetch.waiters++
 	w.advance()
 }
 
@@ -414,15 +412,13 @@ func (t *ticket) leave(expired bool) {
 		return
 	}
 	delete(t.key.tickets, t)
-	if f != nil && !f.ended {
-		if f.waiters--; f.waiters == 0 && (f.started.IsZero() || t.maxAge == 0) {
-			if f.started.IsZero() {
-				t.waiting = slices.DeleteFunc(t.waiting, func(other *fetch) bool { return other == f })
-			} else {
-				f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
-				f.cancel()
-			}
-		}
+	switch {
+	case f == nil || f.ended || !f.until().IsZero(): // it is over, or others wait for it
+	case f.started.IsZero():
+		t.waiting = slices.DeleteFunc(t.waiting, func(other *fetch) bool { return other == f })
+	case t.maxAge == 0:
+		f.cancelled, f.expired = true, expired && time.Since(f.started) >= time.Second
+		f.cancel()
 	}
 	t.tidy(t.key)
 }
@@ -450,7 +446,7 @@ func (w *waterfall) advance() {
 	}
 }
 
-// until returns when the last scrape that waits for the fetch stops waiting.
+// until returns when the last scrape that waits for the fetch stops waiting, the zero time if none waits.
 func (f *fetch) until() (last time.Time) {
 	for t := range f.key.tickets {
 		if t.fetch == f && t.until.After(last) {
