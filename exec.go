@@ -248,7 +248,7 @@ type key struct {
 	expiry  *time.Timer      // drops newest, or its bodies, once they are older than --max-age
 }
 
-// fetch is one run, from when it is queued. It does not hold its result: who waits is given newer ones.
+// fetch is one run, from the moment it is queued. It does not hold its result, as newer ones replace that.
 type fetch struct {
 	key       *key
 	started   time.Time     // zero while it waits
@@ -285,8 +285,8 @@ const (
 	overdueAfter = time.Second           // how long a fetch may take to end once its context is done
 )
 
-// join gives a scrape that stops waiting at until a share in a fetch of a key, or lets a kept
-// result do. A fetch in the background, which wants a new result, has the zero time.
+// join hands out a ticket for a key, with a kept result or a share in a fetch. until is when the scrape stops
+// waiting: never, and for a new result, if it is the zero time, which fetches in the background pass.
 func (w *waterfall) join(a arguments, until time.Time) *ticket {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -315,7 +315,7 @@ func (w *waterfall) join(a arguments, until time.Time) *ticket {
 }
 
 // makeRoom reports whether there is a place for another key of chosen arguments. A key that runs
-// takes none, except of an exporter. Results that are only kept make room, the oldest first.
+// takes no place, unless the source is an exporter. Results that are only kept make room, the oldest first.
 func (w *waterfall) makeRoom() bool {
 	for {
 		places, oldest := w.places, (*key)(nil)
@@ -337,7 +337,7 @@ func (w *waterfall) makeRoom() bool {
 	}
 }
 
-// enter has a ticket wait for a fetch of its key: one that was not told too little time, or a new one.
+// enter makes a ticket wait for a fetch of its key: the running one if that was told enough time, or the next one.
 func (w *waterfall) enter(t *ticket) {
 	i := slices.IndexFunc(w.waiting, func(f *fetch) bool { return f.key == t.key })
 	switch f := t.key.running; {
@@ -363,7 +363,7 @@ func (t *ticket) enough(told time.Duration, start time.Time) bool {
 	return 2*told >= t.tells(start, t.until)
 }
 
-// tells returns how long a source is told that it has: less than it has, so that who answers when told is in time.
+// tells returns how long a source is told that it has: a little less than it has, so that the answer is in time.
 func (w *waterfall) tells(start, until time.Time) time.Duration {
 	if w.interval > 0 || w.maxAge > 0 {
 		return w.timeout
@@ -481,7 +481,7 @@ func (w *waterfall) guard(ctx context.Context, f *fetch) *result {
 	r.failure = recovered(r, func() *failure { return w.do(ctx, r, f.key.values) })
 	r.end = time.Now()
 	r.budget.draw(r, r.held)
-	// Starting a process fails with EBADF, as its files cannot be given other numbers.
+	// At the limit, a process fails to start with EBADF: its files cannot be given numbers above the limit.
 	if why := r.failure; why != nil && (errors.Is(why.err, syscall.EMFILE) || errors.Is(why.err, syscall.EBADF)) {
 		why.err = fmt.Errorf("%w: raise the limit of open files (ulimit -n)", why.err)
 	}
@@ -576,12 +576,12 @@ func (s *source) repeat(ctx context.Context) {
 
 // drain waits until all fetches have ended. Its caller has ended life.
 func (w *waterfall) drain() {
-	w.mu.Lock() // a fetch that began before the end of life is among runs then
+	w.mu.Lock() // whoever still holds it may be adding a fetch to runs
 	w.mu.Unlock()
 	w.runs.Wait()
 }
 
-// keep makes a result the newest of its key, with the last good bodies while fetches in the background fail.
+// keep makes a result the newest of its key. One that failed in the background gets the last good bodies.
 func (w *waterfall) keep(k *key, r *result) {
 	if old := k.newest; r.failure == nil {
 		r.fresh = r.end.Add(w.maxAge)
@@ -609,7 +609,8 @@ func (k *key) replace(r *result) {
 	k.newest = r
 }
 
-// tidy drops what nobody needs any more of a key, and bodies older than --max-age that stand in.
+// tidy drops what nobody needs any more: the key, its result, or the good bodies that a failed result was given
+// (see keep) once they are older than --max-age.
 func (w *waterfall) tidy(k *key) {
 	r := k.newest
 	if len(k.tickets) == 0 && !w.keeps(r) {
@@ -1344,7 +1345,7 @@ var otherProtocols = map[string]string{
 	`\x00\x00`: "it speaks HTTP/2 only, which is not supported",
 }
 
-// withoutURL removes from an error the URL, which may hold secrets, and this side's port, another one each time.
+// withoutURL removes from an error the URL, which may hold secrets, and the local port, which differs each time.
 func withoutURL(err error) error {
 	if op, ok := errors.AsType[*net.OpError](err); ok {
 		op.Source = nil
@@ -1356,7 +1357,7 @@ func withoutURL(err error) error {
 }
 
 // dial connects to the exporter, first at its IPv4 addresses: some name servers never answer for the others.
-// Each has a share of the time. All is over before the fetch, whose context this is not, to say more in the error.
+// Each has a share of the time. It gives up before the fetch, whose context this is not: its error says more.
 func (e *exporter) dial(ctx context.Context, network, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, e.timeout-e.timeout/10)
 	defer cancel()
@@ -2091,7 +2092,7 @@ func (c *command) run(ctx context.Context, r *result, values []string) ([]byte, 
 	readers.Go(func() { io.Copy(&last, errs) })
 	err = cmd.Wait()
 	killed := ctx.Err() != nil
-	// The first process is reaped: its number could be another group's, after a whole round within microseconds.
+	// The first process has been reaped. Its number could only be another group's if all numbers had been used since.
 	left := signalGroup(cmd, syscall.SIGKILL)
 	patience := time.Now().Add(100 * time.Millisecond) // with one that left the group and holds a pipe
 	out.SetReadDeadline(patience)
@@ -2135,7 +2136,7 @@ func signalGroup(cmd *exec.Cmd, signal syscall.Signal) bool {
 
 // start starts a command and returns the pipes that it writes to: os/exec would close its own at a deadline, unread.
 func (c *command) start(cmd *exec.Cmd) (out, errs *os.File, err error) {
-	c.starts.Lock() // or another one could get copies of the pipes, and hold them until its exec is over
+	c.starts.Lock() // or another command, forked meanwhile, would hold the pipes open until its exec
 	defer c.starts.Unlock()
 	out, outside, err1 := os.Pipe()
 	errs, errside, err2 := os.Pipe()
