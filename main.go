@@ -173,7 +173,7 @@ func appendUsage(dst []byte) []byte {
 func main() {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // before all else: until then, one ends the program
-	// ctx is never stopped: after that, a second signal would kill the program before it could
+	// The stop function is not called: from then on, a second signal would kill the program before it could
 	// return its exit status.
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard error has gone.
@@ -1531,7 +1531,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		p.refuse(w, "no page could be made before the deadline of the scrape", http.StatusServiceUnavailable)
 		return
 	}
-	found := sp.findings // not the page with it
+	found := sp.findings // sp is not to be held by what is kept of it
 	if len(want.sources) == len(all) {
 		p.found.Store(r.URL.Path, found)
 	}
@@ -1568,8 +1568,8 @@ type scraped struct {
 	gaps [5]time.Duration // between the last scrapes
 }
 
-// selected returns the sources with the names, in their own order: none where only the
-// program itself is named, and nil if neither it nor a source has one of the names.
+// selected returns the sources with the names, in their own order. It returns nil if one of the names is unknown,
+// and an empty slice that is not nil if only the program itself is named.
 func selected(sources []*source, names []string) []*source {
 	for _, name := range names {
 		if name != ownName && !slices.ContainsFunc(sources, func(s *source) bool { return s.name == name }) {
@@ -1580,7 +1580,7 @@ func selected(sources []*source, names []string) []*source {
 }
 
 // scrapeTimeout returns how long a scrape may take until its answer begins. If the scraper announces
-// no deadline, the sources get what a run under way and one of its own may take.
+// no deadline, there is time for a run that is under way and for one more.
 func (p *program) scrapeTimeout(sources []*source, header string) time.Duration {
 	longest := time.Second // to render the program's own metrics, if they are all
 	if len(sources) > 0 {
@@ -1738,7 +1738,7 @@ type processMetrics struct {
 	read time.Time
 }
 
-// processNow returns the metrics of the process, at most a second old. It reads files, so nobody has a turn then.
+// processNow returns the metrics of the process, at most a second old. It reads files: not to be called during a turn.
 func (p *program) processNow() *exposition {
 	if p.modes["web.disable-exporter-metrics"] {
 		return &exposition{}
