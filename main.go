@@ -173,7 +173,7 @@ func appendUsage(dst []byte) []byte {
 func main() {
 	hangup := make(chan os.Signal, 1)
 	signal.Notify(hangup, syscall.SIGHUP) // before all else: until then, one ends the program
-	// The stop function is not called: from then on, a second signal would kill the program before it could
+	// The stop function is never called: after it, a second signal would kill the program before it could
 	// return its exit status.
 	ctx, _ := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	// Without this, SIGPIPE kills the program at the first log line after whoever reads standard error has gone.
@@ -1531,7 +1531,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 		p.refuse(w, "no page could be made before the deadline of the scrape", http.StatusServiceUnavailable)
 		return
 	}
-	found := sp.findings // sp is not to be held by what is kept of it
+	found := sp.findings // what is kept holds no page
 	if len(want.sources) == len(all) {
 		p.found.Store(r.URL.Path, found)
 	}
