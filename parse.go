@@ -1414,6 +1414,7 @@ func (l *labeller) enter() {
 		}
 	}
 	f := &l.e.families[l.at]
+	isKnown := f.sameName || f.otherName // it has samples already
 	if bytes.Equal(name, l.e.text(f.name)) {
 		f.sameName = true
 	} else {
@@ -1427,8 +1428,7 @@ func (l *labeller) enter() {
 	last, here := len(l.blocks)-1, uint32(len(l.e.buf))
 	if last < 0 || l.blocks[last].family != int32(l.at) || l.blocks[last].to != here {
 		l.blocks = append(l.blocks, block{int32(l.at), span{here, here}})
-		l.scattered = l.scattered || f.lined
-		f.lined = true
+		l.scattered = l.scattered || isKnown
 	}
 }
 
@@ -1846,7 +1846,6 @@ type family struct {
 	created    bool // and ends in _created
 	moments    bool // a sample has a timestamp or an exemplar; in protobuf, is a native histogram
 	dropped    bool // it is left out
-	lined      bool // it has samples
 
 	noHistogram, noSummary bool // a sample contradicts that type, see contradict
 }
