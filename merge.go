@@ -572,24 +572,20 @@ func (g group) help() []byte {
 // addMetadata adds the HELP, TYPE and UNIT lines of a family: of each the first that there is.
 func (pg *page) addMetadata(g group) {
 	named := g[max(0, slices.IndexFunc(g, func(p *part) bool { return p.suffix > 0 }))]
-	name, names, help, unit := named.text(named.base()), &typeNames, g.help(), []byte(nil)
+	name, names, help := named.text(named.base()), &typeNames, g.help()
 	if pg.form.strict {
 		name = named.text(named.name)
 	}
 	if pg.form.openMetrics {
 		names, help = &openMetricsNames, bytes.ReplaceAll(help, []byte(`"`), []byte(`\"`))
 	}
-	for _, p := range g {
-		if len(unit) == 0 && p.suffix == named.suffix {
-			unit = p.body.unitText(p.family)
-		}
-	}
 	if len(help) > 0 {
 		pg.addLine("# HELP ", name, help)
 	}
 	pg.addLine("# TYPE ", name, []byte(names[g.types().agreed()]))
-	if len(unit) > 0 && pg.form.openMetrics {
-		pg.addLine("# UNIT ", name, unit)
+	hasUnit := func(p *part) bool { return p.unit > 0 && p.suffix == named.suffix }
+	if i := slices.IndexFunc(g, hasUnit); i >= 0 && pg.form.openMetrics {
+		pg.addLine("# UNIT ", name, g[i].body.unitText(g[i].family))
 	}
 }
 
