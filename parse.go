@@ -1984,7 +1984,8 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 		return name
 	}
 	known, base, help := len(l.e.families), respell(from.text(f.base())), from.text(f.help)
-	whole := append(slices.Clone(base), from.text(f.name)[f.base().to-f.base().from:]...)
+	suffix := from.text(span{f.base().to, f.name.to})
+	whole := slices.Concat(base, suffix)
 	toText := from.openMetrics && !l.e.openMetrics
 	switch unit := respell(from.unitText(f)); {
 	case l.e.protobuf:
@@ -1993,7 +1994,7 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 	case toText:
 		l.described = description{name: whole, help: help, metricType: f.metricType.inText(), typed: true}
 	default:
-		l.described = description{base, help, string(whole[len(base):]), f.metricType, len(unit), true}
+		l.described = description{base, help, string(suffix), f.metricType, len(unit), true}
 	}
 	l.begin()
 	l.p = parserOf(from.text(f.lines), from.format)
@@ -2003,24 +2004,21 @@ func (l *labeller) rewrite(from *exposition, f *family, split, exact bool) {
 			l.metric()
 			continue
 		}
-		if bytes.Equal(l.p.name, before) {
-			l.p.name, l.p.repeated = name, true
-			l.sample()
-			continue
+		if l.p.repeated = bytes.Equal(l.p.name, before); !l.p.repeated {
+			before, name = l.p.name, respell(l.p.name)
+			isWhole := bytes.Equal(name, whole)
+			isCreated := f.created && bytes.HasSuffix(name, []byte("_created"))
+			if split || toText && !isWhole && (isCreated || suffixes[f.metricType] != "") {
+				l.described = description{name: name, typed: true}
+				if isWhole || bytes.Equal(name, base) {
+					l.described.help = help
+				}
+				if !split && !isCreated { // a counter without _total
+					l.described.metricType = f.metricType.inText()
+				}
+			}
 		}
-		before, name = l.p.name, respell(l.p.name)
 		l.p.name = name
-		isWhole := bytes.Equal(name, whole)
-		isCreated := f.created && bytes.HasSuffix(name, []byte("_created"))
-		if split || toText && !isWhole && (isCreated || suffixes[f.metricType] != "") {
-			l.described = description{name: name, typed: true}
-			if isWhole || bytes.Equal(name, base) {
-				l.described.help = help
-			}
-			if !split && !isCreated { // a counter without _total
-				l.described.metricType = f.metricType.inText()
-			}
-		}
 		l.sample()
 	}
 	for i := known; i < len(l.e.families); i++ {
