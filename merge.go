@@ -206,23 +206,22 @@ const (
 // type whose name another one claims is in conflict with that. Without a type it joins that one.
 func judge(groups []group, f form) []verdict {
 	verdicts := make([]verdict, len(groups))
-	var claims [][2]int // of a name by an earlier family
+	var claims [][2]int // a family without a type, and the one before it that claims its name
 	for i, g := range groups {
 		t := g.types().agreed()
 		switch {
 		case t == conflicting, f.strict && g.contradicts(t):
 			verdicts[i] = inConflict
 		case t == gaugeHistogram && !f.openMetrics:
-			verdicts[i] = max(verdicts[i], splits)
+			verdicts[i] = splits
 		}
-		c := claimer(groups, g.name())
-		switch {
+		switch c := claimer(groups, g.name()); {
 		case c < 0:
-			continue
 		case t != untyped, f.strict && g.contradicts(groups[c].types().agreed()):
 			verdicts[i], verdicts[c] = inConflict, max(verdicts[c], disputes)
+		default:
+			claims = append(claims, [2]int{i, c})
 		}
-		claims = append(claims, [2]int{i, c})
 	}
 	for _, c := range claims {
 		if verdicts[c[1]] == stays {
