@@ -632,11 +632,9 @@ type transcript struct {
 	of           *family
 	name         []byte     // of the family that is written
 	metricType   metricType // likewise
-	bound        string     // the label that bounds buckets or quantiles, "" for none
 	hasExemplars bool       // samples have them, perhaps
 	metrics      []*compound
 	index        map[string]*compound // by labels
-	rest         []byte               // lines of samples that make up no metric
 	fields       []byte               // labels of the sample
 	value        []byte               // its value, in protobuf
 }
@@ -680,7 +678,7 @@ func (e *exposition) as(f form) []*exposition {
 // family writes a family: the metrics that samples make up, and then all other samples one by one.
 func (t *transcript) family(from *exposition, f *family) {
 	lines := from.text(f.lines)
-	t.from, t.of, t.name, t.bound = from, f, nil, boundLabels[f.metricType]
+	t.from, t.of, t.name = from, f, nil
 	t.hasExemplars = f.moments && bytes.Contains(lines, []byte(" # {"))
 	t.metrics = t.metrics[:0]
 	needs := protobufValues[f.metricType].needs
@@ -691,7 +689,7 @@ func (t *transcript) family(from *exposition, f *family) {
 		}
 	}
 	if n := len(t.metrics); n > 0 && n <= maxCompounds {
-		t.rest = t.rest[:0]
+		var rest []byte // lines of samples that make up no metric
 		for _, m := range t.metrics {
 			alone := m.lines
 			if m.has&(needs|isOdd) == needs {
@@ -699,10 +697,10 @@ func (t *transcript) family(from *exposition, f *family) {
 				alone = []span{m.created} // it is a sample, too, for scrapers that do without start times
 			}
 			for _, s := range alone {
-				t.rest = append(t.rest, lines[s.from:s.to]...)
+				rest = append(rest, lines[s.from:s.to]...)
 			}
 		}
-		lines = t.rest
+		lines = rest
 	}
 	for t.p = parserOf(lines, from.format); t.p.next(); {
 		t.single()
@@ -712,47 +710,54 @@ func (t *transcript) family(from *exposition, f *family) {
 // collect adds the sample to the metric that it belongs to.
 func (t *transcript) collect() {
 	fields, bound, isBound := t.appendLabels(t.fields[:0], true)
-	own, piece, role, value := t.of.metricType, t.value[:0], isOdd, floatOf(t.p.valueText())
-	isCount := value >= 0 && value < 1<<63 && value == math.Trunc(value) && !math.Signbit(value)
-	switch suffix := string(bytes.TrimPrefix(t.p.name, t.from.text(t.of.base()))); {
-	case suffix == "_created" && !isBound:
-		if role = hasCreated; value > 0 && value < 1<<40 { // or it is no time
-			piece = appendTimestamp(piece, protobufValues[own].created, int64(value*1000))
-		}
-	case own == counter && len(suffix) == int(t.of.suffix):
-		role, piece = hasSum, t.appendExemplar(appendFloat(piece, 1, value), 2)
-	case suffix == "_sum" && !isBound:
-		role, piece = hasSum, appendFloat(piece, 2, value)
-	case suffix == "_count" && !isBound && isCount:
-		role, piece = hasCount, appendInteger(piece, 1, uint64(value))
-	case suffix == "_bucket" && isBound && isCount && own == histogram:
-		if role = hasPieces; math.IsInf(bound, 1) {
-			role = hasInf
-		}
-		piece = appendBytes(piece, 3, t.appendExemplar(appendFloat(appendInteger(nil, 1, uint64(value)), 2, bound), 3))
-	case suffix == "" && isBound && own == summary:
-		role, piece = hasPieces, appendBytes(piece, 3, appendFloat(appendFloat(nil, 1, bound), 2, value))
-	}
+	t.fields = fields
 	m := t.index[string(fields)]
 	if m == nil {
 		m = &compound{fields: bytes.Clone(fields)}
 		t.index[string(fields)], t.metrics = m, append(t.metrics, m)
 	}
-	if m.has&role&^hasPieces != 0 || role == hasPieces && m.has&hasInf != 0 { // it has that already
+	pieces, role := t.appendPiece(m.pieces, bound, isBound)
+	line := span{uint32(t.p.start), uint32(t.p.pos)}
+	switch {
+	case m.has&role&^hasPieces != 0 || role == hasPieces && m.has&hasInf != 0: // it has that already
+		role = isOdd
+	case role == hasCreated:
+		m.created = line
+	case m.has&^hasCreated == 0:
+		m.stamp = t.p.stamp
+	case !bytes.Equal(m.stamp, t.p.stamp):
 		role = isOdd
 	}
-	line := span{uint32(t.p.start), uint32(t.p.pos)}
-	if role == hasCreated {
-		m.created = line
-	} else {
-		if m.has&^hasCreated != 0 && !bytes.Equal(m.stamp, t.p.stamp) {
-			role = isOdd
-		}
-		m.stamp = t.p.stamp
-	}
 	m.has |= role
-	m.pieces, m.lines = append(m.pieces, piece...), append(m.lines, line)
-	t.fields, t.value = fields, piece
+	m.pieces, m.lines = pieces, append(m.lines, line)
+}
+
+// appendPiece appends the fields that the sample is in its metric, and returns what the metric has by it.
+func (t *transcript) appendPiece(dst []byte, bound float64, isBound bool) (fields []byte, role int) {
+	own, value := t.of.metricType, floatOf(t.p.valueText())
+	isCount := value >= 0 && value < 1<<63 && value == math.Trunc(value) && !math.Signbit(value)
+	switch suffix := string(bytes.TrimPrefix(t.p.name, t.from.text(t.of.base()))); {
+	case suffix == "_created" && !isBound:
+		if value > 0 && value < 1<<40 { // or it is no time
+			dst = appendTimestamp(dst, protobufValues[own].created, int64(value*1000))
+		}
+		return dst, hasCreated
+	case own == counter && bytes.Equal(t.p.name, t.from.text(t.of.name)):
+		return t.appendExemplar(appendFloat(dst, 1, value), 2), hasSum
+	case suffix == "_sum" && !isBound:
+		return appendFloat(dst, 2, value), hasSum
+	case suffix == "_count" && !isBound && isCount:
+		return appendInteger(dst, 1, uint64(value)), hasCount
+	case suffix == "_bucket" && isBound && isCount && own == histogram:
+		bucket := t.appendExemplar(appendFloat(appendInteger(nil, 1, uint64(value)), 2, bound), 3)
+		if role = hasPieces; math.IsInf(bound, 1) {
+			role = hasInf
+		}
+		return appendBytes(dst, 3, bucket), role
+	case suffix == "" && isBound && own == summary:
+		return appendBytes(dst, 3, appendFloat(appendFloat(nil, 1, bound), 2, value)), hasPieces
+	}
+	return dst, isOdd
 }
 
 // single writes a sample as a metric.
@@ -797,7 +802,7 @@ func (t *transcript) write(name []byte, as metricType, labels, value, stamp []by
 func (t *transcript) appendLabels(dst []byte, without bool) (fields []byte, bound float64, isBound bool) {
 	for _, lb := range t.p.labels {
 		name, value := plainText(t.p.labelName(lb)), plainText(t.p.labelText(lb))
-		if string(name) == t.bound {
+		if string(name) == boundLabels[t.of.metricType] {
 			v, err := strconv.ParseFloat(string(value), 64)
 			if isBound = err == nil; isBound && without {
 				bound = v
