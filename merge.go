@@ -69,16 +69,15 @@ func merge(ctx context.Context, bodies [][]*exposition, names []string, f form) 
 			lists = append(lists, e.parts(int32(rank)))
 		}
 	}
-	m := &merged{form: f, names: names}
+	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)))
+	m := &merged{groups: groups, form: f, names: names}
 	m.findings = &findings{map[string]int{}, map[string]int{}, map[pair]*concern{}}
-	groups, empty := withoutEmpty(groupsOf(mergeParts(lists)), f.strict || f.protobuf)
-	m.groups = groups
 	if !f.protobuf { // there, families of one name and several types stand beside each other
 		if err := m.settle(ctx, judge(m.groups, f)); err != nil {
 			return nil, err
 		}
 	}
-	if len(empty) > 0 {
+	if len(empty) > 0 && !f.strict && !f.protobuf { // those do without them
 		m.addEmpty(empty)
 	}
 	return m, m.dropRepeats(ctx)
@@ -156,16 +155,16 @@ func (g group) types() typeSet {
 	return types
 }
 
-// withoutEmpty splits off the families that have no samples, which a strict page does without. From the
-// others it drops metadata without samples, or that would decide the type of another source's samples.
-func withoutEmpty(all []group, strict bool) (groups, empty []group) {
+// withoutEmpty splits off the families that have no samples. From the others it drops the parts that have none:
+// one source's metadata must not decide the type of another source's samples.
+func withoutEmpty(all []group) (groups []group, empty []*part) {
 	isEmpty := func(p *part) bool { return p.run.from == p.run.to }
 	for _, g := range all {
 		first := g[0]
 		if g = slices.DeleteFunc(g, isEmpty); len(g) > 0 {
 			groups = append(groups, g)
-		} else if !strict {
-			empty = append(empty, group{first})
+		} else {
+			empty = append(empty, first)
 		}
 	}
 	return groups, empty
@@ -173,7 +172,7 @@ func withoutEmpty(all []group, strict bool) (groups, empty []group) {
 
 // addEmpty adds families without samples, but for those whose name another one has in metadata or
 // claims: for the OpenTelemetry receiver they would end it.
-func (m *merged) addEmpty(empty []group) {
+func (m *merged) addEmpty(empty []*part) {
 	known, names := m.groups, map[string]bool{}
 	for _, g := range known {
 		names[string(g.name())] = true
@@ -181,9 +180,9 @@ func (m *merged) addEmpty(empty []group) {
 			names[string(p.text(p.base()))] = true
 		}
 	}
-	for _, g := range empty {
-		if !names[string(g[0].text(g[0].base()))] && claimer(known, g.name()) < 0 {
-			m.groups = append(m.groups, g)
+	for _, p := range empty {
+		if !names[string(p.text(p.base()))] && claimer(known, p.text(p.name)) < 0 {
+			m.groups = append(m.groups, group{p})
 		}
 	}
 	slices.SortFunc(m.groups, func(a, b group) int { return bytes.Compare(a.name(), b.name()) })
@@ -267,11 +266,11 @@ func (m *merged) settle(ctx context.Context, verdicts []verdict) error {
 			}
 		}
 		if verdicts[i] == inConflict {
-			with := g
+			both := g
 			if c := claimer(m.groups, g.name()); c >= 0 {
-				with = slices.Concat(m.groups[c], g)
+				both = slices.Concat(m.groups[c], g)
 			}
-			m.pair(typesDiffer, with)
+			m.disagree(typesDiffer, both)
 		}
 		for _, p := range g {
 			switch {
@@ -333,7 +332,7 @@ func (m *merged) dropRepeats(ctx context.Context) error {
 		distinct, repeats := g.distinct()
 		if len(repeats) > 0 {
 			m.groups[i] = distinct
-			m.pair(sameSeries, g)
+			m.disagree(sameSeries, g)
 		}
 		for rank, n := range repeats {
 			m.repeated[m.names[rank]] += n
@@ -426,8 +425,8 @@ func (m *merged) sourcesOf(g group) (sources []string) {
 	return slices.Compact(sources)
 }
 
-// pair keeps which sources are at odds about a family.
-func (m *merged) pair(what discord, g group) {
+// disagree keeps which sources are at odds about a family: the first with each other one, or one with itself.
+func (m *merged) disagree(what discord, g group) {
 	sources := m.sourcesOf(g)
 	for _, other := range sources[min(1, len(sources)-1):] {
 		m.add(pair{what, sources[0], other}, string(g.name()))
@@ -666,9 +665,9 @@ func (e *exposition) as(f form) []*exposition {
 	anew := &exposition{format: format{protobuf: true}, cameAsText: e.cameAsText, telling: e.telling}
 	anew.buf = make([]byte, 0, len(e.buf)*3/2) // as samples without labels of their own take; more would be garbage
 	t := &transcript{labeller: newLabeller(anew, &addedLabels{})}
-	for _, part := range e.spelled(form{format: e.format, quoted: f.quoted}) {
-		for i := range part.families {
-			t.family(part, &part.families[i])
+	for _, spelled := range e.spelled(form{format: e.format, quoted: f.quoted}) {
+		for i := range spelled.families {
+			t.family(spelled, &spelled.families[i])
 		}
 	}
 	t.finish()
