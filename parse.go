@@ -845,7 +845,7 @@ func (p *parser) head() bool {
 	size, n := binary.Uvarint(p.buf[p.start:])
 	from := p.start + max(n, 0)
 	switch isCut := n == 0 || size > uint64(len(p.buf)-from); {
-	case isCut && p.src != nil && n >= 0: // next scans it again, with more of it
+	case isCut && p.src != nil: // next scans it again, with more of it
 		p.err = errCut
 		return false
 	case isCut || n > binary.MaxVarintLen32:
@@ -1764,9 +1764,7 @@ func (l *labeller) finish() {
 	all := len(l.e.families)
 	l.e.families = slices.DeleteFunc(l.e.families, func(f family) bool { return f.dropped })
 	l.e.dropped = all - len(l.e.families)
-	for _, f := range l.e.families {
-		l.e.quoted = l.e.quoted || f.quoted
-	}
+	l.e.quoted = slices.ContainsFunc(l.e.families, func(f family) bool { return f.quoted })
 	slices.SortStableFunc(l.e.families, func(a, b family) int {
 		return bytes.Compare(l.e.text(a.name), l.e.text(b.name))
 	})
