@@ -354,7 +354,7 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 		lines := parserOf(p.text(p.run), p.body.format)
 		lines.samples, lines.metricType, lines.name = 1, p.metricType, []byte(boundLabels[p.metricType])
 		for lines.next() {
-			series = lines.appendLabels(append(series[:0], lines.name...))
+			series = lines.appendSeries(append(series[:0], lines.name...))
 			hash := [2]uint64{maphash.Bytes(first, series), maphash.Bytes(second, series)}
 			if rank, found := ranks[hash]; !found {
 				ranks[hash] = p.rank
@@ -371,8 +371,8 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 	return distinct, repeats
 }
 
-// appendLabels appends the sample's labels in the order of their names. An empty label is no label.
-func (p *parser) appendLabels(dst []byte) []byte {
+// appendSeries appends the sample's labels in the order of their names. An empty label is no label.
+func (p *parser) appendSeries(dst []byte) []byte {
 	for _, l := range p.byName() {
 		name, value := p.labelName(l), p.labelText(l)
 		if len(value) > 0 {

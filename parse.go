@@ -272,9 +272,9 @@ func (w *window) fill(from int) error {
 		case empty == 100:
 			return io.ErrNoProgress
 		}
-		if i := bytes.LastIndexByte(buf[read:], '\n'); w.protobuf {
+		if w.protobuf {
 			whole = len(buf)
-		} else if i >= 0 {
+		} else if i := bytes.LastIndexByte(buf[read:], '\n'); i >= 0 {
 			whole = read + i + 1
 		}
 		w.buf, w.half = buf[:whole], len(buf)-whole
@@ -921,7 +921,7 @@ func (p *parser) walk(message byte, i, end int) (found [9]span) {
 			p.quotes = p.quotes || !isBareLabel(p.buf[name.from:name.to])
 			p.addLabel(int(name.from), int(name.to), int(value.from), int(value.to)+1) // as if there was a quote
 		case fieldType == 'H':
-			p.histogram(from, to, inner)
+			p.checkNative(from, to, inner)
 		case fieldType == 'Q', fieldType == 'B' && !p.isInfinite:
 			p.samples++
 			p.isInfinite = math.IsInf(p.float(value), 1)
@@ -930,8 +930,8 @@ func (p *parser) walk(message byte, i, end int) (found [9]span) {
 	return found
 }
 
-// histogram checks a native histogram: Prometheus would refuse the page if something is wrong with one.
-func (p *parser) histogram(i, end int, found [9]span) {
+// checkNative checks a histogram if it is native: Prometheus would refuse the page if something is wrong with one.
+func (p *parser) checkNative(i, end int, found [9]span) {
 	var lengths, ints, floats [2]int // by side of zero, of all spans, and how many buckets there are
 	var last, ends [2]int64          // bucket that deltas make, and index after the last span
 	total, isBroken, start := p.integer(found[7]), false, i
@@ -1757,8 +1757,8 @@ func (l *labeller) finish() {
 	if l.scattered {
 		l.gather()
 	} else {
-		for _, r := range l.blocks {
-			l.e.families[r.family].lines = r.span
+		for _, b := range l.blocks {
+			l.e.families[b.family].lines = b.span
 		}
 	}
 	all := len(l.e.families)
@@ -1773,8 +1773,8 @@ func (l *labeller) finish() {
 // gather writes the buffer anew, with the lines of each family together.
 func (l *labeller) gather() {
 	old := l.e.buf
-	for _, r := range l.blocks {
-		l.e.families[r.family].lines.to += r.to - r.from
+	for _, b := range l.blocks {
+		l.e.families[b.family].lines.to += b.to - b.from
 	}
 	l.e.buf = make([]byte, 0, len(old))
 	for i := range l.e.families {
@@ -1784,9 +1784,9 @@ func (l *labeller) gather() {
 		f.lines = span{f.help.to, f.help.to}
 		l.e.buf = l.e.buf[:len(l.e.buf)+size]
 	}
-	for _, r := range l.blocks {
-		f := &l.e.families[r.family]
-		f.lines.to += uint32(copy(l.e.buf[f.lines.to:], old[r.from:r.to]))
+	for _, b := range l.blocks {
+		f := &l.e.families[b.family]
+		f.lines.to += uint32(copy(l.e.buf[f.lines.to:], old[b.from:b.to]))
 	}
 }
 
