@@ -1,8 +1,8 @@
 // This file turns results into a page that scrapers share.
 //
 // merge puts any number of expositions on one page. It moves families and refers to their
-// lines as ranges of bytes, so that its work grows with the number of families, not of samples;
-// but for what a page of another format has otherwise, and what sources really dispute.
+// lines as ranges of bytes, so that its work grows with the number of families, not of samples.
+// Only lines that another format writes differently, and families that sources disagree on, take more.
 
 package main
 
@@ -197,8 +197,8 @@ const (
 	stays      verdict = iota
 	joins              // the family that claims the name
 	splits             // into untyped families, one for each sample name
-	disputes           // likewise, and that is told of the family whose name it claims
-	inConflict         // likewise, and that is told
+	disputes           // likewise, and is counted as conflicting: it claims the name of a family with a type
+	inConflict         // likewise, and the sources that disagree are named
 )
 
 // judge returns a verdict on each group. A family is in conflict if its types differ; a family with a
@@ -319,7 +319,7 @@ func (p *part) split(exact bool) []*part {
 
 // ---- Repeats
 
-// dropRepeats leaves out samples whose series an earlier body has, where that can be.
+// dropRepeats leaves out samples whose series an earlier body has. Where labels tell all bodies apart, none can.
 func (m *merged) dropRepeats(ctx context.Context) error {
 	untold := func(p *part) bool { return !p.body.telling }
 	for i, g := range m.groups {
@@ -352,6 +352,7 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 	for _, p := range g {
 		rest := *p
 		lines := parserOf(p.text(p.run), p.body.format)
+		// A metric of protobuf has no name: this stands for it, as a histogram has other series than a gauge.
 		lines.samples, lines.metricType, lines.name = 1, p.metricType, []byte(boundLabels[p.metricType])
 		for lines.next() {
 			series = lines.appendSeries(append(series[:0], lines.name...))
@@ -1224,9 +1225,9 @@ func (want *pageRequest) write(ctx context.Context, results []*result, pool *syn
 	return m.write(ctx, pool)
 }
 
-// boundGarbage sets how much garbage there may be, in percent of what lives: the less, the more the bodies of a page
-// have had. Little is dear to collect: of an appliance's scrape, the second 100 % save a tenth of the CPU time and
-// take 3 MiB. Much comes of large bodies, which have no pointers: to collect it is cheap.
+// boundGarbage sets how much garbage there may be, in percent of live memory: the larger the bodies of a page, the
+// less. For an appliance's small scrapes, 200 % instead of 100 % saves a tenth of the CPU time and costs 3 MiB. Large
+// bodies make much more garbage, but it has no pointers and is cheap to collect often.
 func (ps *pages) boundGarbage(results []*result) {
 	size := int64(1)
 	for _, r := range results {
@@ -1239,9 +1240,9 @@ func (ps *pages) boundGarbage(results []*result) {
 	}
 }
 
-// cutOne cuts off the readers of a page if there is no room for another one: of the client that
-// reads most pages, and of these of the one that has not been read for longest. It returns how
-// long a client that reads as many, and has waited since begin, has to wait if that was read just now.
+// cutOne cuts off the readers of a page if there is no room for another one: a page of the client that reads
+// most pages, the one of these that has not been read for longest. If that one was read within readTime, and the
+// new reader has no fewer pages and has not waited for so long since begin, it returns how long that is to wait.
 func (ps *pages) cutOne(client string, begin time.Time) (wait time.Duration) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()

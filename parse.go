@@ -588,7 +588,7 @@ func (p *parser) beforeNumber(i int) int {
 	return p.blanks(i)
 }
 
-// number scans a number: what exporters write at once, and the rest, and what could overflow, as isNumber does.
+// number scans a number. A plain one that cannot overflow is checked here; isNumber checks all others, slowly.
 func (p *parser) number(i int) int {
 	b := p.buf
 	j := i
@@ -1202,7 +1202,7 @@ type labeller struct {
 	at        int               // number of the family of the last line, -1 before the first
 	told      int               // likewise of the last that metadata told of
 	described description       // what metadata says of the lines that follow; without a name if there is none
-	series    []byte            // name and labels of the last sample
+	series    []byte            // name and labels of the last sample; of protobuf, room to write a metric in
 	prefix    []byte            // what samples of this name begin with: name, brace and added labels
 	exported  [][]byte          // new names of the sample's labels that give way to added ones
 	bare      map[string]string // the sample's label names that need quotes, without; nil to keep quotes
@@ -1916,8 +1916,8 @@ type form struct {
 	quoted bool // names that need quotes have them, not underscores
 }
 
-// spelled returns the exposition for pages of a form, if that is not protobuf of text: the families
-// that read alike there, and those whose samples are written anew.
+// spelled returns the exposition for pages of a form: the families that read alike there, and those whose samples
+// are written anew. It does not make protobuf of text, see as.
 func (e *exposition) spelled(f form) []*exposition {
 	if e.format == f.format && (f.quoted || !e.quoted) {
 		return []*exposition{e}
