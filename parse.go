@@ -1273,10 +1273,11 @@ func (l *labeller) describe() {
 	d := &l.described
 	same := bytes.Equal(d.name, l.p.name)
 	if !same || l.p.kind == typeLine && d.metricType != untyped && l.p.metricType != d.metricType {
-		help := d.help
-		if l.begin(); !same {
+		help := d.help // which begin forgets, but two families of one name both have
+		if !same {
 			help = help[:0]
 		}
+		l.begin()
 		*d = description{name: append(d.name[:0], l.p.name...), help: help}
 	}
 	switch l.p.kind {
