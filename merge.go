@@ -360,10 +360,12 @@ func (g group) distinct() (distinct group, repeats map[int32]int) {
 			if rank, found := ranks[hash]; !found {
 				ranks[hash] = p.rank
 			} else if rank != p.rank {
-				kept := rest // even if it has no lines: it may have the HELP text or the type
+				kept, isFirst := rest, rest.run == p.run
 				kept.run.to = p.run.from + uint32(lines.start)
 				rest.run.from = p.run.from + uint32(lines.pos)
-				distinct = append(distinct, &kept)
+				if isFirst || kept.run.from < kept.run.to { // the first may have the HELP text or the type
+					distinct = append(distinct, &kept)
+				}
 				repeats[p.rank] += lines.samples
 			}
 		}
@@ -791,7 +793,7 @@ func (t *transcript) write(name []byte, as metricType, labels, value, stamp []by
 	if len(stamp) > 0 {
 		millis, _ := strconv.ParseInt(string(stamp), 10, 64)
 		if t.from.openMetrics {
-			millis = int64(floatOf(stamp) * 1000)
+			millis = millisOf(stamp)
 		}
 		t.series = appendInteger(t.series, 6, uint64(cmp.Or(millis, 1))) // 0 would be none
 	}
@@ -833,7 +835,7 @@ func (t *transcript) appendExemplar(dst []byte, number int) []byte {
 	}
 	exemplar = appendFloat(exemplar, 2, floatOf(p.valueText()))
 	if len(p.stamp) > 0 {
-		exemplar = appendTimestamp(exemplar, 3, int64(floatOf(p.stamp)*1000))
+		exemplar = appendTimestamp(exemplar, 3, millisOf(p.stamp))
 	}
 	return appendBytes(dst, number, exemplar)
 }

@@ -36,7 +36,7 @@ import (
 
 const (
 	windowSize = 64 << 10 // bytes that a parser reads at once
-	maxLabels  = 1 << 16  // labels that one sample may have
+	maxLabels  = 1 << 16  // labels that one sample may have, with those that are added
 	fewLabels  = 32       // fewer labels are compared one by one; from here on, sorting is faster
 )
 
@@ -144,8 +144,9 @@ type parser struct {
 	window
 	line
 	message
-	err error // what ended the body; nil at its end
-	lax int   // 1 + where the sample first has what OpenMetrics refuses; 0 if nowhere
+	err   error // what ended the body; nil at its end
+	lax   int   // 1 + where the sample first has what OpenMetrics refuses; 0 if nowhere
+	added int   // labels that each sample will have beside its own
 }
 
 // parserOf returns a parser of lines in memory: text that is empty or ends in a newline, or metrics.
@@ -534,8 +535,8 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 		return p.fail(name, "duplicate label name")
 	case string(text) == "__name__":
 		return p.fail(name, "the label name __name__ is reserved")
-	case n == maxLabels:
-		return p.fail(name, fmt.Sprintf("more than %d labels", maxLabels))
+	case n+p.added >= maxLabels:
+		return p.fail(name, fmt.Sprintf("more than %d labels", n))
 	}
 	p.labels, p.seen = append(p.labels, l), p.seen|bit
 	return end
@@ -848,7 +849,7 @@ func (p *parser) head() bool {
 	case isCut && p.src != nil: // next scans it again, with more of it
 		p.err = errCut
 		return false
-	case isCut || n > binary.MaxVarintLen32:
+	case isCut || n < 0 || n > binary.MaxVarintLen32:
 		p.fail(p.start, "expected the length of a message, and then so many bytes")
 		return false
 	}
@@ -932,8 +933,8 @@ func (p *parser) walk(message byte, i, end int) (found [9]span) {
 
 // checkNative checks a histogram if it is native: Prometheus would refuse the page if something is wrong with one.
 func (p *parser) checkNative(i, end int, found [9]span) {
-	var lengths, ints, floats [2]int // by side of zero, of all spans, and how many buckets there are
-	var last, ends [2]int64          // bucket that deltas make, and index after the last span
+	var spans, lengths, ints, floats [2]int // by side of zero: spans, their lengths in all, and buckets
+	var last, ends [2]int64                 // bucket that deltas make, and index after the last span
 	total, isBroken, start := p.integer(found[7]), false, i
 	p.isNative = total > 0 || p.float(found[6]) > 0
 	for i < end {
@@ -943,7 +944,8 @@ func (p *parser) checkNative(i, end int, found [9]span) {
 		case 9, 12:
 			span := p.walk('P', from, to)
 			offset, length := uint32(p.integer(span[1])), uint32(p.integer(span[2]))
-			isBroken = isBroken || lengths[side] > 0 && offset&1 > 0 // it begins before the end of another one
+			isBroken = isBroken || spans[side] > 0 && offset&1 > 0 // only the first offset may be below zero
+			spans[side]++
 			ends[side] += int64(int32(offset>>1)^-int32(offset&1)) + int64(length)
 			isBroken = isBroken || ends[side]-int64(length) < math.MinInt32 || ends[side] > math.MaxInt32
 			lengths[side] += int(length)
@@ -1171,7 +1173,7 @@ func labelBody(src io.Reader, f format, added *addedLabels, w *workspace, limit 
 	e := &exposition{format: f, cameAsText: !f.openMetrics, telling: added.telling}
 	e.buf = make([]byte, 0, w.likely)
 	l := newLabeller(e, added)
-	l.p = parser{window: window{src: src, buf: w.window[:0], format: f}}
+	l.p = parser{window: window{src: src, buf: w.window[:0], format: f}, added: len(added.names)}
 	if w.index != nil {
 		e.families, l.index, l.blocks = w.families[:0], w.index, w.blocks[:0]
 	}
@@ -1540,8 +1542,7 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 	case l.p.openMetrics == l.e.openMetrics:
 		dst = append(append(dst, ' '), l.p.stamp...)
 	case l.p.openMetrics:
-		millis := floatOf(l.p.stamp) * 1000 // as in Prometheus, or the nearest that the text format has
-		dst = strconv.AppendInt(append(dst, ' '), int64(max(0, min(millis, 1<<62))), 10)
+		dst = strconv.AppendInt(append(dst, ' '), max(0, millisOf(l.p.stamp)), 10) // text has none before 1970
 	default:
 		dst = appendSeconds(append(dst, ' '), l.p.stamp)
 	}
@@ -1550,6 +1551,9 @@ func (l *labeller) appendMoment(dst []byte) []byte {
 	}
 	return dst
 }
+
+// millisOf returns the milliseconds that Prometheus makes of seconds, or the nearest that there are.
+func millisOf(seconds []byte) int64 { return int64(max(-1<<62, min(floatOf(seconds)*1000, 1<<62))) }
 
 // appendSeconds appends milliseconds as seconds. Prometheus, which multiplies floats, would
 // make a millisecond less of some; there one more digit keeps it from that.
@@ -1826,7 +1830,7 @@ func (e *exposition) held() int { return len(e.buf) + len(e.families)*familySize
 
 // familySize is the memory that a family takes, in bytes: 44 here, as much again while
 // their slice grows, 24 while it is looked up, and 72 while it is merged.
-const familySize = 176
+const familySize = 184
 
 // span is a range of an exposition's buf.
 type span struct{ from, to uint32 }
