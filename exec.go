@@ -711,8 +711,8 @@ func (t *turn) pass() {
 	t.next()
 }
 
-// next gives the turn to a waiter of the client that has had least, and of these of the one that has
-// fewest waiting: a flood of clients that have had nothing yet waits in many places. The caller holds mu.
+// next gives the turn to a waiter of the client that has had least, and among equals to one of the client with the
+// fewest waiters, which puts those that flood last. The caller holds mu.
 func (t *turn) next() {
 	if t.taken = len(t.waiting) > 0; !t.taken {
 		return
@@ -1600,7 +1600,7 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	case err != nil:
 		failed = fail("file", "%w", err)
 	}
-	more := 0 // that failed
+	var others []string // that failed, too
 	for i, name := range names {
 		if ctx.Err() != nil {
 			failed = cmp.Or(failed, fail("timeout", "no time was left to read %d files", len(names)-i))
@@ -1610,14 +1610,23 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 		r.bodies, r.files = append(r.bodies, one.bodies...), append(r.files, one.files...)
 		r.bytes, r.held = one.bytes, one.held
 		if failed != nil && one.failure != nil {
-			more++
+			others = append(others, name)
 		}
 		failed = cmp.Or(failed, one.failure)
 	}
-	if more > 0 {
-		failed.err = fmt.Errorf("%w; and %d more", failed.err, more)
+	if len(others) > 0 {
+		failed.err = fmt.Errorf("%w; and %s", failed.err, fewOf(others, 8))
 	}
 	return failed
+}
+
+// fewOf joins most of the names, and says how many more there are.
+func fewOf(names []string, most int) string {
+	more := ""
+	if n := len(names) - most; n > 0 {
+		names, more = names[:most], fmt.Sprintf(" and %d more", n)
+	}
+	return strings.Join(names, ", ") + more
 }
 
 // readApart reads a file of a glob into a result of its own, which goes on from r. A read that does

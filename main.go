@@ -347,7 +347,7 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	p.pages.chunks.New = func() any { return new(chunk) }
 	p.stopping, p.stop = context.WithCancel(context.Background())
 	p.version, p.revision = readBuild()
-	p.userAgent = ownName + "/" + p.version
+	p.userAgent = fmt.Sprintf("%s/%s (%.8s)", ownName, p.version, rand.Text()) // of no other one, see ServeHTTP
 	var level slog.Level
 	level.UnmarshalText([]byte(c.logLevel))
 	o := &slog.HandlerOptions{Level: level}
@@ -1256,9 +1256,9 @@ func (cs *connections) end() {
 	}
 }
 
-// evict closes a connection in favour of a new one of the client: of the client that has most, one that
-// has been idle for a second, one that has had its answer, one that has been served for a second, one
-// whose request is not here yet, one that is served; of these the oldest. The caller holds mu.
+// evict closes a connection in favour of a new one of the client: of the client that has most, one that has not been
+// served for a second, or else one that is idle, that has been served for a second, whose request is not here yet,
+// or any; of these the oldest. The caller holds mu.
 func (cs *connections) evict(client string) {
 	held := map[string]int{client: 1}
 	for _, c := range cs.all {
@@ -1300,6 +1300,8 @@ func (p *program) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case get && (r.URL.Path == "/-/healthy" || r.URL.Path == "/-/ready"):
 		io.WriteString(w, "OK\n")
 	case !p.admits(w, r):
+	case r.UserAgent() == p.userAgent:
+		p.refuse(w, "the program asks itself: a source has the program's own address", http.StatusLoopDetected)
 	case !get:
 		w.Header().Set("Allow", "GET, HEAD")
 		http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
@@ -1982,11 +1984,7 @@ func appendCauses(dst []byte, down []row) []byte {
 		links[reason] = append(links[reason], fmt.Sprintf("<a href=#%s>%[1]s</a>", r.name))
 	}
 	for _, reason := range slices.Sorted(maps.Keys(links)) {
-		names, more := links[reason], ""
-		if n := len(names) - 8; n > 1 {
-			names, more = names[:8], fmt.Sprintf(" and %d more", n)
-		}
-		dst = fmt.Appendf(dst, "<p><b>%s: %d</b> %s%s", reason, len(links[reason]), strings.Join(names, ", "), more)
+		dst = fmt.Appendf(dst, "<p><b>%s: %d</b> %s", reason, len(links[reason]), fewOf(links[reason], 8))
 	}
 	return dst
 }
