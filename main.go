@@ -1541,9 +1541,10 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 	p.logFindings(found)
 }
 
-// openPage waits for what the sources have for a scrape, then for a page of it, no longer than timeout.
+// openPage waits for what the sources have for a scrape, then for a page of it. It fails just before the timeout of
+// the scrape, so that the scraper still sees why.
 func (p *program) openPage(ctx context.Context, want *pageRequest, timeout time.Duration) (*sharedPage, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout-margin(timeout)/4)
 	defer cancel()
 	waiting, stopWaiting := context.WithTimeout(ctx, timeout-margin(timeout))
 	defer stopWaiting()

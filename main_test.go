@@ -3037,15 +3037,15 @@ func TestRenderEnds(t *testing.T) {
 	wantIdle(t, p, "after a panic")
 }
 
-// TestPageDeadline answers by the deadline of a scrape that waits for a page.
+// TestPageDeadline answers before the timeout of a scrape that waits for a page: later, nobody would see why.
 func TestPageDeadline(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p, _ := newTestProgram(t, backup)
 		p.pages.turn.wait(t.Context(), "") // somebody renders
 		begin := time.Now()
 		w := get(t, p, "/metrics", timeoutHeader, "1")
-		if d := time.Since(begin); d != time.Second || w.Code != http.StatusServiceUnavailable {
-			t.Errorf("%d after %v, want 503 after a second", w.Code, d)
+		if d := time.Since(begin); d < 950*time.Millisecond || d >= time.Second || w.Code != 503 {
+			t.Errorf("%d after %v, want 503 just before a second is over", w.Code, d)
 		}
 		wantContains(t, w.Body.String(), "no page could be made before the deadline")
 
