@@ -335,13 +335,13 @@ type program struct {
 	kept     string     // the page at /, with marks
 	keptMade time.Time
 	process  atomic.Pointer[processMetrics]
-	toldMu   sync.Mutex     // guards told
-	told     map[string]int // see tell
+	loggedMu sync.Mutex     // guards logged
+	logged   map[string]int // see logOnce
 }
 
 // newProgram builds the running program from valid flags. Its fetches end when life does.
 func newProgram(life context.Context, c *config, stderr io.Writer) *program {
-	p := &program{config: c, endpoints: map[string][]*source{}, told: map[string]int{}, dropped: new(atomic.Uint64),
+	p := &program{config: c, endpoints: map[string][]*source{}, logged: map[string]int{}, dropped: new(atomic.Uint64),
 		started: time.Now(), connections: connections{all: map[net.Conn]*connection{}, room: maxConnections()}}
 	p.pages.freed = make(chan struct{}, 1)
 	p.pages.chunks.New = func() any { return new(chunk) }
@@ -1185,7 +1185,7 @@ func (p *program) newServer() *http.Server {
 		ErrorLog:                     slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 		ConnState: func(conn net.Conn, state http.ConnState) {
 			if p.connections.changed(conn, state) {
-				p.tell(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that "+
+				p.logOnce(slog.LevelWarn, 1000, "", "too many connections: for each new one, one of the client that "+
 					"has most is closed", "room", p.connections.room)
 			}
 		},
@@ -1355,7 +1355,7 @@ func (p *program) admits(w http.ResponseWriter, r *http.Request) bool {
 	}
 	p.refusals.Add(1)
 	client := cmp.Or(clientOf(r.RemoteAddr), "a Unix socket")
-	p.tell(slog.LevelWarn, 100, client+why, "requests are refused", "client", client, "why", why)
+	p.logOnce(slog.LevelWarn, 100, client+why, "requests are refused", "client", client, "why", why)
 	http.Error(w, why, code)
 	return false
 }
@@ -1506,7 +1506,7 @@ func (p *program) scrape(w http.ResponseWriter, r *http.Request, all []*source) 
 	for name := range query {
 		if name != "exporter_name" && !slices.ContainsFunc(all, func(s *source) bool { return s.takes(name) }) {
 			name = name[:min(len(name), 64)]
-			p.tell(slog.LevelInfo, 20, name, "no source takes this parameter", "path", r.URL.Path, "parameter", name)
+			p.logOnce(slog.LevelInfo, 20, name, "no source takes this parameter", "path", r.URL.Path, "parameter", name)
 		}
 	}
 	timeout := p.scrapeTimeout(want.sources, r.Header.Get(timeoutHeader))
@@ -1595,8 +1595,8 @@ func (p *program) scrapeTimeout(sources []*source, header string) time.Duration 
 	}
 	d := time.Duration(min(seconds, 1e6) * float64(time.Second))
 	if longest > d {
-		p.tell(slog.LevelWarn, 1000, "", "a --timeout is longer than the deadline that a scraper announces, so that "+
-			"a slow source may miss it", "timeout", longest, "deadline", d)
+		p.logOnce(slog.LevelWarn, 1000, "", "a --timeout is longer than the deadline that a scraper announces, "+
+			"so that a slow source may miss it", "timeout", longest, "deadline", d)
 	}
 	return d
 }
@@ -1623,7 +1623,7 @@ func askAll(sources []*source, query url.Values, takes accept, until time.Time) 
 func (p *program) refuse(w http.ResponseWriter, fault string, code int) {
 	p.scrapes[code].Add(1)
 	if code == http.StatusNotFound {
-		p.tell(slog.LevelInfo, 20, fault, "a request was answered with 404", "why", fault)
+		p.logOnce(slog.LevelInfo, 20, fault, "a request was answered with 404", "why", fault)
 	}
 	http.Error(w, fault, code)
 }
@@ -1709,23 +1709,23 @@ func (p *program) about() *about {
 // logFindings logs what could not be merged, once for each pair of sources.
 func (p *program) logFindings(found *findings) {
 	for pair, c := range found.pairs {
-		p.tell(slog.LevelWarn, 1000, pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one,
+		p.logOnce(slog.LevelWarn, 1000, pair.one+" "+pair.other, string(pair.what), "exporter_name", pair.one,
 			"other", pair.other, "families", c.families, "first", c.first[0])
 	}
 }
 
-// tell logs something once for each subject. Beyond most, it tells of the first, tenth, hundredth and so on.
-func (p *program) tell(level slog.Level, most int, subject, what string, attrs ...any) {
-	p.toldMu.Lock()
-	known := p.told[what+"\n"+subject] > 0
+// logOnce logs something once for each subject. Beyond most, it tells of the first, tenth, hundredth and so on.
+func (p *program) logOnce(level slog.Level, most int, subject, what string, attrs ...any) {
+	p.loggedMu.Lock()
+	known := p.logged[what+"\n"+subject] > 0
 	if !known {
-		p.told[what]++
+		p.logged[what]++
 	}
-	others := p.told[what] - most
+	others := p.logged[what] - most
 	if others <= 0 {
-		p.told[what+"\n"+subject] = 1
+		p.logged[what+"\n"+subject] = 1
 	}
-	p.toldMu.Unlock()
+	p.loggedMu.Unlock()
 	switch {
 	case known:
 	case others <= 0:

@@ -3253,10 +3253,10 @@ func TestStuckLog(t *testing.T) {
 func TestTell(t *testing.T) {
 	p, log := newTestProgram(t, "--file", "x=y")
 	for i := range 5000 {
-		p.tell(slog.LevelWarn, 1000, strconv.Itoa(i/2), "warned")
+		p.logOnce(slog.LevelWarn, 1000, strconv.Itoa(i/2), "warned")
 	}
-	if n := strings.Count(log.String(), "warned"); n != 1004 || len(p.told) != 1001 {
-		t.Errorf("%d lines, %d kept, want 1004 and 1001", n, len(p.told))
+	if n := strings.Count(log.String(), "warned"); n != 1004 || len(p.logged) != 1001 {
+		t.Errorf("%d lines, %d kept, want 1004 and 1001", n, len(p.logged))
 	}
 }
 
