@@ -462,7 +462,8 @@ func (w *waterfall) run(ctx context.Context, f *fetch) {
 	w.finish(f, r)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if f.cancel(); f.key.newest != r {
+	f.cancel()
+	if f.key.newest != r {
 		r.budget.draw(r, 0)
 	}
 	w.running--
@@ -515,7 +516,8 @@ func (w *waterfall) timedOut() *failure {
 // finish makes the outcome of a fetch known, once. It counts unless its scrapers left or life ends.
 func (w *waterfall) finish(f *fetch, r *result) {
 	w.mu.Lock()
-	if f.overdue.Stop(); f.ended {
+	f.overdue.Stop()
+	if f.ended {
 		w.mu.Unlock()
 		return
 	}

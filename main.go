@@ -351,7 +351,8 @@ func newProgram(life context.Context, c *config, stderr io.Writer) *program {
 	var level slog.Level
 	level.UnmarshalText([]byte(c.logLevel))
 	o := &slog.HandlerOptions{Level: level}
-	if p.log = slog.New(slog.NewTextHandler(stderr, o)); c.logFormat == "json" {
+	p.log = slog.New(slog.NewTextHandler(stderr, o))
+	if c.logFormat == "json" {
 		p.log = slog.New(slog.NewJSONHandler(stderr, o))
 	}
 	for _, sc := range c.sources {
@@ -1250,7 +1251,8 @@ func (cs *connections) end() {
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
 	for conn, c := range cs.all {
-		if c.ending = true; c.state != http.StateActive {
+		c.ending = true
+		if c.state != http.StateActive {
 			cs.close(conn)
 		}
 	}

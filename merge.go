@@ -439,7 +439,8 @@ func (m *merged) disagree(what discord, g group) {
 // add keeps that two sources are at odds about a family, if they are among the first thousand pairs.
 func (f *findings) add(about pair, family string) {
 	c := cmp.Or(f.pairs[about], &concern{})
-	if c.families++; len(c.first) < 3 {
+	c.families++
+	if len(c.first) < 3 {
 		c.first = append(c.first, strings.ToValidUTF8(family[:min(len(family), 80)], ""))
 	}
 	if c.families > 1 || len(f.pairs) < 1000 {

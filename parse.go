@@ -826,7 +826,8 @@ func (p *parser) scanMessage() bool {
 		return false
 	}
 	found, bound := p.walk('M', from, to), boundLabels[p.metricType]
-	if p.samples += 2; bound == "" || p.isNative {
+	p.samples += 2
+	if bound == "" || p.isNative {
 		p.samples = 1
 	} else if bound == "le" && !p.isInfinite {
 		p.samples++
@@ -909,7 +910,8 @@ func (p *parser) walk(message byte, i, end int) (found [9]span) {
 		if 'A' <= fieldType && fieldType <= 'Z' {
 			inner = p.walk(fieldType, from, to)
 		}
-		if i = to; number < len(found) {
+		i = to
+		if number < len(found) {
 			found[number] = span{uint32(from), uint32(to)}
 		}
 		switch name, value := inner[1], inner[2]; {
@@ -1292,7 +1294,8 @@ func (l *labeller) describe() {
 			d.help = appendRespelled(d.help, text, `\n`)
 		}
 	case typeLine:
-		if d.metricType, d.typed = l.p.metricType, true; l.p.openMetrics {
+		d.metricType, d.typed = l.p.metricType, true
+		if l.p.openMetrics {
 			d.suffix = suffixes[d.metricType]
 		}
 	case unitLine:
@@ -1621,7 +1624,8 @@ func (l *labeller) exportedName(name []byte) []byte {
 // Labels that would get the same name are numbered in the order of the names they have:
 // a series stays the same series when an exporter writes its labels in another order.
 func (l *labeller) renameLabels() {
-	if l.exported = l.exported[:0]; l.bare == nil {
+	l.exported = l.exported[:0]
+	if l.bare == nil {
 		return
 	}
 	l.bare = map[string]string{}          // clearing one that was large takes long
