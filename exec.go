@@ -399,8 +399,9 @@ func (t *ticket) result() *result {
 	return cmp.Or(t.got, late)
 }
 
-// leave hands the ticket back. A fetch that nobody waits for leaves the line, or is cancelled unless its result
-// will be kept. If the scrape's deadline passed (expired), that is a timeout after a second, or busy in the line.
+// leave hands the ticket back. A fetch that nobody waits for leaves the line or, if it runs, is cancelled unless
+// --max-age will keep its result. If the scrape's deadline passed (expired), that is a timeout after a second, or
+// busy in the line.
 func (t *ticket) leave(expired bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -413,7 +414,7 @@ func (t *ticket) leave(expired bool) {
 	}
 	delete(t.key.tickets, t)
 	switch {
-	case f == nil || f.ended || !f.until().IsZero(): // it is over, or others wait for it
+	case f == nil || f.ended || !f.lastDeadline().IsZero(): // it is over, or others wait for it
 	case f.started.IsZero():
 		t.waiting = slices.DeleteFunc(t.waiting, func(other *fetch) bool { return other == f })
 	case t.maxAge == 0:
@@ -427,7 +428,7 @@ func (t *ticket) leave(expired bool) {
 func (w *waterfall) advance() {
 	for (w.kind == "http" || w.running < max(w.parallel, 1)) && w.life.Err() == nil {
 		i := slices.IndexFunc(w.waiting, func(f *fetch) bool {
-			return f.key.running == nil && time.Until(f.until()) >= leastTime
+			return f.key.running == nil && time.Until(f.lastDeadline()) >= leastTime
 		})
 		if i < 0 {
 			return
@@ -436,7 +437,7 @@ func (w *waterfall) advance() {
 		w.waiting = slices.Delete(w.waiting, i, i+1)
 		w.running++
 		f.key.running, f.started = f, time.Now()
-		f.told = w.tells(f.started, f.until())
+		f.told = w.tells(f.started, f.lastDeadline())
 		ctx, cancel := context.WithTimeout(w.life, w.timeout)
 		f.cancel = cancel
 		f.overdue = time.AfterFunc(w.timeout+overdueAfter, func() { // it cannot be ended, on a dead disk say
@@ -446,8 +447,8 @@ func (w *waterfall) advance() {
 	}
 }
 
-// until returns when the last scrape that waits for the fetch stops waiting, the zero time if none waits.
-func (f *fetch) until() (last time.Time) {
+// lastDeadline returns when the last scrape that waits for the fetch stops waiting, the zero time if none waits.
+func (f *fetch) lastDeadline() (last time.Time) {
 	for t := range f.key.tickets {
 		if t.fetch == f && t.until.After(last) {
 			last = t.until
@@ -637,7 +638,7 @@ func (w *waterfall) keeps(r *result) bool {
 // turn is what only one can have at a time, and takes CPU. It goes to the client that has had it for the
 // shortest time within the last minute, so that who asks for much does not hold up the others.
 type turn struct {
-	most int // of one client that may wait, 0 for any number
+	most int // of one client that may wait for a password; 0, any number, for a page
 
 	mu      sync.Mutex // guards all below
 	taken   bool
@@ -2215,7 +2216,7 @@ func programFault(name string, err error) error {
 
 // ---- Counts
 
-// reasons are what a source of each kind can fail for.
+// reasons are what a source of each kind can fail for: the metrics show these.
 var reasons = map[string][]string{
 	"http": {"busy", "connect", "content_type", "encoding", "internal", "parse", "read", "status", "timeout", "tls",
 		"too_large"},

@@ -16,7 +16,8 @@
 //	parse.go  one body into an exposition: Lines; The parser; Metadata; Samples; Values; Bytes and
 //	          predicates; Protobuf; Labelling; One exposition
 //
-// A new flag is a row of options, in Usage; how values are set is in Options.
+// A new flag is a row of options, in Usage; how values are set is in Options. A new kind of source is such a row,
+// a case of newSource, a fetcher, and a row of reasons.
 package main
 
 import (
@@ -1422,9 +1423,9 @@ func parseHash(hash string) (*user, error) {
 // Iterations that a hash may have: with fewer, guessing is too cheap; more take too long on a small device.
 const minIterations, maxIterations = 100_000, 2_000_000
 
-// check returns 200 for the right password, 401 for a wrong one, or 503 if too many
-// wait to be checked or ctx is done. An unknown user costs as much as a known one. When a client leaves,
-// one check of it goes on, so that its next try finds it done.
+// check returns 200 for the right password, 401 for a wrong one, or 503 if too many wait to be checked, or for
+// nobody to see once ctx is done. An unknown user costs as much as a known one. When a client leaves, one check
+// of it goes on, so that its next try finds it done.
 func (ps *passwords) check(ctx context.Context, client, name, password string) int {
 	us := *ps.users.Load()
 	u, known := us[name]
@@ -1441,8 +1442,8 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		return http.StatusOK
 	}
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	const left = 0
-	code := unlessDone(ctx, left, func() int {
+	const gone = 0
+	code := unlessDone(ctx, gone, func() int {
 		defer cancel()
 		if ps.turn.wait(own, client) != nil {
 			return http.StatusServiceUnavailable
@@ -1457,7 +1458,7 @@ func (ps *passwords) check(ctx context.Context, client, name, password string) i
 		ps.right.Store(digest, true)
 		return http.StatusOK
 	})
-	if code != left {
+	if code != gone {
 		return code
 	}
 	_, another := ps.left.LoadOrStore(client, nil)
@@ -1630,9 +1631,9 @@ func (p *program) refuse(w http.ResponseWriter, fault string, code int) {
 	http.Error(w, fault, code)
 }
 
-// unavailable says of each source that makes a scrape fail why it is down: those that --require wants up, and
+// whyUnavailable says of each source that makes a scrape fail why it is down: those that --require wants up, and
 // all if the page would have nothing of what was asked for by name, or of the endpoint's only source.
-func (p *program) unavailable(r *http.Request, sources []*source, results []*result) string {
+func (p *program) whyUnavailable(r *http.Request, sources []*source, results []*result) string {
 	named := r.URL.Query()["exporter_name"]
 	empty := (len(named) > 0 || len(p.endpoints[r.URL.Path]) == 1) && !slices.Contains(named, ownName)
 	for _, r := range results {
@@ -1650,7 +1651,7 @@ func (p *program) unavailable(r *http.Request, sources []*source, results []*res
 // send writes a page to a scraper, which must read 256 KiB every 10 s, and closes it.
 func (p *program) send(w http.ResponseWriter, r *http.Request, want *pageRequest, sp *sharedPage) {
 	defer p.pages.close(sp, want.client)
-	if down := p.unavailable(r, sp.sources, sp.results); down != "" {
+	if down := p.whyUnavailable(r, sp.sources, sp.results); down != "" {
 		p.refuse(w, down, http.StatusServiceUnavailable)
 		return
 	}
