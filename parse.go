@@ -524,11 +524,10 @@ func (p *parser) label(i int, keep bool) int {
 
 // addLabel adds a label to the sample, unless its name is reserved or there already.
 func (p *parser) addLabel(name, nameEnd, value, end int) int {
-	l := label{
-		name: int32(name - p.start), nameEnd: int32(nameEnd - p.start),
-		value: int32(value - p.start), end: int32(end - p.start),
+	text := p.buf[name:nameEnd]
+	if !p.plain {
+		text = respelled(text)
 	}
-	text := p.labelName(l)
 	bit := nameBit(text)
 	switch n := len(p.labels); {
 	case p.seen&bit != 0 && n < fewLabels && p.labelNamed(text) != nil:
@@ -538,7 +537,10 @@ func (p *parser) addLabel(name, nameEnd, value, end int) int {
 	case n+p.added >= maxLabels:
 		return p.fail(name, fmt.Sprintf("more than %d labels", n))
 	}
-	p.labels, p.seen = append(p.labels, l), p.seen|bit
+	p.labels, p.seen = append(p.labels, label{}), p.seen|bit
+	l := &p.labels[len(p.labels)-1] // to append it filled takes longer
+	l.name, l.nameEnd = int32(name-p.start), int32(nameEnd-p.start)
+	l.value, l.end = int32(value-p.start), int32(end-p.start)
 	return end
 }
 
