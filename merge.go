@@ -1179,7 +1179,7 @@ func (ps *pages) render(ctx context.Context, want *pageRequest) (*sharedPage, er
 		}
 	}
 	made, results := time.Now(), want.newest()
-	ps.boundGarbage(results)
+	ps.boundGarbage()
 	pg, err := want.write(ctx, results, &ps.chunks)
 	if err != nil {
 		return nil, err
@@ -1228,15 +1228,13 @@ func (want *pageRequest) write(ctx context.Context, results []*result, pool *syn
 	return m.write(ctx, pool)
 }
 
-// boundGarbage sets how much garbage there may be, in percent of live memory: the larger the bodies of a page, the
-// less. For an appliance's small scrapes, 200 % instead of 100 % saves a tenth of the CPU time and costs 3 MiB. Large
-// bodies make much more garbage, but it has no pointers and is cheap to collect often.
-func (ps *pages) boundGarbage(results []*result) {
-	size := int64(1)
-	for _, r := range results {
-		size += r.bytes
-	}
-	slack := int(max(30, min(400<<20/size, 200)))
+// boundGarbage sets how much garbage there may be, in percent of live memory: as much as 24 MiB are of it, within
+// bounds. Of little memory, 200 % instead of 100 % saves an appliance a tenth of the CPU time and costs 3 MiB. Much
+// memory is in large bodies, which have no pointers: to collect it often is cheap.
+func (ps *pages) boundGarbage() {
+	live := []metrics.Sample{{Name: "/gc/heap/live:bytes"}} // at the last collection
+	metrics.Read(live)
+	slack := int(max(30, min(24<<20*100/max(live[0].Value.Uint64(), 1), 200)))
 	if os.Getenv("GOGC") == "" && (ps.slack == 0 || slack < ps.slack) {
 		ps.slack = slack
 		debug.SetGCPercent(slack)
