@@ -194,15 +194,15 @@ func (p *parser) scan() bool {
 	switch c := p.buf[i]; {
 	case p.kind == eofLine:
 		p.fail(i, "more text after # EOF")
-	case p.openMetrics && c <= ' ':
-		p.fail(p.start, "OpenMetrics allows no empty lines")
 	case c == '#':
 		return p.comment(i)
-	case c == '\n' || c == '\r' && p.buf[i+1] == '\n':
-		p.pos = i + bytes.IndexByte(p.buf[i:], '\n') + 1
-	default:
+	case c != '\n' && (c != '\r' || p.buf[i+1] != '\n'):
 		p.pos = p.sample(i) + 1
 		return true
+	case p.openMetrics:
+		p.fail(p.start, "OpenMetrics allows no empty lines")
+	default:
+		p.pos = i + bytes.IndexByte(p.buf[i:], '\n') + 1
 	}
 	return false
 }
