@@ -1208,7 +1208,8 @@ type labeller struct {
 	at        int               // number of the family of the last line, -1 before the first
 	told      int               // likewise of the last that metadata told of
 	described description       // what metadata says of the lines that follow; without a name if there is none
-	series    []byte            // name and labels of the last sample; of protobuf, room to write a metric in
+	before    span              // where name and labels of the last sample stood
+	series    []byte            // room to write a metric of protobuf in
 	prefix    []byte            // what samples of this name begin with: name, brace and added labels
 	exported  [][]byte          // new names of the sample's labels that give way to added ones
 	bare      map[string]string // the sample's label names that need quotes, without; nil to keep quotes
@@ -1396,10 +1397,11 @@ func (l *labeller) sample() {
 	}
 	l.e.samples++
 	series := l.p.buf[l.p.start:l.p.value]
-	if l.p.repeated && len(l.p.stamp) == 0 && l.e.twice == "" && bytes.Equal(series, l.series) {
+	if l.p.repeated && len(l.p.stamp) == 0 && l.e.twice == "" && // and so the line before is still in the window
+		bytes.Equal(series, l.p.buf[l.before.from:l.before.to]) {
 		l.e.twice = string(l.p.name)
 	}
-	l.series = append(l.series[:0], series...)
+	l.before = span{uint32(l.p.start), uint32(l.p.value)}
 	if l.p.seen&boundNames != 0 || l.p.buf[l.p.value] == '-' {
 		f.contradict(&l.p)
 	}
