@@ -1490,9 +1490,9 @@ func (l *labeller) relay() {
 	switch {
 	case len(l.p.labels) > 0:
 		rest += len("{")
-	case len(l.added.text) > 0: // and not a comma
+	case len(l.added.text) > 0: // instead of the comma before labels of its own
 		out[len(out)-1] = '}'
-	default: // and no brace
+	default: // without a brace
 		out = out[:len(out)-1]
 	}
 	l.e.buf = append(out, l.p.buf[rest:l.p.pos]...)
