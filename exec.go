@@ -1623,7 +1623,7 @@ func (fs *files) fetch(ctx context.Context, r *result, _ []string) *failure {
 	return failed
 }
 
-// fewOf joins most of the names, and says how many more there are.
+// fewOf joins the first names, no more than most, and says how many more there are.
 func fewOf(names []string, most int) string {
 	more := ""
 	if n := len(names) - most; n > 0 {

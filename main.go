@@ -13,8 +13,8 @@
 //	          Reading a body; Exporters; Files; Commands; Counts
 //	merge.go  results into a page that scrapers share: Merging; Conflicts; Repeats; Findings; Writing;
 //	          Text as protobuf; Status metrics; Sharing pages
-//	parse.go  one body into an exposition: Lines; The parser; Metadata; Samples; Values; Bytes and
-//	          predicates; Protobuf; Labelling; One exposition
+//	parse.go  one body into an exposition: Lines; The parser; Metadata; Samples; Values; Protobuf;
+//	          Bytes and predicates; Labelling; One exposition
 //
 // A new flag is a row of options, in Usage; how values are set is in Options. A new kind of source is such a row,
 // a case of newSource, a fetcher, and a row of reasons.
